@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from api import openai_errors as openai
+from api.answers import JSON, HttpAnswer
 from router.service.admission import too_large
 from tasks.telemetry import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
@@ -24,26 +25,17 @@ UNFORESEEN = "the router failed to answer; its log says why"
 """The message to a caller after an unexpected error."""
 
 
-class ErrorAnswer(NamedTuple):
-    """The answer to an error."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-def error_answer(error: TaxiwayError, path: str, status: int = 0) -> ErrorAnswer:
+def error_answer(error: TaxiwayError, path: str, status: int = 0) -> HttpAnswer:
     """The answer to `error` of a request to `path`; `status` if another than the error's own."""
     if openai.is_path(path):
-        error_form = openai.error_form(error, path, status or error.status)
-        return ErrorAnswer(error_form.status, headers_of(error) | error_form.headers, error_form.body)
-    return ErrorAnswer(status or error.status, headers_of(error), body_of(error))
+        return openai.error_form(error, path, status or error.status, headers_of(error))
+    return HttpAnswer(status or error.status, headers_of(error), (body_of(error),))
 
 
 def taxiway_error(request: Request[Any, Any, Any], error: TaxiwayError, status: int = 0) -> Response[bytes]:
     """The answer to one of our errors; `status` if another than the error's own."""
     answered = error_answer(error, request.url.path, status)
-    return Response(answered.body, status_code=answered.status, headers=answered.headers)
+    return Response(b"".join(answered.pieces), status_code=answered.status, headers=answered.headers)
 
 
 def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -95,7 +87,7 @@ def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
 
 def headers_of(error: TaxiwayError) -> dict[str, str]:
     """The headers of the answer to `error`."""
-    headers = {"content-type": "application/json"}
+    headers = dict(JSON)
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     if isinstance(error, UnauthenticatedError):

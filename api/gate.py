@@ -11,6 +11,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,7 +25,6 @@ from api.errors import error_answer
 from api.keys_file import KeyFile
 from api.openai_errors import is_path as is_openai
 from api.terms import add_terms
-from taxiway.contract.limits import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
 
 Message = Mapping[str, Any]
@@ -162,22 +162,12 @@ def is_loopback(host: str) -> bool:
 async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more: Mapping[str, str] = {}) -> None:
     """Answer a request with an error, and `more` headers."""
     answered = error_answer(error, scope["path"])
-    await answer(send, answered.status, {**answered.headers, **more}, answered.body)
+    await replace(answered, headers={**answered.headers, **more})(scope, None, send)
 
 
 def json_answer(content: Any, headers: Mapping[str, str] = {}, *, status: int | None = None) -> Response[bytes]:
     """The answer of an endpoint that has JSON; `status` is the endpoint's own unless given."""
     return Response(_encode(content), status_code=status, media_type=MediaType.JSON, headers=headers)
-
-
-async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
-    """Send a whole response in pieces; its length is added to `headers`."""
-    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    encoded.append((b"content-length", b"%d" % sum(map(len, pieces))))
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    for piece in pieces[:-1]:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": pieces[-1] if pieces else b""})
 
 
 def _here(scope: Mapping[str, Any]) -> Caller:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
+from api.answers import HttpAnswer
 from api.terms import HEADER_OF
 from tasks.telemetry import redacted
 from taxiway.errors import (
@@ -76,14 +76,6 @@ class ErrorContent(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
-class ErrorForm(NamedTuple):
-    """An error as a caller gets it."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -92,17 +84,16 @@ def is_path(path: str) -> bool:
     return path.startswith("/v1/") and not path.startswith(_OURS)
 
 
-def error_form(error: TaxiwayError, path: str, status: int) -> ErrorForm:
+def error_form(error: TaxiwayError, path: str, status: int, headers: Mapping[str, str]) -> HttpAnswer:
     """The answer to an error of a request to `path`, under `status` unless OpenAI has another for it."""
-    status = 400 if _is_context(error) else status
-    headers = {}
+    status, more = 400 if _is_context(error) else status, dict[str, str]()
     if status in (429, 503) and error.retry_after is None:
-        headers["retry-after"] = _RETRY_AFTER
+        more["retry-after"] = _RETRY_AFTER
     if isinstance(error, RequestError | JobError):
-        headers["x-should-retry"] = "false"
+        more["x-should-retry"] = "false"
     if JOB in error.details:
-        headers["x-request-id"] = str(error.details[JOB])
-    return ErrorForm(status, headers, content(error, path, status))
+        more["x-request-id"] = str(error.details[JOB])
+    return HttpAnswer(status, {**headers, **more}, (content(error, path, status),))
 
 
 def content(error: TaxiwayError, path: str, status: int = 0) -> bytes:

@@ -37,9 +37,14 @@ def services_of(request: AnyRequest) -> Services:
     return services
 
 
+def tenant_of(request: AnyRequest) -> str | None:
+    """The caller's tenant; None if it may see all."""
+    return caller_of(request.scope).tenant
+
+
 def jobs_of(request: AnyRequest) -> Jobs:
     """The jobs that the caller may see."""
-    return Jobs(services_of(request).router, caller_of(request.scope).tenant)
+    return Jobs(services_of(request).router, tenant_of(request))
 
 
 def most_elements(request: AnyRequest) -> int:

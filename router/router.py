@@ -80,7 +80,11 @@ class Router:
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder, timeline)
         self._leader = Leader(leadership, duties, tick)
         self._deadlines = Deadlines(self.store, self.transport)
-        self._bridge = open_bridge(amqp, settings, self) if amqp else None
+        self._bridge: AmqpBridge | None = None
+        if amqp:
+            from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
+
+            self._bridge = AmqpBridge(amqp, settings.broker, name, self.store, limits.confirmed_by)
         self._stopping = False
         self.intake = Intake(self.transport, self.fleet, self.store, rules, placed=self.count, refused=self.refuse)
         self._turning: list[asyncio.Task[None]] = []  # what ends by itself, after its turn, when the router retires
@@ -183,10 +187,3 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def open_bridge(amqp: str, settings: Settings, router: Router) -> AmqpBridge:
-    """The bridge to the RabbitMQ at that address."""
-    from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
-
-    return AmqpBridge(amqp, settings.broker, router.name, router.store, router.rules.topology.limits.confirmed_by)

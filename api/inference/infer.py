@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from api.access import Scope
+from api.answers import JSON, HttpAnswer
 from api.bodies import read_body
 from api.errors import UNFORESEEN, unforeseen
-from api.gate import Application, Receive, Send, allow, answer, caller_of, refuse, take_terms
+from api.gate import Application, Receive, Send, allow, caller_of, refuse, take_terms
 from api.inference.protocol import (
     CLASSIFICATION,
     InferRequest,
@@ -129,15 +130,6 @@ class Accepted:
         return {"id": self.job, "state": "queued", "location": self.location}
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """An HTTP response."""
-
-    status: int
-    headers: Mapping[str, str]
-    pieces: Sequence[Buffer]
-
-
 @dataclass(slots=True)
 class Running:
     """An accepted request: its job, and a bounded wait for its stored result.
@@ -184,7 +176,7 @@ class Inference:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return HttpAnswer(200, got.headers, got.pieces)
-        return HttpAnswer(202, {"content-type": "application/json", "location": got.location}, (_encode(got.content),))
+        return HttpAnswer(202, {**JSON, "location": got.location}, (_encode(got.content),))
 
     async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
@@ -429,4 +421,4 @@ class Front:
         except Exception as error:  # unexpected: logged by `unforeseen`
             await refuse(scope, send, unforeseen(scope["method"], scope["path"], error))
         else:
-            await answer(send, got.status, got.headers, *got.pieces)
+            await got(scope, receive, send)

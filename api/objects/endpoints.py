@@ -13,9 +13,8 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.access import Caller
 from api.described import KEYED, answers, deletes, posts, takes
-from api.gate import AnyRequest, caller_of, json_answer, needs, take_terms
+from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
     REFUSED_TERMS,
@@ -27,9 +26,10 @@ from api.objects.batches import (
 )
 from api.objects.line_calls import check_endpoint
 from api.openai_errors import ErrorContent
-from api.services import services_of
+from api.services import services_of, tenant_of
 from api.storage.objects import (
     Contents,
+    Deleted,
     ExpiresAfter,
     FileRecord,
     Page,
@@ -41,15 +41,18 @@ from api.storage.objects import (
     page_before,
 )
 from api.terms import HEADERS, terms_in
-from router.decide.classify import check_classes
+from router.decide.classify import service_of
+from tasks.queues.locality import joined, missing
+from tasks.topology import Topology
 from taxiway.contract.limits import check_json
-from taxiway.contract.request import parse_terms
+from taxiway.contract.request import Terms, parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
     UNREADABLE,
     FleetUnavailable,
     InvalidRequestError,
     UnknownObjectError,
+    UnplaceableError,
     cut,
     quoted,
     unreadable,
@@ -79,14 +82,6 @@ class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
-
-
-class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """A file or batch that was deleted."""
-
-    id: str
-    object: Literal["file", "batch"]
-    deleted: bool = True
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -222,7 +217,7 @@ async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None
 
 async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
     """The file in a form, once its content is written."""
-    stored, tenant = services_of(request).stored, _owner(request)
+    stored, tenant = services_of(request).stored, owner_of(tenant_of(request))
     now, room = int(stored.router.store.clock.stored_now()), await stored.objects.room(tenant)
     most = (stored.limit, "file") if stored.limit <= room else (room, "files")
     size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
@@ -247,7 +242,7 @@ async def files(
     purpose: _Purpose = "",
 ) -> Response[bytes]:
     """The caller's files, latest first."""
-    objects, owner = services_of(request).stored.objects, _owner(request)
+    objects, owner = services_of(request).stored.objects, owner_of(tenant_of(request))
     records: list[FileRecord] = []
     more = True
     while more and len(records) <= limit:  # some of what is stored is not listed
@@ -345,7 +340,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
 async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
     found, more = await services_of(request).stored.objects.page(
-        "batch", _owner(request), after=after, most=limit, latest_first=True
+        "batch", owner_of(tenant_of(request)), after=after, most=limit, latest_first=True
     )
     return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
 
@@ -370,7 +365,7 @@ async def batch_part(request: AnyRequest, batch: str, number: int) -> Stream:
 
 
 async def _batch(request: AnyRequest, batch: str) -> Batch:
-    return decode_batch(await services_of(request).stored.objects.get("batch", batch, _caller(request).tenant))
+    return decode_batch(await services_of(request).stored.objects.get("batch", batch, tenant_of(request)))
 
 
 @posts("/v1/batches/{batch:str}/cancel", opt=needs("submit"), responses=_BATCH)
@@ -385,7 +380,7 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
             return found
         return msgspec.structs.replace(found, status="cancelling", cancelling_at=now)
 
-    raw = await stored.objects.change("batch", batch, _caller(request).tenant, cancel)
+    raw = await stored.objects.change("batch", batch, tenant_of(request), cancel)
     stored.runner.wake()
     return json_answer(batch_answer(decode_batch(raw)))
 
@@ -496,8 +491,8 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = terms_in(fields)
     take_terms(request.scope, given, REFUSED_TERMS)
-    check_classes(parse_terms(given), services_of(request).router.rules.topology)
-    owner = _owner(request)
+    _check_classes(parse_terms(given), services_of(request).router.rules.topology)
+    owner = owner_of(tenant_of(request))
     if (tenant := given.pop("tenant", owner)) != owner:
         raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
     return given
@@ -505,7 +500,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _file(request: AnyRequest, name: str) -> FileRecord:
     """A file of the caller's that has not expired."""
-    record = decode_file(await services_of(request).stored.objects.get("file", name, _caller(request).tenant))
+    record = decode_file(await services_of(request).stored.objects.get("file", name, tenant_of(request)))
     if _is_over(request, record):
         raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
     return record
@@ -515,9 +510,14 @@ def _is_over(request: AnyRequest, record: FileRecord) -> bool:
     return record.expires_at is not None and record.expires_at <= services_of(request).router.store.clock.now()
 
 
-def _caller(request: AnyRequest) -> Caller:
-    return caller_of(request.scope)
+def _check_classes(terms: Terms, topology: Topology) -> None:
+    """Refuse terms under which no class could run anything, whatever the model.
 
-
-def _owner(request: AnyRequest) -> str:
-    return owner_of(_caller(request).tenant)
+    Raises:
+        InvalidRequestError: unknown service.
+        UnplaceableError: no class has the labels of the terms and of their tenant.
+    """
+    service_of(terms, topology)
+    locality = joined(terms.locality, topology.rules_of(terms.tenant).locality)
+    if all(missing(locality, one.labels) for one in topology.hardware.values()):
+        raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")

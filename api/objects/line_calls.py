@@ -69,7 +69,7 @@ def read_line_call(endpoint: str, body: bytes, rules: Rules) -> LineCall:
 
 def failure(error: TaxiwayError, endpoint: str) -> bytes:
     """The JSON of an answer that is an error."""
-    return error_answer(error, endpoint).body
+    return b"".join(error_answer(error, endpoint).pieces)
 
 
 def _openai_call(endpoint: str, body: bytes, rules: Rules) -> LineCall:

@@ -14,13 +14,12 @@ from litestar import Response, get
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 
-from api.access import Caller
 from api.described import KEYED, answers, deletes, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai_errors import ErrorContent
 from api.routing.webhooks import WebhookRegistry, hint_of
-from api.services import services_of
-from api.storage.objects import Page, owner_of, page_of
+from api.services import services_of, tenant_of
+from api.storage.objects import Deleted, Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
 from router.decide.webhooks import WebhookEndpoint, message_of
 from tasks.topology import TenantName
@@ -97,14 +96,6 @@ class EndpointAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Only in the answer of the call that made it."""
 
 
-class DeletedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """An endpoint that was removed."""
-
-    id: str
-    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
-    deleted: bool = True
-
-
 class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint answered to a sample event."""
 
@@ -167,7 +158,7 @@ async def endpoint_create(request: AnyRequest) -> Response[bytes]:
     """Register an endpoint of a tenant. Its secret is shown this once."""
     call = await _read(request, EndpointCall)
     made = await _webhooks(request).add(
-        tenant=call.tenant or owner_of(_caller(request).tenant),
+        tenant=call.tenant or owner_of(tenant_of(request)),
         name=call.name,
         url=call.url,
         event_types=_each(call.event_types),
@@ -203,10 +194,11 @@ async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]
     return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
 
 
-@deletes(_PATH, responses=_answers(DeletedEndpoint, 404))
+@deletes(_PATH, responses=_answers(Deleted, 404))
 async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Remove an endpoint, with the events that wait for it."""
-    return json_answer(DeletedEndpoint(id=await _webhooks(request).remove(endpoint, _seen_by(request))))
+    removed = await _webhooks(request).remove(endpoint, _seen_by(request))
+    return json_answer(Deleted(id=removed, object="webhook_endpoint.deleted"))
 
 
 @posts(
@@ -285,21 +277,9 @@ async def _shown(request: AnyRequest, found: WebhookEndpoint, *, secret: bool = 
 
 
 def _answer(one: WebhookEndpoint, waiting: int, dead: int, fault: str) -> EndpointAnswer:
-    return EndpointAnswer(
-        object="webhook_endpoint",
-        id=one.id,
-        name=one.name,
-        url=one.url,
-        event_types=one.event_types,
-        created_at=one.created_at,
-        updated_at=one.updated_at,
-        tenant=one.tenant,
-        only_named=one.only_named,
-        waiting=waiting,
-        dead=dead,
-        signing_secret_hint=hint_of(one),
-        fault=fault,
-    )
+    known: dict[str, Any] = {name: value for name, value in msgspec.structs.asdict(one).items() if name != "secrets"}
+    its: dict[str, Any] = {"waiting": waiting, "dead": dead, "fault": fault, "signing_secret_hint": hint_of(one)}
+    return EndpointAnswer(object="webhook_endpoint", **its, **known)
 
 
 def _dead_answer(one: DeadEvent) -> DeadAnswer:
@@ -309,13 +289,9 @@ def _dead_answer(one: DeadEvent) -> DeadAnswer:
     )
 
 
-def _caller(request: AnyRequest) -> Caller:
-    return caller_of(request.scope)
-
-
 def _seen_by(request: AnyRequest) -> str | None:
     """Whose endpoints the caller sees: its tenant's; None: everyone's."""
-    caller = _caller(request)
+    caller = caller_of(request.scope)
     return None if "admin" in caller.scopes else caller.tenant
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from api.described import EVENTS
-from api.gate import Receive, answer
+from api.gate import Receive
 from api.inference.infer import Accepted, Inference, Running
 from api.inference.progress import MessagePart, StreamProgress
 from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
@@ -88,18 +88,6 @@ class Begun:
     writer: Writer
     ended: Callable[[Result], Awaitable[None]] = _ignore
     stays: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WholeAnswer:
-    """An ASGI application that sends a whole answer."""
-
-    headers: Mapping[str, str]
-    body: bytes
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request."""
-        await answer(send, 200, {"content-type": "application/json", **self.headers}, self.body)
 
 
 class Calls:

@@ -13,10 +13,11 @@ import msgspec
 from litestar import Response, get
 from litestar.types import ASGIApp
 
+from api.answers import json_whole
 from api.described import ASKED, KEYED, RUN, answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.openai.answers import AnswerHead, AnyCall, ChatCompletion, Completion, EmbeddingList, written
-from api.openai.calls import Begun, Calls, WholeAnswer, headers_of_result
+from api.openai.calls import Begun, Calls, headers_of_result
 from api.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from api.openai.requests import (
     Call,
@@ -217,7 +218,7 @@ async def _answer(
 async def _whole(request: AnyRequest, call: AnyCall, read: Read) -> ASGIApp:
     job, result = await run(request, read)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
-    return WholeAnswer(headers_of_result(job, result), content)
+    return json_whole(content, headers_of_result(job, result))
 
 
 async def run(request: AnyRequest, read: Read) -> tuple[str, Result]:

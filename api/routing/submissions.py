@@ -45,9 +45,7 @@ class Submissions:
 
     async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[ForwardOutcome]]]) -> None:
         try:
-            snapshots = self._fleet.snapshots()
-            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
-            self._fleet.mark_stored(snapshots)
+            forwarded = await self._fleet.forward(self._transport.forward, [outgoing for outgoing, _ in batch])
             for (_, done), fresh in zip(batch, forwarded, strict=True):
                 settle(done, fresh)
         except Exception as error:  # the next call is made regardless

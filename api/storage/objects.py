@@ -86,6 +86,14 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     has_more: bool
 
 
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was deleted."""
+
+    id: str
+    object: Literal["file", "batch", "response", "webhook_endpoint.deleted"]
+    deleted: bool = True
+
+
 def page_of(found: Sequence[Any], limit: int, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
     """The first `limit` of the objects as a page."""
     return page_before(found[:limit], len(found) > limit, id_of)

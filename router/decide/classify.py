@@ -14,7 +14,7 @@ from tasks.queues.endpoints import Endpoint
 from tasks.queues.locality import joined, missing
 from tasks.topology import HardwareClass, Service, Topology
 from taxiway.contract.request import Priority, Terms
-from taxiway.errors import UnplaceableError, wrong_field
+from taxiway.errors import wrong_field
 
 BACKGROUND = 600.0
 """Deadlines longer than this, in seconds, are batch work."""
@@ -148,7 +148,7 @@ def needs_of(
         InvalidRequestError: unknown service, the message lists the known ones; or it has no locality, and the fleet
             requires one.
     """
-    name, service = _service_of(terms, topology)
+    name, service = service_of(terms, topology)
     tenant = topology.rules_of(terms.tenant)
     locality = joined(terms.locality, tenant.locality, locality) or topology.locality.default
     if locality is None and topology.locality.required:
@@ -166,24 +166,12 @@ def needs_of(
     )
 
 
-def _service_of(terms: Terms, topology: Topology) -> tuple[str, Service]:
+def service_of(terms: Terms, topology: Topology) -> tuple[str, Service]:
+    """The terms' service and its name. Raises `InvalidRequestError` if it is unknown."""
     name = terms.service or topology.default_service
     if name not in topology.service:
         raise wrong_field("service", f"one of {sorted(topology.service)}", name)
     return name, topology.service[name]
-
-
-def check_classes(terms: Terms, topology: Topology) -> None:
-    """Refuse terms under which no class could run anything, whatever the model.
-
-    Raises:
-        InvalidRequestError: unknown service.
-        UnplaceableError: no class has the labels of the terms and of their tenant.
-    """
-    _service_of(terms, topology)
-    locality = joined(terms.locality, topology.rules_of(terms.tenant).locality)
-    if all(missing(locality, one.labels) for one in topology.hardware.values()):
-        raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")
 
 
 def level_of(deadline: float | None, priority: Priority) -> int:

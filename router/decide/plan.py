@@ -255,15 +255,19 @@ def parse_plan(raw: bytes) -> Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed:
-    """What is stored as the plan, and the plan in it; None if it is not followed, and `why`. Empty if none is stored.
+    """What is stored as the plan, the plan in it, None if it cannot be read, and `why` it is not followed.
 
-    `stored` is the plan even if it is stale; None if it cannot be read.
+    All are empty if none is stored.
     """
 
     raw: bytes = b""
     stored: Plan | None = None
-    plan: Plan | None = None
     why: str = ""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan to follow."""
+        return None if self.why else self.stored
 
 
 NO_PLAN = Followed()
@@ -273,22 +277,12 @@ def follow(raw: bytes, now: float, before: Followed = NO_PLAN) -> Followed:
     """The plan to follow at `now` seconds of the store's clock; what `before` read is not parsed again."""
     if not raw:
         return NO_PLAN
-    if raw == before.raw:
-        stored, why = before.stored, before.why
-    else:
-        stored, why = _read(raw)
-    if stored is None:
-        return Followed(raw, why=why)
-    if stored.stale(now):
-        return Followed(raw, stored, why=f"plan {stored.number} is stale (older than {STALE:g} s)")
-    return Followed(raw, stored, stored)
-
-
-def _read(raw: bytes) -> tuple[Plan | None, str]:
     try:
-        return parse_plan(raw), ""
+        plan = before.stored if raw == before.raw and before.stored is not None else parse_plan(raw)
     except PlanError as error:
-        return None, f"the stored plan cannot be read: {error}"
+        return Followed(raw, why=f"the stored plan cannot be read: {error}")
+    stale = f"plan {plan.number} is stale (older than {STALE:g} s)" if plan.stale(now) else ""
+    return Followed(raw, plan, stale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -103,10 +103,9 @@ class Template:
 
     @cached_property
     def _fields(self) -> Mapping[str, str]:
-        fields = _held_fields if self.placement.held else _fields
         return {
             "reason": self._ticket.reason,
-            **fields(self._ticket.model, self.placement, self._tenant, self._basis),
+            **_fields(self._ticket.model, self.placement, self._tenant, self._basis),
             **_open(self._topology, self._tenant),
         }
 
@@ -117,36 +116,28 @@ def deadline_at(needs: Needs, placed: float) -> float:
 
 
 def _fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
-    candidate = placement.candidate
+    """Record fields of a job; a held one's work counts as held for the class that it would be bound to."""
+    name, cell = placement.candidate.hardware_class, held_cell if placement.held else work_cell
+    fields = {
+        "state": JobState.HELD if placement.held else JobState.QUEUED,
+        "model": model,
+        "tenant": tenant,
+        "level": str(placement.level),
+        "cell": cell(name, placement.level),
+        "work": repr(placement.work),
+        "basis": basis,
+    }
+    if placement.held:
+        return {**fields, "holding": HeldKind(tenant, model, placement.needs.constraints).queue}
     learning = {"lengths": lengths_cell(model, tenant)} if generates(placement.table.model) else {}
     return {
-        "state": JobState.QUEUED,
-        "model": model,
-        "tenant": tenant,
-        "hardware_class": candidate.hardware_class,
-        "variant": candidate.variant_name,
-        "level": str(placement.level),
-        "cell": work_cell(candidate.hardware_class, placement.level),
-        "work": repr(placement.work),
-        "arrived": arrived_cell(candidate.hardware_class, model),
+        **fields,
+        "hardware_class": name,
+        "variant": placement.candidate.variant_name,
+        "arrived": arrived_cell(name, model),
         "rows": str(placement.needs.rows),
-        "basis": basis,
         **learning,
         **_spending(placement),
-    }
-
-
-def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
-    """Record fields of a held job; its work counts as held for the class that it would be bound to."""
-    return {
-        "state": JobState.HELD,
-        "model": model,
-        "tenant": tenant,
-        "level": str(placement.level),
-        "cell": held_cell(placement.candidate.hardware_class, placement.level),
-        "work": repr(placement.work),
-        "holding": HeldKind(tenant, model, placement.needs.constraints).queue,
-        "basis": basis,
     }
 
 

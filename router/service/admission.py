@@ -395,25 +395,13 @@ def _needs(
     order: Order, measurements: Measurements, topology: Topology, tenants: Tenants, until: float | None
 ) -> Needs:
     """The request's needs, from its measurements and its tenant's allowance."""
-    request, left = order.request, _left(order, until)
+    request, left, figures = order.request, _left(order, until), measurements._asdict()
+    known = {name: figures.pop(name) for name in ("rows", "size", "asks", "locality")}
     return replace(
-        needs_of(
-            request,
-            topology,
-            rows=measurements.rows,
-            size=measurements.size,
-            asks=measurements.asks,
-            left=left,
-            locality=measurements.locality,
-        ),
-        payload=measurements.payload,
+        needs_of(request, topology, left=left, **known),
         allowance=tenants.allowance(request.tenant, topology, order.moment),
-        expected_batch=measurements.expected_batch,
         work_limit=tenants.shares.work_limit(request.tenant),
-        output=measurements.output,
-        longest=measurements.longest,
-        prefix=measurements.prefix,
-        most_read=measurements.most_read,
+        **figures,
     )
 
 

@@ -133,11 +133,10 @@ class Intake:
 
         The store may refuse those of tenants with a bounded depth: they stay taken until that is answered.
         """
-        snapshots, outgoing = self._fleet.snapshots(), [one.outgoing for *_, one in placed]
+        outgoing = [one.outgoing for *_, one in placed]
         if any("open" in one.fields for one in outgoing):
             outgoing = [msgspec.structs.replace(one, tag="") for one in outgoing]
-        forwarded = await self._transport.forward(outgoing, snapshots)
-        self._fleet.mark_stored(snapshots)
+        forwarded = await self._fleet.forward(self._transport.forward, outgoing)
         over = []
         for (arrival, order, one), outcome in zip(placed, forwarded, strict=True):
             if outcome is ForwardOutcome.OVER:

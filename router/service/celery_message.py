@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -58,10 +58,14 @@ def check_headers(envelope: Envelope) -> None:
         RequestTooLargeError: they take more than `MOST_BYTES`.
     """
     headers = envelope.headers
-    for name in _MEANS.keys() & headers.keys():
-        means, expected = _MEANS[name]
-        if not means(headers[name]):
-            raise _invalid(name, expected, headers[name])
+    try:
+        msgspec.convert(headers, _Headers)
+    except msgspec.ValidationError as error:
+        (name,) = _FIELD.findall(str(error))
+        raise _invalid(name, _EXPECTED[name], headers[name]) from error
+    eta = headers.get("eta")
+    if eta is not None:
+        moment_of("eta", eta)
     if not _is_utf8(envelope.content_encoding):
         raise _invalid("content-encoding", "utf-8", envelope.content_encoding)
     size = _header_size(headers)
@@ -170,47 +174,41 @@ _FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 _DATE = "an ISO 8601 date, from 1970 to the year 9000"
 
 
-def _is_date(value: Any) -> bool:
-    return value is None or _moment(value) is not None
+_Text = str | None
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None
+_Seconds = Annotated[float, msgspec.Meta(ge=0)] | None
 
 
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+class _Headers(msgspec.Struct):
+    """What Celery reads of a message's headers, besides `eta`."""
+
+    lang: _Text = None
+    root_id: _Text = None
+    parent_id: _Text = None
+    group: _Text = None
+    shadow: _Text = None
+    origin: _Text = None
+    argsrepr: _Text = None
+    kwargsrepr: _Text = None
+    retries: _Count = None
+    group_index: _Count = None
+    replaced_task_nesting: _Count = None
+    timelimit: tuple[_Seconds, _Seconds] | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    compression: Literal[""] | None = None
 
 
-def _is_count(value: Any) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**31)
-
-
-def _is_time_limits(value: Any) -> bool:
-    pair = value is None or (isinstance(value, (list, tuple)) and len(value) == 2)
-    return pair and all(one is None or (type(one) in (int, float) and one >= 0) for one in value or ())
-
-
-def _is_names(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-def _is_mapping(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
-
-
-def _is_absent(value: Any) -> bool:
-    return value is None or value == ""
-
-
-_MEANS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "eta": (_is_date, _DATE),
-    "compression": (_is_absent, "a body that is not compressed"),
-    "timelimit": (_is_time_limits, "two numbers >= 0, or null for either"),
-    "stamped_headers": (_is_names, "a list of texts"),
-    "stamps": (_is_mapping, "a mapping"),
-    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (_is_count, "a whole number >= 0")),
-    **dict.fromkeys(
-        ("lang", "root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), (_is_text, "text")
-    ),
+_FIELD = re.compile(r"`\$\.(\w+)")
+_EXPECTED: Mapping[str, str] = {
+    **dict.fromkeys(_Headers.__struct_fields__, "text"),
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), "a whole number >= 0"),
+    "timelimit": "two numbers >= 0, or null for either",
+    "stamped_headers": "a list of texts",
+    "stamps": "a mapping",
+    "compression": "a body that is not compressed",
 }
-"""By header: the check that its value is valid for Celery, and what is expected."""
+"""By header: what is expected of its value."""
 
 
 def _is_utf8(encoding: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeGuard
 
 import msgspec
+from msgspec.structs import replace
 
 from broker.port import Arrival
 from broker.valkey.endings import REFUSED_TOKEN, Ending
@@ -99,10 +100,9 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
 
 def refuse(order: Order, rules: Rules, error: TaxiwayError) -> End:
     """The end of an arrival whose request is refused."""
-    refusal = _refusal(order.envelope, error, order.reply, order.job, digest_at(order, rules))
-    after = after_failure(order.envelope, order.job, error, rules.topology.limits.elements)
-    end = _end(order.job, error, reply=order.reply, refusal=refusal, after=after)
-    return msgspec.structs.replace(end, refused=_refused(order, rules, end.ending.meta))
+    end = _fail(order.envelope, order.job, error, rules)
+    refusal = end.refusal and replace(end.refusal, job=order.job, digest=digest_at(order, rules))
+    return replace(end, refusal=refusal, refused=_refused(order, rules, end.ending.meta))
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> RefusedJob:
@@ -126,7 +126,6 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
         return GiveUp(f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
     if flaw := _signature_flaw(tag, envelope, rules, now):
         return GiveUp(flaw)
-    reply = _reply_of(envelope)
     try:
         if task == CANCEL:
             return Cancel(_cancelled_job(envelope))
@@ -135,10 +134,9 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
         if not _is_name(job):
             expected = f"a task_id of at most {MAX_NAME} characters"
             raise InvalidRequestError(f"id: expected {expected}, got {len(job)}: {quoted(job)}", field="id")
-        return read_order(envelope, job=job, reply=reply, tag=tag, now=now, rules=rules)
+        return read_order(envelope, job=job, reply=_reply_of(envelope), tag=tag, now=now, rules=rules)
     except TaxiwayError as error:
-        after = after_failure(envelope, job, error, rules.topology.limits.elements)
-        end = _end(job, error, reply=reply, refusal=_refusal(envelope, error, reply), after=after)
+        end = _fail(envelope, job, error, rules)
         return end if task in (INFER, CANCEL) else GiveUp(error.message, end)
 
 
@@ -158,14 +156,16 @@ def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> s
 
 
 def undecidable(arrival: Arrival, fault: Exception) -> GiveUp:
-    """The decision for an arrival on which `decide` failed: dead-letter it, and fail its job to notify waiters."""
+    """The decision for an arrival on which `decide` failed: dead-letter it, and fail its job to notify waiters.
+
+    What follows from it is not sent, as reading that may have failed.
+    """
     error = DeadLetteredError(f"the router failed to process the message: {cut(repr(fault))}")
     envelope = arrival.envelope
     job = envelope.headers.get("id") if envelope is not None else None
     if envelope is None or not _is_name(job):
         return GiveUp(error.message)
-    reply = _reply_of(envelope)
-    return GiveUp(error.message, _end(job, error, reply=reply, refusal=_refusal(envelope, error, reply)))
+    return GiveUp(error.message, _end(envelope, job, error))
 
 
 def misdirected_ending(arrival: Arrival) -> Ending | None:
@@ -173,8 +173,7 @@ def misdirected_ending(arrival: Arrival) -> Ending | None:
     job = arrival.envelope.headers.get("id") if arrival.envelope is not None else None
     if arrival.envelope is None or not _is_name(job):
         return None
-    error = misplaced(DEFAULT_QUEUE)
-    return Ending(job, state_of(error), failure_meta(job, error), REFUSED_TOKEN, _reply_of(arrival.envelope))
+    return _end(arrival.envelope, job, misplaced(DEFAULT_QUEUE)).ending
 
 
 def decide_held(
@@ -188,11 +187,12 @@ def decide_held(
     job, reply = str(envelope.headers["id"]), drawn.reply
     try:
         order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, rules=rules)
-        held = msgspec.structs.replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
+        held = replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
         return admit(held, rules, working)
     except TaxiwayError as error:
+        ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
         after = after_failure(envelope, job, error, rules.topology.limits.elements)
-        return _end(job, error, reply=reply, token="", after=after)
+        return End(ending, error.code, isinstance(error, NoDeviceError), after=after)
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, rules: Rules) -> Order:
@@ -267,41 +267,40 @@ def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
     return sizes
 
 
-def _end(
-    job: str,
-    error: TaxiwayError,
-    *,
-    reply: str,
-    token: str = REFUSED_TOKEN,
-    refusal: StoredRefusal | None = None,
-    after: After = NOTHING_AFTER,
-) -> End:
-    ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
-    return End(ending, error.code, isinstance(error, NoDeviceError), refusal, after=after)
+def _fail(envelope: Envelope, job: str, error: TaxiwayError, rules: Rules) -> End:
+    """The end of a job, and of what was to follow it."""
+    after = after_failure(envelope, job, error, rules.topology.limits.elements)
+    return replace(_end(envelope, job, error), after=after)
+
+
+def _end(envelope: Envelope, job: str, error: TaxiwayError) -> End:
+    """The end of a job, for those who wait for it or submitted it."""
+    reply, submission = _reply_of(envelope), _submission_of(envelope)
+    ending = Ending(job, state_of(error), failure_meta(job, error), token=REFUSED_TOKEN, reply=reply)
+    refusal = StoredRefusal(submission, failure_meta(submission, error), reply) if submission else None
+    return End(ending, error.code, isinstance(error, NoDeviceError), refusal)
 
 
 def _is_name(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME
 
 
-def _reply_of(envelope: Envelope) -> str:
+def _header(envelope: Envelope, name: str) -> str:
+    """A name in our header; empty if it has none."""
     header = envelope.headers.get(HEADER)
-    reply = header.get("reply") if isinstance(header, dict) else None
-    return reply if isinstance(reply, str) and len(reply) <= MAX_NAME else ""
+    value = header.get(name) if isinstance(header, dict) else None
+    return value if _is_name(value) else ""
+
+
+def _reply_of(envelope: Envelope) -> str:
+    """The client that waits for the job's end."""
+    return _header(envelope, "reply")
 
 
 def _submission_of(envelope: Envelope) -> str:
     """The task id under which a submitter learns whether the job under its idempotency key matches its request."""
-    header = envelope.headers.get(HEADER)
-    submission = header.get("submission") if isinstance(header, dict) else None
-    return submission_id(submission) if _is_name(submission) else ""
-
-
-def _refusal(
-    envelope: Envelope, error: TaxiwayError, reply: str, job: str = "", digest: str = ""
-) -> StoredRefusal | None:
-    submission = _submission_of(envelope)
-    return StoredRefusal(submission, failure_meta(submission, error), reply, job, digest) if submission else None
+    submission = _header(envelope, "submission")
+    return submission_id(submission) if submission else ""
 
 
 def _cancelled_job(envelope: Envelope) -> str:

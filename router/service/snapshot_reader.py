@@ -11,11 +11,11 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from broker.outage import Outage
-from broker.port import StoredSnapshot
+from broker.port import ForwardOutcome, Outgoing, StoredSnapshot
 from router.decide.basis import pack_snapshot
 from router.decide.cost import shadow_prices
 from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
@@ -46,6 +46,10 @@ DISCOVERED = 1024
 """Models without a model.yaml that a router knows."""
 
 _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
+
+
+Forward = Callable[[Sequence[Outgoing], Sequence[StoredSnapshot]], Awaitable[list[ForwardOutcome]]]
+"""`ValkeyTransport.forward`, or its `release`."""
 
 
 class FleetReader:
@@ -158,17 +162,14 @@ class FleetReader:
         self._topology, self._book = topology, book
         self._working.rebuild(topology, book)
 
-    def snapshots(self) -> list[StoredSnapshot]:
-        """Snapshots of placements not stored yet: store them with the next records, then call `mark_stored`."""
-        keep = self._topology.limits.keep_explanation
-        return [StoredSnapshot(working.snapshot_name, pack_snapshot(working.fleet), keep) for working in self._unstored]
-
-    def mark_stored(self, snapshots: Iterable[StoredSnapshot]) -> None:
-        """These snapshots were stored."""
-        names = {snapshot.name for snapshot in snapshots}
-        if names:
-            left = [working for working in self._unstored if working.snapshot_name not in names]
-            self._unstored = deque(left, maxlen=_UNSTORED_LIMIT)
+    async def forward(self, forward: Forward, placed: Sequence[Outgoing]) -> list[ForwardOutcome]:
+        """Forward placed messages with the snapshots that they were placed from, unless these are stored."""
+        unstored, keep = list(self._unstored), self._topology.limits.keep_explanation
+        snapshots = [StoredSnapshot(one.snapshot_name, pack_snapshot(one.fleet), keep) for one in unstored]
+        outcomes = await forward(placed, snapshots)
+        if unstored:
+            self._unstored = deque((one for one in self._unstored if one not in unstored), maxlen=_UNSTORED_LIMIT)
+        return outcomes
 
     def _discover(self, devices: Iterable[DeviceFacts]) -> None:
         found = discovered_by((device.runtimes[0], device.announced) for device in devices if device.announced)

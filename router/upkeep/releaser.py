@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from broker.valkey.forwarding import Drawn, HoldingQueue
 from broker.valkey.leases import Leadership
@@ -111,7 +111,8 @@ class Releaser(Duty):
         endings = [(one.ending, one.after) for one in ended if not one.deviceless]
         back = [one.outgoing.job for one in placed if one.placement.held]
         back += [one.ending.job for one in ended if one.deviceless]
-        await self._forward(bound)
+        if bound:
+            await self._fleet.forward(self._transport.release, [one.outgoing for one in bound])
         if endings:
             await end_all(self._store, self._transport, endings)
         if back:
@@ -124,12 +125,6 @@ class Releaser(Duty):
         if isinstance(decision, Place) and not decision.placement.held:
             self._placed(decision)
         return decision
-
-    async def _forward(self, bound: Sequence[Place]) -> None:
-        if bound:
-            snapshots = self._fleet.snapshots()
-            await self._transport.release([one.outgoing for one in bound], snapshots)
-            self._fleet.mark_stored(snapshots)
 
 
 def _releasable(queue: HoldingQueue, kind: HeldKind) -> Releasable:

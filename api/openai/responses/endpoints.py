@@ -13,16 +13,16 @@ from litestar import get
 from litestar.params import Parameter
 from litestar.types import ASGIApp
 
+from api.answers import HttpAnswer, json_whole
 from api.described import ASKED, KEYED, RUN, Evented, answers, deletes, posts, takes
-from api.gate import AnyRequest, caller_of, json_answer, needs
-from api.openai.calls import EVENT_HEADERS, Begun, WholeAnswer, headers_of_placement, headers_of_result
+from api.gate import AnyRequest, json_answer, needs
+from api.openai.calls import EVENT_HEADERS, Begun, headers_of_placement, headers_of_result
 from api.openai.endpoints import Read, calls_of, read_body, read_request, run, stream
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.chat import input_items, response_fields
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import (
     Conversation,
-    DeletedResponse,
     Item,
     Response,
     ResponseCall,
@@ -34,8 +34,8 @@ from api.openai.responses.response import (
 )
 from api.openai.responses.stored import Responses
 from api.openai_errors import ErrorContent
-from api.services import services_of
-from api.storage.objects import Page, owner_of, page_of
+from api.services import services_of, tenant_of
+from api.storage.objects import Deleted, Page, owner_of, page_of
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
 
@@ -53,7 +53,7 @@ _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were g
 
 _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
-_RESPONSE_DELETED = answers(DeletedResponse, *KEYED, 404, 503, problem=ErrorContent)
+_RESPONSE_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
 _RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
 
 
@@ -79,11 +79,11 @@ async def response_retrieve(
     request: AnyRequest, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
     """A stored response, or with `stream` its events as server-sent events, including those to come."""
-    found = (await _responses(request).get(response, _tenant(request))).response
+    found = (await _responses(request).get(response, tenant_of(request))).response
     if not stream:
-        return WholeAnswer({}, msgspec.json.encode(found))
+        return json_whole(msgspec.json.encode(found))
     if found.ended:
-        return WholeAnswer(EVENT_HEADERS, replay(found, starting_after))
+        return HttpAnswer(200, EVENT_HEADERS, (replay(found, starting_after),))
     writer = ResponseWriter(restarted(found), starting_after)
 
     async def ended(result: Result) -> None:
@@ -96,17 +96,17 @@ async def response_retrieve(
 @posts("/v1/responses/{response:str}/cancel", opt=needs("submit"), responses=_RESPONSE)
 async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Cancel a response in the background; one that has ended is left unchanged."""
-    found = await _responses(request).get(response, _tenant(request))
+    found = await _responses(request).get(response, tenant_of(request))
     if not found.response.background:
         raise wrong_field("response_id", "a response in the background", response)
-    return json_answer((await _responses(request).cancel(response, _tenant(request))).response)
+    return json_answer((await _responses(request).cancel(response, tenant_of(request))).response)
 
 
 @deletes("/v1/responses/{response:str}", opt=needs("submit"), responses=_RESPONSE_DELETED)
 async def response_delete(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Delete a stored response, and cancel it if it has not ended."""
-    await _responses(request).delete(response, _tenant(request))
-    return json_answer(DeletedResponse(id=response))
+    await _responses(request).delete(response, tenant_of(request))
+    return json_answer(Deleted(id=response, object="response"))
 
 
 @get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=_RESPONSE_INPUT)
@@ -114,7 +114,7 @@ async def response_input(
     request: AnyRequest, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
 ) -> HttpResponse[bytes]:
     """The input of a stored response, without that of the responses before it."""
-    items = (await _responses(request).get(response, _tenant(request))).input
+    items = (await _responses(request).get(response, tenant_of(request))).input
     listed = items if order == "asc" else items[::-1]
     names = [item["id"] for item in listed]
     begin = names.index(after) + 1 if after in names else 0
@@ -142,7 +142,7 @@ class _Making:
         earlier = Conversation()
         check_response_call(call)
         if call.previous_response_id is not None:
-            owner = owner_of(_tenant(request))
+            owner = owner_of(tenant_of(request))
             earlier = await _responses(request).conversation(call.previous_response_id, owner)
         topology = services_of(request).router.rules.topology
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
@@ -157,13 +157,13 @@ class _Making:
         response = succeeded(self._begun(job), result, _now(self._request))
         if self.parsed.call.stored:
             await self._keep(response)
-        return WholeAnswer(headers_of_result(job, result), msgspec.json.encode(response))
+        return json_whole(msgspec.json.encode(response), headers_of_result(job, result))
 
     async def later(self) -> ASGIApp:
         """The response once its job has been accepted."""
         accepted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
         response = self._begun(accepted.job)
-        return WholeAnswer(headers_of_placement(accepted), msgspec.json.encode(response))
+        return json_whole(msgspec.json.encode(response), headers_of_placement(accepted))
 
     async def begin_stream(self, job: str) -> Begun:
         """What writes the job's events."""
@@ -183,7 +183,7 @@ class _Making:
 
     async def _keep(self, response: Response) -> None:
         items: list[Item] = input_items(self.parsed.call, response.job)
-        owner = owner_of(_tenant(self._request))
+        owner = owner_of(tenant_of(self._request))
         request = self.read.request
         stored = StoredResponse(
             tenant=owner,
@@ -205,7 +205,3 @@ def _responses(request: AnyRequest) -> Responses:
 
 def _now(request: AnyRequest) -> int:
     return int(services_of(request).router.store.clock.now())
-
-
-def _tenant(request: AnyRequest) -> str | None:
-    return caller_of(request.scope).tenant

@@ -199,14 +199,6 @@ class Conversation(NamedTuple):
     locality: str | None = None
 
 
-class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A response that was deleted."""
-
-    id: str
-    object: Literal["response"] = "response"
-    deleted: bool = True
-
-
 def begun(call: ResponseCall, model: Model, head: AnswerHead) -> Response:
     """The response to a call whose job was accepted."""
     return Response(

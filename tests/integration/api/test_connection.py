@@ -19,7 +19,8 @@ import psutil
 import pytest
 import uvloop
 
-from api.gate import Application, Receive, Send, answer, is_loopback
+from api.answers import HttpAnswer
+from api.gate import Application, Receive, Send, is_loopback
 from api.server import HEAD, HttpServer, open_tls
 from tasks.queues.limits import Limits
 from tests.certificates import self_signed
@@ -43,7 +44,14 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 async def refuser(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Answers before anything of a body is read."""
-    await answer(send, 403, {"content-type": "text/plain"}, b"no", b"body")
+    await HttpAnswer(
+        403,
+        {"content-type": "text/plain"},
+        (
+            b"no",
+            b"body",
+        ),
+    )(scope, receive, send)
 
 
 @contextlib.contextmanager
@@ -219,7 +227,7 @@ def test_requests_of_one_connection_are_served_one_after_another_and_in_order() 
         most = max(most, running)
         await asyncio.sleep(0.001)
         running -= 1
-        await answer(send, 200, {}, scope["path"].encode())
+        await HttpAnswer(200, {}, (scope["path"].encode(),))(scope, receive, send)
 
     paths = [b"/%d" % number for number in range(100)]
     with served(application=slow) as server, connected(server.port) as connection:
@@ -266,7 +274,7 @@ def test_a_stopping_server_finishes_an_answer_and_closes_idle_connections(tmp_pa
     async def late(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         began.set()
         assert await asyncio.to_thread(released.wait, 60)
-        await answer(send, 200, {}, b"at last")
+        await HttpAnswer(200, {}, (b"at last",))(scope, receive, send)
 
     certificate, key = self_signed(tmp_path)
     with contextlib.ExitStack() as stack:

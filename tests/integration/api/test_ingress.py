@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from api.gate import Receive, Send, answer
+from api.answers import HttpAnswer
+from api.gate import Receive, Send
 from api.inference.streaming import STREAM_HEADERS
 from api.server import HttpServer
 from tasks.queues.limits import Limits
@@ -54,7 +55,7 @@ class Behind:
                 pass
             self.left += 1
         else:
-            await answer(send, 200, {}, bytes(LARGE) if scope["path"] == "/large" else b"good")
+            await HttpAnswer(200, {}, (bytes(LARGE) if scope["path"] == "/large" else b"good",))(scope, receive, send)
         self.ended += 1
 
 
