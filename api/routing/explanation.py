@@ -11,8 +11,8 @@ import numpy as np
 from router.decide.basis import Basis
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Needs
-from router.decide.cost import EstimateColumns, dearest, estimate_figures, horizon
-from router.decide.placement import choose, open_to, prefer, reserved_and_busy, route_by_plan, seed_of
+from router.decide.cost import dearest, horizon
+from router.decide.placement import choose, reserved_and_busy, route_by_plan, seed_of, weighed_for
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Rules, understood
@@ -121,18 +121,16 @@ class _Rows:
     """The table's candidates compared with the chosen one; `chosen` is None if none could be chosen."""
 
     def __init__(self, table: CandidateTable, needs: Needs, work: np.ndarray, chosen: int | None) -> None:
+        weighed = weighed_for(table, needs, work)
         self._table = table
         self._needs = needs
         self._chosen = chosen
-        self._figures: EstimateColumns = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
+        self._figures = weighed.figures
         self._reserved_and_busy = reserved_and_busy(table, work)
         self._dearest = dearest(table, needs, self._figures.cost)
-        eligible = open_to(table, needs, self._figures)
-        unreserved = prefer(~self._reserved_and_busy, eligible)
-        route = route_by_plan(table, needs, self._figures, work, eligible=eligible, unreserved=unreserved)
-        self._planned = route.among
+        self._planned = route_by_plan(weighed).among
         self._most = horizon(table, needs)
-        self._within_horizon = self._figures.wait <= self._most
+        self._within_horizon = weighed.within_horizon
 
     def considered(self) -> tuple[Considered, ...]:
         """Every candidate with a live device, cheapest first."""

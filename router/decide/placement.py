@@ -190,28 +190,43 @@ def tolerance(equals: Sequence[Placement]) -> float:
     return float(alike[[one.index for one in equals]].min())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighed:
+    """The candidates of a request: their figures, and which of them may be chosen, as columns."""
+
+    table: CandidateTable
+    needs: Needs
+    work: np.ndarray
+    """As in `choose`."""
+    figures: EstimateColumns
+    eligible: np.ndarray
+    """Those with a live device that are within the budget."""
+    unreserved: np.ndarray
+    """Those of them that are not kept for another service; all, if there are none."""
+    within_horizon: np.ndarray
+
+
+def weighed_for(table: CandidateTable, needs: Needs, work: np.ndarray) -> Weighed:
+    """The candidates of a request; the arguments are those of `choose`."""
+    figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
+    eligible = open_to(table, needs, figures)
+    unreserved = prefer(~reserved_and_busy(table, work), eligible) if any_true(table.reserved) else eligible
+    return Weighed(table, needs, work, figures, eligible, unreserved, figures.wait <= horizon(table, needs))
+
+
 def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> list[Placement]:
     """The placements that are equally good for every request with these needs. Raises what `choose` raises."""
     if not table.candidates:
         raise _unplaceable(table)
-    figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
-    eligible = _eligible(table, needs, figures)
-    unreserved = prefer(~reserved_and_busy(table, work), eligible) if any_true(table.reserved) else eligible
-    route = route_by_plan(table, needs, figures, work, eligible=eligible, unreserved=unreserved)
+    weighed = weighed_for(table, needs, work)
+    _check_open(weighed)
+    route = route_by_plan(weighed)
     if route.among is not None:
-        eligible = unreserved = route.among
-    within_horizon = figures.wait <= horizon(table, needs)
+        weighed = replace(weighed, eligible=route.among, unreserved=route.among)
     lateness = 1.0 if route.among is None or (table.guide is not None and table.guide.scarce) else LATENESS_REFUSED
-    equals, why = _contenders(
-        table,
-        needs,
-        figures,
-        eligible=eligible,
-        unreserved=unreserved,
-        within_horizon=within_horizon,
-        lateness=lateness,
-    )
-    held = figures
+    equals, why = _contenders(weighed, lateness)
+    figures = held = weighed.figures
+    within_horizon = weighed.within_horizon
     if not all(within_horizon[i] for i in equals):  # held jobs are released in full batches
         in_full_batches = replace(needs, expected_batch=int(table.limit.max()))
         held = replace(figures, work=estimate_figures(table, in_full_batches, np.zeros(len(table.classes))).work)
@@ -259,33 +274,18 @@ class Route:
 _UNPLANNED = Route(None)
 
 
-def route_by_plan(
-    table: CandidateTable,
-    needs: Needs,
-    figures: EstimateColumns,
-    work: np.ndarray,
-    *,
-    eligible: np.ndarray,
-    unreserved: np.ndarray,
-) -> Route:
+def route_by_plan(weighed: Weighed) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
     It leaves the preferred class only if it is surely late there. A class that has no devices yet makes no request late
     that another class could take: then there is no plan for it. A plan may give a reserved class to other services:
     it has played what that costs.
-
-    Args:
-        table: as in `choose`.
-        needs: as in `choose`.
-        figures: of all candidates.
-        work: as in `choose`.
-        eligible: the candidates that could be chosen.
-        unreserved: those of them that are not kept for another service.
     """
+    table, needs, figures = weighed.table, weighed.needs, weighed.figures
     guide = table.guide
     if guide is None:
         return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
-    planned = eligible & guide.preferred
+    planned = weighed.eligible & guide.preferred
     if not any_true(planned):
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
@@ -295,16 +295,17 @@ def route_by_plan(
         return Route(planned, note)
     if not any_true(planned & guide.serve):
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    safe = unreserved & _surely_in_time(table, needs, figures, work) & (blocks_for(table, needs) <= guide.spill)
+    safe = weighed.unreserved & _surely_in_time(weighed) & (blocks_for(table, needs) <= guide.spill)
     if not any_true(safe):
         return Route(planned, note)
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
 
-def _surely_in_time(table: CandidateTable, needs: Needs, figures: EstimateColumns, work: np.ndarray) -> np.ndarray:
+def _surely_in_time(weighed: Weighed) -> np.ndarray:
     """Candidates that are sure to answer well within the deadline, and have hardly any work of its level or above."""
+    table, needs, figures = weighed.table, weighed.needs, weighed.figures
     assert needs.deadline is not None
-    ahead = work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
+    ahead = weighed.work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
     sure: np.ndarray = (figures.at_most <= SURELY * needs.deadline) & (ahead <= HALF_BUSY * full_batch(table, needs))
     return sure
 
@@ -321,14 +322,15 @@ def seed_of(job: str) -> int:
     return crc32(job.encode())
 
 
-def _eligible(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
-    """The candidates that are open to the request, of which there is one. Raises as `weigh` does."""
-    if any_true(eligible := open_to(table, needs, figures)):
-        return eligible
+def _check_open(weighed: Weighed) -> None:
+    """Refuse a request to which no candidate is open. Raises as `choose` does."""
+    table, needs = weighed.table, weighed.needs
+    if any_true(weighed.eligible):
+        return
     if not any_true(table.live):
         absent = [Refusal(c.hardware_class, c.variant_name, c.absent, ever=False) for c in table.candidates]
         raise _no_device(table, [*absent, *table.refusals])
-    raise _unaffordable(table, needs, float(dearest(table, needs, figures.cost)[table.live].min()))
+    raise _unaffordable(table, needs, float(dearest(table, needs, weighed.figures.cost)[table.live].min()))
 
 
 def open_to(table: CandidateTable, needs: Needs, figures: EstimateColumns) -> np.ndarray:
@@ -359,21 +361,14 @@ def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidR
     )
 
 
-def _contenders(
-    table: CandidateTable,
-    needs: Needs,
-    figures: EstimateColumns,
-    *,
-    eligible: np.ndarray,
-    unreserved: np.ndarray,
-    within_horizon: np.ndarray,
-    lateness: float,
-) -> tuple[Sequence[int], Callable[[int], str]]:
+def _contenders(weighed: Weighed, lateness: float) -> tuple[Sequence[int], Callable[[int], str]]:
     """The candidates to pick from, and the reason for each. Those within their horizon are preferred.
 
     A busy reserved class is excluded even if the request will be late elsewhere: that would make two requests late. A
     request is refused if it is expected after `lateness` times its deadline.
     """
+    table, needs, figures = weighed.table, weighed.needs, weighed.figures
+    eligible, unreserved, within_horizon = weighed.eligible, weighed.unreserved, weighed.within_horizon
     deadline = needs.deadline
     if deadline is None:
         chosen = _by_cost(figures, prefer(within_horizon, unreserved))[:1]
