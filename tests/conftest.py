@@ -1,7 +1,5 @@
 """Real servers for the tests. A missing RabbitMQ skips on a laptop and fails in CI."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal
@@ -51,7 +49,7 @@ class FilesAndFleet(LoadFileScheduling):  # type: ignore[misc]  # xdist has no t
 
     def _split_scope(self, nodeid: str) -> str:
         path = Path(super()._split_scope(nodeid))
-        shares = path.parent.name == "acceptance" and path.name not in ("test_rolling_upgrade.py", "test_webhooks.py")
+        shares = path.parent.name == "acceptance" and path.name != "test_rolling_upgrade.py"
         return "fleet" if shares else str(path)
 
 

@@ -1,8 +1,5 @@
 """A real fleet for the acceptance tests, started as an operator starts it."""
 
-from __future__ import annotations
-
-import importlib.util
 from collections.abc import Iterator
 
 import pytest
@@ -13,9 +10,6 @@ from tasks.machine import look
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from tests.acceptance.running import start_fleet, taxiway
-
-collect_ignore = [] if importlib.util.find_spec("standardwebhooks") else ["test_webhooks.py"]
-"""A test in an environment that was made before that was a development dependency."""
 
 
 @pytest.fixture(scope="package")

@@ -1,7 +1,5 @@
 """The `taxiway` command, run as an operator runs it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Flower shows the whole fleet on its pages, checked with a real browser."""
 
-from __future__ import annotations
-
 import html
 import os
 import re

@@ -1,7 +1,5 @@
 """The page on models, followed as it is printed, beside a router and a worker that run all the while."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

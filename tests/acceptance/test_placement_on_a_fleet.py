@@ -1,7 +1,5 @@
 """Where a real fleet runs what it gets, and what it says of that. Deadlines come from the fleet's own figures."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

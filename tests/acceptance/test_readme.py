@@ -5,8 +5,6 @@ under test, which stands for the one that `taxiway up` starts: `up` and `down` d
 runs both). A block that cannot run has the comment `<!-- not run: reason -->` right above it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Routers and workers are replaced one after the other while requests flow, and no request fails."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A fleet in one thread: takes arrivals, and writes results as routers and workers do. For tests of the client."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from types import TracebackType

@@ -1,7 +1,5 @@
 """A process that is forked to save its imports is like one that was started."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

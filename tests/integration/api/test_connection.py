@@ -3,8 +3,6 @@
 Slow clients are the proxy's: test_ingress.py.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

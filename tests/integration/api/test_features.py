@@ -1,7 +1,5 @@
 """What clients of other servers expect of the HTTP API: compressed bodies, Triton's endpoints, pages."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import secrets
@@ -110,19 +108,6 @@ def test_statistics_have_a_part_for_each_model_and_version(http: httpx.Client) -
     assert http.get("/v2/models/echo/versions/1/stats").json() == {"model_stats": [echo]}
     assert echo in http.get("/v2/models/stats").json()["model_stats"]
     assert http.get("/v2/models/no-such-model/stats").status_code == 404
-
-
-def test_a_negative_priority_is_refused_by_name(http: httpx.Client) -> None:
-    answer = http.post("/v2/models/echo/infer", json={"inputs": [ROW], "parameters": {"priority": -1}})
-
-    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "priority")
-
-
-def test_classes_of_an_output_without_numbers_are_refused_by_name(http: httpx.Client) -> None:
-    outputs = [{"name": "payload", "parameters": {"classification": 1}}]
-    answer = http.post("/v2/models/echo/infer", json=BODY | {"outputs": outputs})
-
-    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "outputs.payload.classification")
 
 
 def test_the_root_says_what_this_is_in_json_and_in_html(http: httpx.Client) -> None:

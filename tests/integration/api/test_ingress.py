@@ -1,7 +1,5 @@
 """What slow clients may do to a server behind docker's and the chart's nginx: nothing that the server notices."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

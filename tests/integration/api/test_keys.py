@@ -1,7 +1,5 @@
 """The HTTP API with keys and under TLS, at a router as it ships."""
 
-from __future__ import annotations
-
 import secrets
 import ssl
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """`GET /v2/jobs`, the client's `jobs` at both interfaces, and `taxiway jobs`."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Iterator

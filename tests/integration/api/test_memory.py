@@ -1,7 +1,5 @@
 """What clients can make a router hold, at a router as it ships."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The page at `/` in headless Chromium: charts of the last minutes, problems, a job's path, dead letters, keys."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

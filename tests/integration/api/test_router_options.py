@@ -1,7 +1,5 @@
 """Which interfaces a router opens, and which it does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """No request holds a router's event loop for over 100 ms, whatever is in its body: measured in the router itself."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 

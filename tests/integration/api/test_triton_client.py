@@ -1,7 +1,5 @@
 """Triton's own client, unmodified, against a router before a worker: its repository, versions and compressed bodies."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The benchmarks' HTTP client against a server of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence

@@ -1,7 +1,5 @@
 """The lines that benchmarks print, which name the commit that they measured."""
 
-from __future__ import annotations
-
 from benchmarks.harness.measure import answer
 from benchmarks.suite.table import tables
 

@@ -1,7 +1,5 @@
 """A result as Celery reads it where taxiway is not installed."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What docs/celery.md states and no other test shows: plain Celery before a real router and worker."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

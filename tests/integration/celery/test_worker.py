@@ -1,7 +1,5 @@
 """A worker stays a Celery worker: its remote control, its events and its shutdowns, seen by real Celery clients."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Mapping

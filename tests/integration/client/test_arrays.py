@@ -1,7 +1,5 @@
 """Job arrays: many inputs as one submission, by both clients and the command line."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line against a real router, with the smallest worker behind it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`durability: replicated`: a submit returns once the broker's replica has it, and says so where it has not."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A client's loop runs on a thread of its own, for any number of threads."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os

@@ -1,7 +1,5 @@
 """The clients inside web frameworks, with the servers and event loops that these are run with."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

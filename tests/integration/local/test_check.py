@@ -1,7 +1,5 @@
 """`taxiway check` and what `taxiway up` does of it, as an operator runs them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

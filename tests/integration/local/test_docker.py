@@ -1,7 +1,5 @@
 """Dockerfiles and compose.yaml: clean to their checkers, safe as they stand, and with health checks that are true."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import os

@@ -1,7 +1,5 @@
 """What the doctor says of a server of the user's."""
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Iterator

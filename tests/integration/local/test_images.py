@@ -1,7 +1,5 @@
 """What an image installs: all that its process imports, and no runtime that it does not need."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import importlib.util

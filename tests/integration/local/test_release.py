@@ -1,7 +1,5 @@
 """`make release` in a repository of its own: what it refuses, and what it says of the files that it builds."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What starting a process does not pay for."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

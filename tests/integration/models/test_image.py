@@ -1,7 +1,5 @@
 """classify-image: every variant on real photographs, and what bad input gets."""
 
-from __future__ import annotations
-
 import collections
 import io
 import json

@@ -1,7 +1,5 @@
 """Where the code that a model.yaml names is found: its own folder, ours, then installed packages."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """The scientific examples: their figures, and that an interrupted run ends as one that was not."""
 
-from __future__ import annotations
-
 import importlib
 import signal
 import sys

@@ -1,7 +1,5 @@
 """A fleet for OpenAI's clients that the tests of a module share, and their calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any

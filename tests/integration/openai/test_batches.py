@@ -1,7 +1,5 @@
 """OpenAI's files and batches by the stock SDK: uploads, lines that are jobs, and routers that are killed meanwhile."""
 
-from __future__ import annotations
-
 import io
 import json
 import signal

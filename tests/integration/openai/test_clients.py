@@ -3,8 +3,6 @@
 They are installed into a virtual environment in the user's cache: only if TAXIWAY_TEST_CLIENTS is set.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

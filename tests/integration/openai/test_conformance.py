@@ -3,8 +3,6 @@
 `docs/openai.md` has the table of these calls.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Contents of files: in a folder, and by obstore, here at the address of a folder."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time

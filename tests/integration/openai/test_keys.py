@@ -1,7 +1,5 @@
 """OpenAI's API at a router with keys: who may call, whose the jobs are, and how fast."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -63,17 +61,6 @@ def test_the_key_is_the_tenant_whatever_the_user_says(fleet: OpenAIFleet) -> Non
         return httpx.get(f"{fleet.router.http}/v2/jobs/{job}", headers=headers, trust_env=False).status_code
 
     assert (status("lab"), status("shop")) == (200, 404)
-
-
-def test_one_key_of_two_tenants_names_two_jobs(fleet: OpenAIFleet) -> None:
-    jobs = set()
-    for name in ("lab", "shop"):
-        with client(fleet, name) as caller:
-            answer = caller.chat.completions.create(
-                model="talk", messages=HELLO, extra_headers={"Idempotency-Key": "shared"}
-            )
-            jobs.add(answer._request_id)
-    assert len(jobs) == 2
 
 
 def test_files_and_batches_of_another_tenant_do_not_exist(fleet: OpenAIFleet) -> None:

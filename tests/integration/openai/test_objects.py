@@ -1,7 +1,5 @@
 """Records of files, batches and responses on a real Valkey: what each tenant's take, and when they are deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager

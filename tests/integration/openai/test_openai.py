@@ -1,7 +1,5 @@
 """OpenAI's API by the stock SDK, at a real router, worker and Valkey; the engine behind them is scripted."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time
@@ -12,8 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types import Completion, CreateEmbeddingResponse, Model
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletionChunk
 
 import taxiway
 from taxiway.errors import ModelUnavailableError
@@ -30,7 +27,6 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
 def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Callable[..., Any]) -> None:
     answer = call("chat.completions.create", model="talk", messages=HELLO)
 
-    assert type(answer) is ChatCompletion
     assert answer.usage is not None
     assert answer.model_extra is not None
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello dear world ", "stop")
@@ -49,7 +45,6 @@ def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[...,
         "chat.completions.create", model="talk", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
 
-    assert {type(chunk) for chunk in chunks} == {ChatCompletionChunk}
     assert text_of(chunks) == "Hello dear world "
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks[-2:-1]] == ["stop"]
@@ -180,15 +175,6 @@ def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> N
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_the_sdks_accumulator_puts_several_choices_together(client: openai.OpenAI) -> None:
-    _, final = together(client, model="talk", messages=HELLO, n=3, stream_options={"include_usage": True})
-
-    assert [(one.index, one.message.content, one.finish_reason) for one in final.choices] == [
-        (index, "Hello dear world ", "stop") for index in range(3)
-    ]
-    assert (final.usage.prompt_tokens, final.usage.completion_tokens) == (3, 9)
-
-
 def test_choices_of_prompts_are_streamed_by_their_index(call: Callable[..., Any]) -> None:
     asked = {"model": "tale", "prompt": ["one two", "three"], "n": 2, "max_tokens": 9}
     chunks = call("completions.create", **asked, stream=True, stream_options={"include_usage": True})
@@ -219,7 +205,6 @@ def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Calla
 def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., Any]) -> None:
     answer = call("completions.create", model="tale", prompt=["one two", "three"], n=2, max_tokens=9, top_p=1)
 
-    assert type(answer) is Completion
     assert [choice.text for choice in answer.choices] == ["one two ", "one two ", "three ", "three "]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 6)
@@ -233,7 +218,6 @@ def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Any
     plain = call("embeddings.create", model="vector", input=texts, encoding_format="float")
     packed = call("embeddings.create", model="vector", input=texts)  # the SDK asks for base64 and unpacks it
 
-    assert type(plain) is CreateEmbeddingResponse
     assert [one.embedding for one in plain.data] == [one.embedding for one in packed.data] == [[1, 1], [2, 1], [3, 1]]
     assert [one.index for one in plain.data] == [0, 1, 2]
     assert plain.usage.total_tokens > 0
@@ -243,7 +227,6 @@ def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Any
 
 def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_name(call: Callable[..., Any]) -> None:
     models = call("models.list")
-    assert {type(one) for one in models} == {Model}
     assert sorted(one.id for one in models) == sorted(("talk", "tale", "vector", SECOND))
     assert all(0 < time.time() - one.created < 3600 for one in models)
     assert call("models.retrieve", model="talk@stable").model_extra["taxiway"]["model"] == "talk:1"
@@ -381,21 +364,12 @@ def test_calls_under_one_key_are_one_job_and_another_call_is_refused(client: ope
     before = len(fleet.engine.chats)
     assert ask("only once") == ask("only once")
     assert len(fleet.engine.chats) == before + 1
+    with taxiway.Client(fleet.router.http) as other:  # it is an ordinary job at the other interfaces
+        assert other.job(ask("only once")).result(timeout=60).outputs["text"] == "only once "
     with pytest.raises(openai.ConflictError) as caught:
         ask("something else")
     assert caught.value.code == "idempotency_key_reused"
     assert caught.value.response.headers["x-should-retry"] == "false"
-
-
-def test_a_copy_that_can_no_longer_be_placed_gets_the_answer_of_its_job(client: openai.OpenAI) -> None:
-    keyed = {"Idempotency-Key": "copied"}
-    unaffordable = keyed | {"X-Taxiway-Budget": "1e-15"}
-    create = client.chat.completions.create
-    first = create(model="talk", messages=HELLO, extra_headers=keyed)
-
-    assert create(model="talk", messages=HELLO, extra_headers=unaffordable).id == first.id
-    with pytest.raises(openai.BadRequestError, match="Budget"):
-        create(model="talk", messages=HELLO, seed=7, extra_headers=unaffordable)
 
 
 def test_a_copy_of_a_stream_that_can_no_longer_be_placed_gets_the_same_stream(client: openai.OpenAI) -> None:
@@ -472,12 +446,6 @@ def test_a_stream_ends_with_done_and_says_so_in_its_type(http: httpx.Client) -> 
     events = [line for line in answer.text.split("\n\n") if line]
     assert events[-1] == "data: [DONE]"
     assert [json.loads(event[6:])["object"] for event in events[:-1]] == ["chat.completion.chunk"] * (len(events) - 1)
-
-
-def test_a_call_is_an_ordinary_job_at_the_other_interfaces(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
-    job = client.chat.completions.create(model="talk", messages=HELLO)._request_id
-    with taxiway.Client(fleet.router.http) as other:
-        assert other.job(str(job)).result(timeout=60).outputs["text"] == "Hello dear world "
 
 
 def test_a_waiting_stream_is_kept_alive_by_comments(fleet: OpenAIFleet, http: httpx.Client) -> None:

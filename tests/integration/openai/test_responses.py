@@ -1,7 +1,5 @@
 """The Responses API by the stock SDK, at real routers, a worker and Valkey; the engine behind them is scripted."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Service terms at every endpoint that makes jobs: read, or refused, wherever they are given."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Webhooks by real routers to a real receiver: signed, in order, tried again, given up, sent again."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import signal

@@ -1,7 +1,5 @@
 """The verbs of the simulator, as a person runs them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The tuner as a process on a real Valkey: from recorded arrivals to a plan that routers follow."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

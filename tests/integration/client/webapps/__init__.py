@@ -3,8 +3,6 @@
 Each answers `GET /SERVICES/VIEW?text=…` with the echo of the text; `ADDRESSES` in the environment has the fleet's.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit

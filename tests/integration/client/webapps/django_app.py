@@ -1,7 +1,5 @@
 """A Django application for ASGI."""
 
-from __future__ import annotations
-
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, JsonResponse

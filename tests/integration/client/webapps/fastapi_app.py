@@ -1,7 +1,5 @@
 """A FastAPI application."""
 
-from __future__ import annotations
-
 from fastapi import FastAPI
 
 from tests.integration.client.webapps import async_clients, clients

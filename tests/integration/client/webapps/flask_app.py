@@ -1,7 +1,5 @@
 """A Flask application; with `BEFORE_FORK` in the environment its clients submit a job where the module is imported."""
 
-from __future__ import annotations
-
 import os
 
 from flask import Flask, jsonify, request
