@@ -21,6 +21,19 @@ MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds the token of its service account, which is replaced from time to time."""
 
 GROUP, VERSION, CLASSES, FLEETS = "taxiway.dev", "v1alpha1", "hardwareclasses", "fleets"
+
+_APIS = {
+    "pods": "/api/v1",
+    "configmaps": "/api/v1",
+    "events": "/api/v1",
+    "deployments": "/apis/apps/v1",
+    "replicasets": "/apis/apps/v1",
+    "leases": "/apis/coordination.k8s.io/v1",
+    CLASSES: f"/apis/{GROUP}/{VERSION}",
+    FLEETS: f"/apis/{GROUP}/{VERSION}",
+}
+"""Paths of the APIs that have the kinds of objects."""
+
 FINALIZER = "taxiway.dev/drain"
 """Keeps a HardwareClass until its pods have drained."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
@@ -108,17 +121,18 @@ class Cluster:
         """Close the connections."""
         await self._http.close()
 
-    async def pods(self, selector: str) -> list[Object]:
-        """The pods with these labels."""
-        return await self._list(f"{self._core}/pods", selector)
+    async def objects(self, kind: str, selector: str) -> list[Object]:
+        """The objects of a kind, such as `pods`, with these labels."""
+        found: list[Object] = (await self._ask("GET", self._path(kind), params={"labelSelector": selector}))["items"]
+        return found
 
-    async def deployments(self, selector: str) -> list[Object]:
-        """The Deployments with these labels."""
-        return await self._list(f"{self._apps}/deployments", selector)
-
-    async def replica_sets(self, selector: str) -> list[Object]:
-        """The ReplicaSets with these labels."""
-        return await self._list(f"{self._apps}/replicasets", selector)
+    async def delete(self, kind: str, name: str) -> None:
+        """Delete an object, if it still exists: a pod with its grace period, a HardwareClass after its finalizers."""
+        try:
+            await self._ask("DELETE", self._path(kind, name))
+        except aiohttp.ClientResponseError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
 
     async def pause(self, deployment: str, *, paused: bool) -> None:
         """Whether the pods of a Deployment stay as they are when its template changes."""
@@ -129,12 +143,12 @@ class Cluster:
         await self._change(deployment, [{"op": "replace", "path": "/spec/template", "value": template}])
 
     async def _change(self, deployment: str, operations: Sequence[Object]) -> None:
-        path = f"{self._apps}/deployments/{deployment}"
+        path = self._path("deployments", deployment)
         await self.disown(await self._ask("PATCH", path, operations, {"fieldManager": _MANAGER}))
 
     async def disown(self, deployment: Object) -> None:
         """Remove our field manager from a Deployment: helm refuses to change fields that another manager owns."""
-        path = f"{self._apps}/deployments/{deployment['metadata']['name']}"
+        path = self._path("deployments", deployment["metadata"]["name"])
         for _ in range(ATTEMPTS):
             owners = [one["manager"] for one in deployment["metadata"].get("managedFields", [])]
             entries = [f"/metadata/managedFields/{index}" for index, name in enumerate(owners) if name == _MANAGER]
@@ -151,53 +165,29 @@ class Cluster:
                     raise
                 deployment = await self._ask("GET", path)  # it was changed meanwhile
 
-    async def queues(self, selector: str) -> list[Object]:
-        """The ConfigMaps with these labels."""
-        return await self._list(f"{self._core}/configmaps", selector)
-
     async def own_queues(self, name: str, owner: Object) -> None:
         """Have a ConfigMap deleted with its owner."""
         place = owner["metadata"]
         reference = {key: owner[key] for key in ("apiVersion", "kind")} | {key: place[key] for key in ("name", "uid")}
-        await self._ask("PATCH", f"{self._core}/configmaps/{name}", {"metadata": {"ownerReferences": [reference]}})
-
-    async def delete_queues(self, name: str) -> None:
-        """Delete a ConfigMap."""
-        await self._ask("DELETE", f"{self._core}/configmaps/{name}")
+        await self._ask("PATCH", self._path("configmaps", name), {"metadata": {"ownerReferences": [reference]}})
 
     async def asked(self, deployment: str) -> int | None:
         """The replicas of a Deployment; None if there is none."""
-        found = await self._find(self._scale(deployment))
+        found = await self._find(self._path("deployments", deployment, "scale"))
         return None if found is None else found["spec"].get("replicas", 0)
 
     async def scale(self, deployment: str, replicas: int) -> None:
         """Set the replicas of a Deployment."""
-        await self._ask("PATCH", self._scale(deployment), {"spec": {"replicas": replicas}})
-
-    async def end_pod(self, pod: str) -> None:
-        """Delete a pod, if it still exists, with its grace period."""
-        try:
-            await self._ask("DELETE", f"{self._core}/pods/{pod}")
-        except aiohttp.ClientResponseError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
+        await self._ask("PATCH", self._path("deployments", deployment, "scale"), {"spec": {"replicas": replicas}})
 
     async def note_cost(self, pod: str, cost: int) -> None:
         """Set which pod ends first when its ReplicaSet shrinks."""
-        path = f"{self._core}/pods/{pod}"
+        path = self._path("pods", pod)
         await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
 
     async def write_status(self, plural: str, name: str, status: Object) -> None:
         """Replace fields of the status of a HardwareClass or a Fleet."""
-        await self._ask("PATCH", f"{self._own(plural)}/{name}/status", {"status": status})
-
-    async def classes(self, selector: str) -> list[Object]:
-        """The HardwareClasses with these labels."""
-        return await self._list(self._own(CLASSES), selector)
-
-    async def delete_class(self, hardware_class: str) -> None:
-        """Delete a HardwareClass, which waits for its finalizers."""
-        await self._ask("DELETE", f"{self._own(CLASSES)}/{hardware_class}")
+        await self._ask("PATCH", self._path(plural, name, "status"), {"status": status})
 
     async def finalize(self, about: Object, finalizers: Sequence[str]) -> None:
         """Replace the finalizers of a HardwareClass.
@@ -207,7 +197,7 @@ class Cluster:
         """
         place = about["metadata"]
         body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
-        await self._ask("PATCH", f"{self._own(CLASSES)}/{place['name']}", body)
+        await self._ask("PATCH", self._path(CLASSES, place["name"]), body)
 
     async def add_event(self, about: Object, reason: str, message: str) -> None:
         """Add an event to an object."""
@@ -221,11 +211,11 @@ class Cluster:
             "type": "Normal", "reason": reason, "message": message, "source": {"component": "taxiway-controller"},
             "firstTimestamp": now, "lastTimestamp": now, "count": 1,
         }  # fmt: skip
-        await self._ask("POST", f"{self._core}/events", event)
+        await self._ask("POST", self._path("events"), event)
 
     async def lease(self, name: str) -> Object | None:
         """A Lease; None if there is none."""
-        return await self._find(f"{self._leases}/{name}")
+        return await self._find(self._path("leases", name))
 
     async def write_lease(self, name: str, holder: str, seconds: int, before: Object | None) -> None:
         """Take or renew a Lease.
@@ -235,33 +225,14 @@ class Cluster:
         """
         spec = {"holderIdentity": holder, "leaseDurationSeconds": seconds, "renewTime": _now("microseconds")}
         if before is None:
-            await self._ask("POST", self._leases, {"metadata": {"name": name}, "spec": spec})
+            await self._ask("POST", self._path("leases"), {"metadata": {"name": name}, "spec": spec})
         else:
             version = before["metadata"]["resourceVersion"]
             body = {"metadata": {"name": name, "resourceVersion": version}, "spec": spec}
-            await self._ask("PUT", f"{self._leases}/{name}", body)
+            await self._ask("PUT", self._path("leases", name), body)
 
-    @property
-    def _core(self) -> str:
-        return f"/api/v1/namespaces/{self._access.namespace}"
-
-    @property
-    def _leases(self) -> str:
-        return f"/apis/coordination.k8s.io/v1/namespaces/{self._access.namespace}/leases"
-
-    def _own(self, plural: str) -> str:
-        return f"/apis/{GROUP}/{VERSION}/namespaces/{self._access.namespace}/{plural}"
-
-    @property
-    def _apps(self) -> str:
-        return f"/apis/apps/v1/namespaces/{self._access.namespace}"
-
-    def _scale(self, deployment: str) -> str:
-        return f"{self._apps}/deployments/{deployment}/scale"
-
-    async def _list(self, path: str, selector: str) -> list[Object]:
-        found: list[Object] = (await self._ask("GET", path, params={"labelSelector": selector}))["items"]
-        return found
+    def _path(self, kind: str, *names: str) -> str:
+        return "/".join((_APIS[kind], "namespaces", self._access.namespace, kind, *names))
 
     async def _find(self, path: str) -> Object | None:
         try:

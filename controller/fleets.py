@@ -54,9 +54,9 @@ class Fleets:
         """Advance a Fleet by one step. `classes` are the HardwareClasses of the namespace by name."""
         name, spec = body["metadata"]["name"], msgspec.convert(body["spec"], FleetSpec)
         before = self._published.get(name) or msgspec.convert(body.get("status") or {}, FleetStatus)
-        found = {one["metadata"]["name"]: one for one in await self._cluster.deployments(spec.selector)}
+        found = {one["metadata"]["name"]: one for one in await self._cluster.objects("deployments", spec.selector)}
         parts = {part: found[part] for part in spec.parts & found.keys()}
-        all_sets = await self._cluster.replica_sets(spec.selector)
+        all_sets = await self._cluster.objects("replicasets", spec.selector)
         sets = {part: sets_of(one, all_sets) for part, one in parts.items()}
         devices = await self._devices(spec)
         step, status = await self._decide(spec, before, parts, sets, devices)
@@ -88,7 +88,7 @@ class Fleets:
         """The next step. While no router reports its devices, new pods are judged by whether they become ready."""
         rollout, limits, harm = before.rollout, spec.rollout.limits, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
-            pods = await self._cluster.pods(spec.selector)
+            pods = await self._cluster.objects("pods", spec.selector)
             harm = harm_of(before.baseline, figures_of(devices, changed_pods(rollout, sets, pods)), limits)
         seen = {name: part_of(one, sets[name]) for name, one in parts.items()}
         step = advance(rollout, spec.rollout.stages, seen, harm, round(time.time(), 1), limits)
@@ -125,12 +125,12 @@ class Fleets:
     async def _tidy(self, body: Object, spec: FleetSpec, holders: Sequence[Object]) -> None:
         """Own the ConfigMaps of the fleet's queues.yaml, and delete those that nothing mounts any longer."""
         used = {spec.queues}.union(*(queues_in(one["spec"]["template"]) for one in holders))
-        for one in await self._cluster.queues(f"{spec.selector},app.kubernetes.io/component=queues"):
+        for one in await self._cluster.objects("configmaps", f"{spec.selector},app.kubernetes.io/component=queues"):
             place = one["metadata"]
             if not place.get("ownerReferences"):
                 await self._cluster.own_queues(place["name"], body)
             elif place["name"] not in used and _age(place) > UNUSED_CONFIG_KEPT:
-                await self._cluster.delete_queues(place["name"])
+                await self._cluster.delete("configmaps", place["name"])
 
 
 def _status_of(body: Object | None) -> ClassStatus | None:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -116,7 +117,7 @@ class Operator:
 
     async def _reconcile(self, name: str, body: Object, spec: ClassSpec) -> None:
         before = self._published.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
-        now, pods = time.time(), await self._cluster.pods(spec.selector)
+        now, pods = time.time(), await self._cluster.objects("pods", spec.selector)
         if (deleted := age(body, now)) is not None:
             wanted, reason = await self._drain(body, spec, pods, deleted)
         else:
@@ -210,7 +211,7 @@ class Operator:
             await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
         else:
             ending = cheapest_to_end(lost, set(ready(pods)), len(pods) - left)
-            await asyncio.gather(*map(self._cluster.end_pod, ending))
+            await asyncio.gather(*map(partial(self._cluster.delete, "pods"), ending))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from controller.cluster import FINALIZER, UNANSWERED, Cluster, ConflictError, Object, find_access
+from controller.cluster import CLASSES, FINALIZER, UNANSWERED, Cluster, ConflictError, Object, find_access
 from controller.spec import ClassSpec, longest_grace
 
 CHECK_EVERY = 1.0
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 async def uninstall(cluster: Cluster, selector: str) -> None:
     """Delete the classes with these labels, and return once none is left."""
-    classes = await cluster.classes(selector)
+    classes = await cluster.objects(CLASSES, selector)
     end = time.monotonic() + max([0.0, *[await _patience(cluster, one) for one in classes]])
     for one in classes:
-        await cluster.delete_class(one["metadata"]["name"])
-    while left := await cluster.classes(selector):
+        await cluster.delete(CLASSES, one["metadata"]["name"])
+    while left := await cluster.objects(CLASSES, selector):
         if time.monotonic() > end:
             await _give_up(cluster, left)
         await asyncio.sleep(CHECK_EVERY)
@@ -41,7 +41,7 @@ async def _patience(cluster: Cluster, body: Object) -> float:
     """Seconds that the drain of a class takes at most."""
     with contextlib.suppress(msgspec.ValidationError):
         spec = msgspec.convert(body["spec"], ClassSpec)
-        return spec.drain + longest_grace(await cluster.pods(spec.selector))
+        return spec.drain + longest_grace(await cluster.objects("pods", spec.selector))
     return 0.0
 
 

@@ -84,7 +84,7 @@ def find_device(hardware: HardwareClass, label: str, *, emulate: bool, port: int
 def memory_free(device: Device) -> int:
     """Bytes free on the device now."""
     if device.kind == "cuda":
-        return int(_nvml_memory(device).free)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(device.label)).free)
     if device.kind == "endpoint":
         return 0
     if device.kind == "tpu":
@@ -125,51 +125,38 @@ def endpoint_device(endpoint: Endpoint, label: str, port: int = 0) -> Device:
 
 
 def _cpu(label: str) -> Device:
-    machine = look()
-    return Device(
-        kind="cpu",
-        label=label,
-        address="cpu",
-        name=_cpu_name(),
-        memory=machine.memory,
-        instruction_sets=machine.instruction_sets,
-        runtimes=_runtimes(machine.runtimes),
-    )
+    return _here("cpu", label, "cpu", _cpu_name(), look().memory)
 
 
 def _cuda(label: str) -> Device:
-    machine = look()
-    index = _index(label)
-    if index >= len(machine.cuda):
-        raise DeviceMissingError(f"no NVIDIA device {label}: this machine has {len(machine.cuda)}")
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_nvml_handle(label))
-    found = Device(
-        kind="cuda",
-        label=label,
-        address=label,
-        name=machine.cuda[index],
-        memory=0,
-        instruction_sets=(*machine.instruction_sets, f"sm_{major}{minor}"),
-        runtimes=_runtimes(machine.runtimes),
-    )
-    return replace(found, memory=int(_nvml_memory(found).total))
+    names, index = look().cuda, _index(label)
+    if index >= len(names):
+        raise DeviceMissingError(f"no NVIDIA device {label}: this machine has {len(names)}")
+    handle = _nvml_handle(label)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return _here("cuda", label, label, names[index], memory, f"sm_{major}{minor}")
 
 
 def _tpu(label: str) -> Device:
-    machine = look()
-    devices = _tpu_devices() if machine.tpu_chips else []
-    index = _index(label)
+    devices, index = _tpu_devices() if look().tpu_chips else [], _index(label)
     if index >= len(devices):
         raise DeviceMissingError(f"no TPU {label}: JAX sees {len(devices)} on this machine")
-    stats = devices[index].memory_stats() or {}
+    memory = int((devices[index].memory_stats() or {}).get("bytes_limit", 0))
+    return _here("tpu", label, label, str(devices[index].device_kind), memory)
+
+
+def _here(kind: DeviceKind, label: str, address: str, name: str, memory: int, *own_instructions: str) -> Device:
+    """A device of this machine, with the machine's runtimes and instruction sets."""
+    machine = look()
     return Device(
-        kind="tpu",
+        kind=kind,
         label=label,
-        address=label,
-        name=str(devices[index].device_kind),
-        memory=int(stats.get("bytes_limit", 0)),
-        instruction_sets=machine.instruction_sets,
-        runtimes=_runtimes(machine.runtimes),
+        address=address,
+        name=name,
+        memory=memory,
+        instruction_sets=(*machine.instruction_sets, *own_instructions),
+        runtimes=(*sorted(machine.runtimes), *BUILT_IN),
     )
 
 
@@ -177,10 +164,6 @@ def _tpu_devices() -> list[Any]:
     import jax  # the import takes seconds; only machines with a TPU get here
 
     return [device for device in jax.devices() if device.platform == "tpu"]
-
-
-def _runtimes(installed: dict[str, str]) -> tuple[str, ...]:
-    return (*sorted(installed), *BUILT_IN)
 
 
 def _index(label: str) -> int:
@@ -191,10 +174,6 @@ def _index(label: str) -> int:
 def _nvml_handle(label: str) -> Any:
     pynvml.nvmlInit()
     return pynvml.nvmlDeviceGetHandleByIndex(_index(label))
-
-
-def _nvml_memory(device: Device) -> Any:
-    return pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(device.label))
 
 
 _FIND: Mapping[DeviceKind, Callable[[str], Device]] = {"cpu": _cpu, "cuda": _cuda, "tpu": _tpu}

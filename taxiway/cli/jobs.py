@@ -121,13 +121,13 @@ async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result
 
 async def watch(job: AsyncJob, timeout: float | None) -> Result:
     """A job's result; meanwhile a bar shows what its callable reports."""
-    from taxiway.cli.progress_bar import ProgressBar
+    from taxiway.cli.progress_bar import progress_bar
 
-    with ProgressBar() as bar:
+    with progress_bar() as show:
         async with aclosing(job.stream(timeout)) as events:
             event = await anext(events)
             while not isinstance(event, Result):
-                bar.show(event)
+                show(event)
                 event = await anext(events)
             return event
 

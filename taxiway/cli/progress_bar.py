@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -24,31 +22,20 @@ from taxiway.contract.progress import RunProgress
 from taxiway.contract.stream import Event
 
 
-class ProgressBar:
-    """What a callable reports: the share that is done, the time left and its message. It is gone at the end."""
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Callable[[Event], None]]:
+    """A bar with what a callable reports: the share that is done, the time left, its message. It is gone at the end."""
+    told = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
+    console = console or Console(stderr=True)
+    with Progress(BarColumn(), TaskProgressColumn(), *told, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=1.0, visible=False, left="")
 
-    def __init__(self, console: Console | None = None) -> None:
-        told = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
-        console = console or Console(stderr=True)
-        self._bar = Progress(BarColumn(), TaskProgressColumn(), *told, console=console, transient=True)
-        self._task = self._bar.add_task("", total=1.0, visible=False, left="")
+        def show(event: Event) -> None:
+            if isinstance(event, RunProgress):
+                left = "" if event.left is None else f"{duration(event.left)} left"
+                bars.update(bar, completed=event.fraction, visible=True, description=event.message, left=left)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, progress: Event) -> None:
-        """Show the event if it is a report."""
-        if not isinstance(progress, RunProgress):
-            return
-        left = "" if progress.left is None else f"{duration(progress.left)} left"
-        shown: dict[str, Any] = {"description": progress.message, "left": left}
-        self._bar.update(self._task, completed=progress.fraction, visible=True, **shown)
+        yield show
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -268,33 +269,23 @@ Traced = tuple[int, Any, float]
 """What Celery's tracer answers: whether it failed, the value as text or the exception, and the run time."""
 
 
+@dataclass(eq=False)
 class ReceivedTask:
-    """What Celery handed to the pool.
+    """What Celery handed to the pool."""
 
-    Args:
-        fields: the request's context, which the tracer reads.
-        succeed: has Celery acknowledge what its tracer ended.
-    """
+    app: Celery
+    store: WorkerStore
+    thread: ConsumerThread
+    request: Request
+    tracer: Callable[..., Traced]
+    task: str
+    fields: dict[str, Any]
+    """The request's context, which the tracer reads."""
+    succeed: Callable[[Traced], None]
+    """Has Celery acknowledge what its tracer ended."""
+    delivery: Delivery = field(init=False)
 
-    def __init__(
-        self,
-        app: Celery,
-        store: WorkerStore,
-        thread: ConsumerThread,
-        request: Request,
-        tracer: Callable[..., Traced],
-        task: str,
-        fields: dict[str, Any],
-        succeed: Callable[[Traced], None],
-    ) -> None:
-        self._app = app
-        self._store = store
-        self._thread = thread
-        self._request = request
-        self._tracer = tracer
-        self._task = task
-        self._fields = fields
-        self._succeed = succeed
+    def __post_init__(self) -> None:
         self.delivery = self._delivery()
 
     @property
@@ -304,50 +295,50 @@ class ReceivedTask:
 
     def start(self) -> None:
         """Report that the task runs."""
-        accepted: Callable[[int, float], None] = self._request.on_accepted  # type: ignore[assignment]  # Celery passes an int
-        self._thread.call(partial(accepted, os.getpid(), time.monotonic()))
+        accepted: Callable[[int, float], None] = self.request.on_accepted  # type: ignore[assignment]  # Celery passes an int
+        self.thread.call(partial(accepted, os.getpid(), time.monotonic()))
 
     def finish(self, ended: Ended, token: str, written: Ending | None) -> None:
         """Run Celery's tracer around the end: signals, events, callbacks, and the result unless it is written."""
-        self._fields |= {ENDED: ended, TOKEN: token} | ({STORED: True} if written is not None else {})
+        self.fields |= {ENDED: ended, TOKEN: token} | ({STORED: True} if written is not None else {})
         try:
-            payload = self._request.message.payload
-            with sending_where_it_came_from(self._request.message):
-                failed, value, seconds = self._tracer(self._task, self.delivery.job, self._fields, payload, None, None)
+            payload = self.request.message.payload
+            with sending_where_it_came_from(self.request.message):
+                failed, value, seconds = self.tracer(self.task, self.delivery.job, self.fields, payload, None, None)
         except Exception:  # a callback that cannot be sent, a signal's receiver
             logger.exception("a task could not be ended", extra={"job": self.delivery.job})
             self.requeue()
             return
         if ended.result is not None:  # Flower shows this as the task's runtime
             seconds = ended.result.report.run_time
-        self._thread.call(lambda: self._succeed((failed, value, seconds)))
+        self.thread.call(lambda: self.succeed((failed, value, seconds)))
 
     def drop(self, error: TaxiwayError | None) -> None:
         """Acknowledge a task that had ended, and report its end if it was cancelled or expired."""
         if self.followed:  # whatever ended it did not see what follows, or its worker died before it reported the end
             try:
-                backend: Any = self._app.backend
-                with sending_where_it_came_from(self._request.message):
-                    backend.propagate(self.delivery.job, self._fields | self._embed)
+                backend: Any = self.app.backend
+                with sending_where_it_came_from(self.request.message):
+                    backend.propagate(self.delivery.job, self.fields | self._embed)
             except Exception as failed:  # an errback that cannot be sent, a server that does not answer
                 logger.exception("the end of a task could not be reported", extra={"job": self.delivery.job})
                 if not self._given_up(failed):
                     self.requeue()
                     return
         event = stopped(self.delivery, error)
-        self._thread.call(partial(self._acknowledge, event))
+        self.thread.call(partial(self._acknowledge, event))
 
     def revoke(self) -> None:
         """Have Celery end a task that its remote control revoked."""
-        self._thread.call(self._revoked)
+        self.thread.call(self._revoked)
 
     def requeue(self) -> None:
         """Have Celery return the message to its queue."""
-        self._thread.call(partial(self._request.reject, requeue=True))
+        self.thread.call(partial(self.request.reject, requeue=True))
 
     def dead_letter(self, reason: str) -> None:
         """Keep a copy of the message among the dead letters."""
-        keep_message(self._store, self._request.message, reason)
+        keep_message(self.store, self.request.message, reason)
 
     def _given_up(self, error: Exception) -> bool:
         """Whether the message is among the dead letters now, because no attempt could report its task's end."""
@@ -362,10 +353,10 @@ class ReceivedTask:
     @property
     def _embed(self) -> dict[str, Any]:
         """What follows from the task, as its message says."""
-        return self._request.message.payload[2] or {}
+        return self.request.message.payload[2] or {}
 
     def _delivery(self) -> Delivery:
-        message, ticket = self._request.message, self._fields[HEADER]
+        message, ticket = self.request.message, self.fields[HEADER]
         assert isinstance(ticket, Ticket)  # the consumer's strategy has checked it
         return Delivery(
             ticket.job,
@@ -374,17 +365,17 @@ class ReceivedTask:
             message.content_type,
             time.time(),
             hardware_class=class_of(message),
-            parent=parent_of(self._fields),
+            parent=parent_of(self.fields),
             task=self,
         )
 
     def _revoked(self) -> None:
-        with sending_where_it_came_from(self._request.message):
-            self._request.revoked()
+        with sending_where_it_came_from(self.request.message):
+            self.request.revoked()
 
     def _acknowledge(self, event: TaskEvent | None) -> None:
         if event is not None:
             facts = {name: getattr(event, name) for name in ("terminated", "signum", "expired", "exception")}
-            self._request.send_event(event.type, **facts)
-        task_ready(self._request)
-        self._request.acknowledge()
+            self.request.send_event(event.type, **facts)
+        task_ready(self.request)
+        self.request.acknowledge()

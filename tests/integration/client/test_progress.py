@@ -17,7 +17,7 @@ from rich.console import Console
 
 import taxiway
 from tasks.settings import Settings
-from taxiway.cli.progress_bar import ProgressBar
+from taxiway.cli.progress_bar import progress_bar
 from tests.command_line import CommandLine
 from tests.integration.workers.test_runs import STEPS, WALK
 from tests.routing import eventually
@@ -109,8 +109,8 @@ def test_the_command_line_shows_how_far_a_job_is(held: taxiway.Job, cli: Command
 
 def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:
     drawn = io.StringIO()
-    with ProgressBar(Console(file=drawn, force_terminal=True, width=100)) as bar:
-        bar.show(taxiway.RunProgress(fraction=0.42, message="[b]1,240 steps", left=75.0))
+    with progress_bar(Console(file=drawn, force_terminal=True, width=100)) as show:
+        show(taxiway.RunProgress(fraction=0.42, message="[b]1,240 steps", left=75.0))
     assert "42%" in drawn.getvalue() and "left" in drawn.getvalue() and "[b]1,240 steps" in drawn.getvalue()
 
 
