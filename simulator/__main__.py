@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from router.decide.history import Arrivals
 from router.decide.history import joined as joined_arrivals
 from router.decide.snapshot import FleetSnapshot
-from simulator.demand import COLUMNS as PRICE_COLUMNS
-from simulator.demand import InfeasibleError, Offer, PriceError, load_prices, offers, own_offers
+from simulator.csv_rows import columns_of
+from simulator.demand import InfeasibleError, Instance, Offer, PriceError, load_prices, offers, own_offers
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
@@ -38,10 +38,10 @@ from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, page, usage
 from simulator.traces import (
-    AZURE,
-    GENERIC,
+    AzureRow,
     Trace,
     TraceError,
+    TraceRow,
     arrivals_of,
     is_spec,
     joined,
@@ -67,14 +67,14 @@ SAMPLE = 3600.0
 the sample 4 minutes."""
 
 _HINTS: dict[type[Exception], str] = {
-    TraceError: f"a trace is a CSV file with the header {','.join(AZURE)} or {','.join(GENERIC)}, or a text such as "
-    "poisson:rate=50,duration=600,seed=1",
+    TraceError: f"a trace is a CSV file with the header {columns_of(AzureRow)} or {columns_of(TraceRow)}, or a text "
+    "such as poisson:rate=50,duration=600,seed=1",
     FleetError: "docs/simulator.md explains every field; simulator/fleets/azure-mixed.yaml is an example",
     TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
     own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
     own_fleet.ReplayError: "`taxiway check` shows which models are served; a class without live devices runs nothing, "
     "unless an autoscaler starts them",
-    PriceError: f"a price file is a CSV file with the columns {','.join(PRICE_COLUMNS)}",
+    PriceError: f"a price file is a CSV file with the columns {columns_of(Instance)}",
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices (`scaling.maximum`, "
     "in a fleet file `count`) or faster ones",
     StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml or fleet file",

@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
+from simulator.csv_rows import CsvError, read_rows
 from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError
 from simulator.timing import Timing
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 from tasks.document import Verbatim
-from taxiway.errors import flaw
 
-COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
-"""Required columns of a price file; further columns are ignored."""
-
-_DEAREST = 1e6
+Dollars = Annotated[float, msgspec.Meta(gt=0, lt=1e6, description="US dollars")]
 
 
-class PriceError(ValueError):
-    """A price file is invalid: file, line (from 1; 0 means the whole), column, what was expected and what was found."""
-
-    def __init__(self, file: str, line: int, column: str, expected: str, got: object) -> None:
-        place = ": ".join(filter(None, (file, f"line {line}" if line else "", column)))
-        super().__init__(f"{place}: expected {expected}, got {got}")
-        self.file = file
-        self.line = line
-        self.column = column
-        self.expected = expected
-        self.got = got
+class PriceError(CsvError):
+    """A price file is invalid. A missing or zero price is an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """A kind of machine: `devices` of an accelerator, or one CPU if `accelerator` is empty."""
+class Instance(msgspec.Struct, frozen=True):
+    """A kind of machine, a row of a price file; further columns are ignored."""
 
-    name: str
-    accelerator: str
-    devices: int
-    usd_per_hour: float
-    spot_usd_per_hour: float | None
+    instance: str
+    accelerator: str | None
+    accelerator_count: Annotated[int, msgspec.Meta(ge=0, lt=10_000)]
+    """Accelerators in it, 0 without one."""
+    usd_per_hour: Dollars
+    usd_per_hour_spot: Dollars | None
+
+    def __post_init__(self) -> None:
+        if (self.accelerator is None) != (self.accelerator_count == 0):
+            raise ValueError("accelerator_count from 1 beside an accelerator, 0 without")
+
+    @property
+    def devices(self) -> int:
+        """Its devices: accelerators, or one CPU."""
+        return max(self.accelerator_count, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +69,7 @@ def load_prices(path: Path) -> Prices:
     Raises:
         PriceError: the file cannot be read, or a row is invalid.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            return parse_prices(lines, str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PriceError(str(path), 0, "", "a readable CSV file in UTF-8", flaw(error)) from error
-
-
-def parse_prices(lines: Iterable[str], file: str = "prices.csv") -> Prices:
-    """The instances in the lines of a CSV file; the first line is the header.
-
-    Raises:
-        PriceError: names `file`, line and column. A missing or zero price is an error.
-    """
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise PriceError(file, 1, "", f"the columns {','.join(COLUMNS)}", f"none called {', '.join(missing)}")
-        instances = tuple(_instance(row, file, reader.line_num) for row in reader)
-    except csv.Error as error:
-        raise PriceError(file, reader.line_num + 1, "", "CSV", error) from error
-    if not instances:
-        raise PriceError(file, 0, "", "at least one instance", "none")
-    return Prices(file, instances)
+    return Prices(str(path), tuple(read_rows(path, Instance, error=PriceError)))
 
 
 def offers(fleet: Fleet, prices: Prices) -> tuple[Offer, ...]:
@@ -114,45 +89,14 @@ def own_offers(fleet: Fleet) -> tuple[Offer, ...]:
     return tuple(Offer(name, name, 1, price) for name, price in prices.items() if price)
 
 
-def _instance(row: Mapping[str, str | None], file: str, line: int) -> Instance:
-    fields = {name: row[name] for name in COLUMNS}
-    if None in fields.values() or None in row:
-        raise PriceError(file, line, "", "as many fields as the header has", "more or fewer")
-    text = {name: (value or "").strip() for name, value in fields.items()}
-    if not text["instance"]:
-        raise PriceError(file, line, "instance", "a name", "nothing")
-    count = text["accelerator_count"]
-    if not (count.isascii() and count.isdigit() and len(count) < 5) or (int(count) == 0) != (not text["accelerator"]):
-        expected = "a count from 1 to 9999 beside an accelerator, 0 without"
-        raise PriceError(file, line, "accelerator_count", expected, repr(count))
-    spot = text["usd_per_hour_spot"]
-    return Instance(
-        name=text["instance"],
-        accelerator=text["accelerator"],
-        devices=max(int(count), 1),
-        usd_per_hour=_dollars(text["usd_per_hour"], file, line, "usd_per_hour"),
-        spot_usd_per_hour=_dollars(spot, file, line, "usd_per_hour_spot") if spot else None,
-    )
-
-
-def _dollars(text: str, file: str, line: int, column: str) -> float:
-    try:
-        dollars = float(text)
-    except ValueError:
-        dollars = math.nan
-    if not 0 < dollars < _DEAREST:
-        raise PriceError(file, line, column, "a price above 0", repr(text) if text else "nothing")
-    return dollars
-
-
 def _offers(file: str, name: str, device: DeviceClass, prices: Prices) -> Iterator[Offer]:
     """The class's offers by size, smallest first."""
     cheapest: dict[int, Offer] = {}
     for instance in _named(file, name, device, prices):
-        price = instance.spot_usd_per_hour if device.spot else instance.usd_per_hour
+        price = instance.usd_per_hour_spot if device.spot else instance.usd_per_hour
         if price is None:
             continue
-        offer = Offer(name, instance.name, instance.devices, price)
+        offer = Offer(name, instance.instance, instance.devices, price)
         held = cheapest.get(offer.devices, offer)
         cheapest[offer.devices] = min(held, offer, key=lambda one: (one.usd_per_hour, one.instance))
     if not cheapest:
@@ -176,16 +120,14 @@ def _named(file: str, name: str, device: DeviceClass, prices: Prices) -> Sequenc
         raise FleetError(file, f"classes.{name}.accelerator", expected, Verbatim("neither"))
     alike = [one for one in prices.instances if device.accelerator in (None, one.accelerator)]
     if not alike:
-        expected = (
-            f"an accelerator of {prices.file}, one of {sorted({one.accelerator for one in prices.instances} - {''})}"
-        )
+        known = sorted({one.accelerator for one in prices.instances if one.accelerator is not None})
+        expected = f"an accelerator of {prices.file}, one of {known}"
         raise FleetError(file, f"classes.{name}.accelerator", expected, device.accelerator)
-    known = {one.name for one in alike}
     for wanted in device.instances:
-        if wanted not in known:
+        if wanted not in {one.instance for one in alike}:
             which = f" with {device.accelerator}" if device.accelerator else ""
             raise FleetError(file, f"classes.{name}.instances", f"instances of {prices.file}{which}", wanted)
-    return [one for one in alike if not device.instances or one.name in device.instances]
+    return [one for one in alike if not device.instances or one.instance in device.instances]
 
 
 DEMAND_WINDOW = 60.0

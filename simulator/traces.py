@@ -8,27 +8,53 @@ from __future__ import annotations
 
 import csv
 import math
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.history import JOB, PRIORITIES, REFUSED, Arrivals
+from simulator.csv_rows import CsvError, read_rows
 from simulator.fleet import SERVICES
-from taxiway.errors import flaw
+from taxiway.contract.request import Priority
 
-AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-"""The header of an Azure LLM trace."""
+LARGEST = 999_999_999
+"""The largest size and output of a trace."""
 
-GENERIC = ("arrival", "model", "size", "deadline", "priority", "tenant")
-"""The header of a generic trace; the columns of `OPTIONAL` may follow in any order."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 
-OPTIONAL = ("output", "service", "locality")
+
+class AzureRow(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"arrival": "TIMESTAMP", "size": "ContextTokens", "output": "GeneratedTokens"},
+):
+    """A request of an Azure LLM trace."""
+
+    arrival: datetime
+    size: Count
+    output: Count
+
+
+class TraceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request of a generic trace; the columns with a default may follow in any order, or be left out."""
+
+    arrival: Annotated[float, msgspec.Meta(ge=0, lt=1e12, description="seconds")]
+    model: str
+    size: Count
+    deadline: Annotated[float, msgspec.Meta(gt=0, lt=1e12, description="seconds")] | None
+    priority: Priority | None
+    tenant: str | None
+    output: Count | None = None
+    service: str | None = None
+    locality: str | None = None
+
 
 UNSET = -1
 """In the columns `priority` and `service`: not given in the trace."""
@@ -44,20 +70,11 @@ SHIFT = 30.0
 
 _RELEARN, _MEMORY = 128, 2048
 
-T = TypeVar("T")
 Column = NDArray[Any]
 
 
-class TraceError(ValueError):
-    """A trace is invalid: where, what was expected and what was found. `line` counts from 1; 0 means the whole file."""
-
-    def __init__(self, source: str, line: int, expected: str, got: object) -> None:
-        place = f"{source}: line {line}" if line else source
-        super().__init__(f"{place}: expected {expected}, got {got}")
-        self.source = source
-        self.line = line
-        self.expected = expected
-        self.got = got
+class TraceError(CsvError):
+    """A trace is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,38 +133,56 @@ COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "prior
 """The fields of `Trace` with one value per request."""
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Columns as they grow, eight bytes per value, with the names that they index."""
+_COLUMNS = np.dtype(
+    [
+        *(("arrival", "f8"), ("model", "i2"), ("size", "i4"), ("output", "i4"), ("deadline", "f8")),
+        *(("priority", "i1"), ("service", "i1"), ("tenant", "i4"), ("named", "i4"), ("locality", "i4")),
+    ]
+)
+"""What is known of each request: `service` is one that the simulator knows, `named` the name that a file has."""
 
-    arrival: array[float] = field(default_factory=lambda: array("d"))
-    size: array[int] = field(default_factory=lambda: array("q"))
-    output: array[int] = field(default_factory=lambda: array("q"))
-    deadline: array[float] = field(default_factory=lambda: array("d"))
-    priority: array[int] = field(default_factory=lambda: array("b"))
-    service: array[int] = field(default_factory=lambda: array("b"))
-    """Those that the simulator knows."""
-    model: array[int] = field(default_factory=lambda: array("i"))
-    tenant: array[int] = field(default_factory=lambda: array("i"))
-    named: array[int] = field(default_factory=lambda: array("i"))
-    """Index into `services`, the names that the file has."""
-    locality: array[int] = field(default_factory=lambda: array("i"))
-    models: dict[str, int] = field(default_factory=dict)
-    tenants: dict[str, int] = field(default_factory=dict)
-    services: dict[str, int] = field(default_factory=dict)
-    localities: dict[str, int] = field(default_factory=dict)
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        self.arrival.append(row["arrival"])
-        self.size.append(row["size"])
-        self.output.append(row.get("output", 0))
-        self.deadline.append(row.get("deadline", math.nan))
-        self.priority.append(row.get("priority", UNSET))
-        self.service.append(row.get("service", UNSET))
-        self.model.append(self.models.setdefault(row["model"], len(self.models)))
-        self.tenant.append(self.tenants.setdefault(row.get("tenant", ""), len(self.tenants)))
-        self.named.append(self.services.setdefault(row.get("named", ""), len(self.services)))
-        self.locality.append(self.localities.setdefault(row.get("locality", ""), len(self.localities)))
+@dataclass(frozen=True, slots=True)
+class _Requests:
+    """Requests in order of arrival, and the names that their columns index."""
+
+    columns: NDArray[Any]
+    names: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> _Requests:
+        """Those in mappings of columns, with the text of names."""
+        names: dict[str, dict[str, int]] = {name: {} for name in ("model", "tenant", "named", "locality")}
+        columns = np.fromiter((_values(row, names) for row in rows), _COLUMNS)
+        columns = columns[np.argsort(columns["arrival"], kind="stable")]
+        columns["arrival"] -= columns["arrival"][0]
+        return cls(columns, {name: tuple(numbers) for name, numbers in names.items()})
+
+    def trace(self) -> Trace:
+        """Them as a trace, with predictions."""
+        columns = {name: np.ascontiguousarray(self.columns[name]) for name in COLUMNS if name != "predicted"}
+        predicted = _predicted(columns["output"], columns["model"], columns["tenant"])
+        return Trace(models=self.names["model"], tenants=self.names["tenant"], predicted=predicted, **columns)
+
+
+def _values(row: Mapping[str, Any], names: Mapping[str, dict[str, int]]) -> tuple[float, ...]:
+    """A request's values in the order of `_COLUMNS`; a new name is added to those of its column."""
+    deadline, priority, service = row.get("deadline"), row.get("priority"), row.get("service")
+    model, tenant, named, locality = [
+        numbers.setdefault(row.get(column) or "", len(numbers)) for column, numbers in names.items()
+    ]
+    return (
+        row["arrival"],
+        model,
+        row["size"],
+        row.get("output") or 0,
+        math.nan if deadline is None else deadline,
+        UNSET if priority is None else priority,
+        UNSET if service is None else service,
+        tenant,
+        named,
+        locality,
+    )
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
@@ -178,7 +213,7 @@ def read_trace(path: Path, *, model: str) -> Trace:
     Raises:
         TraceError: the file cannot be read, or a row is invalid.
     """
-    return _trace(_read_file(path, model))
+    return _read(path, model).trace()
 
 
 def read_arrivals(path: Path, *, model: str) -> Arrivals:
@@ -187,11 +222,12 @@ def read_arrivals(path: Path, *, model: str) -> Arrivals:
     Raises:
         TraceError: as `read_trace`.
     """
-    rows = _read_file(path, model)
-    trace, order = _trace(rows), np.argsort(np.array(rows.arrival), kind="stable")
-    found = arrivals_of(trace)
-    found.jobs["service"], found.jobs["locality"] = np.array(rows.named)[order], np.array(rows.locality)[order]
-    return replace(found, names={**found.names, "service": (*rows.services,), "locality": (*rows.localities,)})
+    requests = _read(path, model)
+    found = arrivals_of(requests.trace())
+    found.jobs["service"], found.jobs["locality"] = requests.columns["named"], requests.columns["locality"]
+    return replace(
+        found, names={**found.names, "service": requests.names["named"], "locality": requests.names["locality"]}
+    )
 
 
 def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
@@ -204,135 +240,28 @@ def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
     return Arrivals({**names, "locality": ("",), "hardware_class": ("",)}, jobs)
 
 
-def _read_file(path: Path, model: str) -> _Rows:
-    source = str(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            return _read(csv.reader(lines, strict=True), source, model)
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(source, 0, "a readable CSV file in UTF-8", flaw(error)) from error
-
-
 def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
     """A trace of a few requests: mappings of `Trace`'s columns; `arrival`, `model` and `size` are required."""
-    kept = _Rows()
-    for row in rows:
-        kept.add(row)
-    return _trace(kept)
+    return _Requests.of(rows).trace()
 
 
-def _read(reader: Any, source: str, model: str) -> _Rows:
-    records = _records(reader, source)
-    _, header = next(records, (1, []))
-    parse = _parser(tuple(header), source, model)
-    rows = _Rows()
-    for line, record in records:
-        if len(record) != len(header):
-            raise TraceError(source, line, f"{len(header)} fields", len(record))
-        try:
-            rows.add(parse(record))
-        except _FieldError as error:
-            raise TraceError(source, line, *error.args) from error
-    if not rows.arrival:
-        raise TraceError(source, 0, "at least one request", "none")
-    return rows
+def _read(path: Path, model: str) -> _Requests:
+    rows: Iterator[AzureRow | TraceRow] = read_rows(path, AzureRow, TraceRow, error=TraceError)
+    return _Requests.of(_given(row, path, model) for row in rows)
 
 
-def _records(reader: Any, source: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields of the lines that are not blank."""
-    try:
-        for record in reader:
-            if record:
-                yield reader.line_num, record
-    except csv.Error as error:
-        raise TraceError(source, reader.line_num, "CSV", error) from error
-
-
-class _FieldError(ValueError):
-    """What was expected of a field, and what was found."""
-
-
-def _parser(header: tuple[str, ...], source: str, model: str) -> Callable[[list[str]], dict[str, Any]]:
-    if header == AZURE:
+def _given(row: AzureRow | TraceRow, path: Path, model: str) -> dict[str, Any]:
+    """A row as a mapping of columns."""
+    if isinstance(row, AzureRow):
         if not model:
-            raise TraceError(source, 1, "a trace that names its models, or the option --model", "none")
-        return lambda record: _azure(record, model)
-    missing = [name for name in GENERIC if name not in header]
-    strange = [name for name in header if name not in (*GENERIC, *OPTIONAL)]
-    if missing or strange or len(set(header)) != len(header):
-        expected = f"the header {','.join(AZURE)} or {','.join(GENERIC)} (and {', '.join(OPTIONAL)})"
-        raise TraceError(source, 1, expected, ",".join(header) or "nothing")
-    return lambda record: _generic(dict(zip(header, record, strict=True)))
-
-
-def _azure(record: list[str], model: str) -> dict[str, Any]:
-    try:
-        arrival = datetime.fromisoformat(record[0])
-    except ValueError:
-        raise _FieldError("a TIMESTAMP such as 2023-11-16 18:15:46.6805900", repr(record[0])) from None
-    seconds = (arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
-    size, output = _count("ContextTokens", record[1]), _count("GeneratedTokens", record[2])
-    return {"arrival": seconds, "model": model, "size": size, "output": output}
-
-
-def _generic(row: Mapping[str, str]) -> dict[str, Any]:
-    if not row["model"]:
-        raise _FieldError("a model", "nothing")
-    parsed = {"model": row["model"], "tenant": row["tenant"]}
-    return parsed | {
-        "arrival": _seconds("arrival", row["arrival"], least=0.0),
-        "size": _count("size", row["size"]),
-        "output": _count("output", row["output"]) if row.get("output") else 0,
-        "deadline": _seconds("deadline", row["deadline"], least=1e-9) if row["deadline"] else math.nan,
-        "priority": _one_of("priority", row["priority"], PRIORITIES),
-        "service": SERVICES.index(named) if (named := row.get("service", "")) in SERVICES else UNSET,
-        "named": named,
-        "locality": row.get("locality", ""),
+            raise TraceError(str(path), 1, "a trace that names its models, or the option --model", "none")
+        arrival = (row.arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
+        return {"arrival": arrival, "model": model, "size": row.size, "output": row.output}
+    return msgspec.structs.asdict(row) | {
+        "priority": None if row.priority is None else PRIORITIES.index(row.priority),
+        "service": SERVICES.index(row.service) if row.service in SERVICES else None,
+        "named": row.service,
     }
-
-
-def _count(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        raise _FieldError(f"{name} as an integer from 0 to 999999999", repr(text))
-    return int(text)
-
-
-def _seconds(name: str, text: str, *, least: float) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not least <= seconds < 1e12:
-        raise _FieldError(f"{name} in seconds, {'above 0' if least else 'at least 0'}", repr(text))
-    return seconds
-
-
-def _one_of(name: str, text: str, known: Sequence[str]) -> int:
-    if text and text not in known:
-        raise _FieldError(f"{name} as one of {', '.join(known)}, or nothing", repr(text))
-    return known.index(text) if text else UNSET
-
-
-def _trace(rows: _Rows) -> Trace:
-    """The columns in order of arrival, in narrow types, with predictions."""
-    arrival = np.array(rows.arrival)
-    order = np.argsort(arrival, kind="stable")
-    arrival = arrival[order] - arrival.min()
-    model, tenant = np.array(rows.model, np.int16)[order], np.array(rows.tenant, np.int32)[order]
-    output = np.array(rows.output, np.int32)[order]
-    return Trace(
-        models=tuple(rows.models),
-        tenants=tuple(rows.tenants),
-        arrival=arrival,
-        model=model,
-        size=np.array(rows.size, np.int32)[order],
-        output=output,
-        predicted=_predicted(output, model, tenant),
-        deadline=np.array(rows.deadline)[order],
-        priority=np.array(rows.priority, np.int8)[order],
-        service=np.array(rows.service, np.int8)[order],
-        tenant=tenant,
-    )
 
 
 def _predicted(output: Column, model: Column, tenant: Column) -> Column:
@@ -479,9 +408,6 @@ KINDS: Mapping[str, tuple[Callable[[Mapping[str, float], Random], Times], Mappin
 """Each kind's generator, and its own figures with their defaults."""
 
 
-_LARGEST = 999_999_999  # the largest size and output of a trace
-
-
 def trace_of(arrivals: Arrivals) -> Trace:
     """The trace that replays these arrivals, as far as they were accepted: the size of a refused one is unknown.
 
@@ -507,7 +433,7 @@ def trace_of(arrivals: Arrivals) -> Trace:
 
 
 def _bounded(sizes: Column) -> Column:
-    bounded: Column = np.minimum(sizes, _LARGEST).astype(np.int32)
+    bounded: Column = np.minimum(sizes, LARGEST).astype(np.int32)
     return bounded
 
 
@@ -522,14 +448,17 @@ def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
     Models are named without their version, services and localities as the fleet has them.
     """
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow((*GENERIC, *OPTIONAL))
+    writer.writerow(TraceRow.__struct_fields__)
     writer.writerows(_generic_records(arrivals))
 
 
 def _generic_records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
     trace, jobs = trace_of(arrivals), arrivals.jobs[arrivals.jobs["state"] != REFUSED]
     models = [name.partition(":")[0] for name in trace.models]
-    columns = [getattr(trace, name).tolist() for name in (*GENERIC, "output")]
+    columns = [
+        getattr(trace, name).tolist()
+        for name in ("arrival", "model", "size", "deadline", "priority", "tenant", "output")
+    ]
     columns += [jobs[name].tolist() for name in ("service", "locality")]
     for arrival, model, size, deadline, priority, tenant, output, service, locality in zip(*columns, strict=True):
         yield (

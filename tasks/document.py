@@ -126,13 +126,31 @@ def parse_document(text: str, kind: type[Value], *, file: str, error: type[Docum
     try:
         return convert(raw, kind)
     except msgspec.ValidationError as wrong:
-        steps, expected, value = _located(raw, kind, str(wrong))
+        steps, expected, value = located(raw, kind, str(wrong))
         raise error(file, ".".join(steps), expected, value) from wrong
 
 
 def convert(raw: object, kind: type[Value]) -> Value:
     """`raw` (plain YAML or JSON values) as a `kind`; raises `msgspec.ValidationError`."""
     return msgspec.convert(raw, kind, dec_hook=_decode_size)
+
+
+def located(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
+    """Path, expectation and value that msgspec's `message` on `raw` as a `kind` describes."""
+    text, of_key, where = cast(re.Match[str], _WHERE.fullmatch(message)).groups()
+    steps = [name or index for name, index in _PATH_STEP.findall(where or "")]
+    path = _resolved(raw, kind, [*steps, _ANY_KEY] if of_key else steps, message)
+    types = _types(inspect.type_info(kind), raw, path[:-1] if of_key else path)
+    if of_key:
+        keys = [one.key_type for one in types if isinstance(one, inspect.DictType)]
+        return path, f"a key that is {_expectation(text, keys)}", path[-1]
+    value = _value(raw, path)
+    if missing := re.search("required field `(.*)`", text):
+        tags = [one.tag for one in types if isinstance(one, inspect.StructType) and one.tag_field == missing[1]]
+        return [*path, missing[1]], f"one of {tags}" if tags else "a value", Verbatim("nothing")
+    if unknown := re.search("unknown field `(.*)`", text):
+        return [*path, unknown[1]], _known_fields(unknown[1], value, types), value[unknown[1]]
+    return path, _expectation(text, types), value
 
 
 def written_out(value: msgspec.Struct) -> str:
@@ -158,24 +176,6 @@ def json_schema(*kinds: type[Any]) -> dict[str, Any]:
     """The JSON Schema of a document of one of `kinds`."""
     refs, parts = msgspec.json.schema_components(kinds, schema_hook=_size_schema, ref_template="#/$defs/{name}")
     return {**(refs[0] if len(refs) == 1 else {"anyOf": list(refs)}), "$defs": parts}
-
-
-def _located(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
-    """Path, expectation and value that msgspec's `message` describes."""
-    text, of_key, where = cast(re.Match[str], _WHERE.fullmatch(message)).groups()
-    steps = [name or index for name, index in _PATH_STEP.findall(where or "")]
-    path = _resolved(raw, kind, [*steps, _ANY_KEY] if of_key else steps, message)
-    types = _types(inspect.type_info(kind), raw, path[:-1] if of_key else path)
-    if of_key:
-        keys = [one.key_type for one in types if isinstance(one, inspect.DictType)]
-        return path, f"a key that is {_expectation(text, keys)}", path[-1]
-    value = _value(raw, path)
-    if missing := re.search("required field `(.*)`", text):
-        tags = [one.tag for one in types if isinstance(one, inspect.StructType) and one.tag_field == missing[1]]
-        return [*path, missing[1]], f"one of {tags}" if tags else "a value", Verbatim("nothing")
-    if unknown := re.search("unknown field `(.*)`", text):
-        return [*path, unknown[1]], _known_fields(unknown[1], value, types), value[unknown[1]]
-    return path, _expectation(text, types), value
 
 
 def _resolved(raw: object, kind: type[Any], steps: list[str], message: str) -> list[str]:
@@ -253,11 +253,11 @@ def _known_fields(name: str, raw: Mapping[str, object], types: Sequence[inspect.
 
 def _expectation(text: str, types: Sequence[inspect.Type]) -> str:
     """The expectation in msgspec's `text`, without the value; the choices, if only some values are allowed."""
-    if not text.startswith("Invalid"):
+    choices = [value for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
+    if not text.startswith("Invalid") or not choices:
         described = (one.extra_json_schema or {} for one in types if isinstance(one, inspect.Metadata))
         hint = next((f" ({one['description']})" for one in described if "description" in one), "")
-        return re.sub("^[Ee]xpected ", "", text).partition(", got ")[0] + hint
-    choices = [value for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
+        return re.sub("^([Ee]xpected|Invalid) ", "", text).partition(", got ")[0] + hint
     others = ["`int` or " for one in types if isinstance(one, inspect.IntType)]
     return f"{''.join(others)}one of {choices}"
 

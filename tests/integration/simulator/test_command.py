@@ -188,7 +188,7 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
     assert all(row["instance"] in shown for row in answer["plan"]["mix"])
 
     for prices, arguments, words in (
-        (PRICES.replace("1.2,", "0,"), given, "line 11: usd_per_hour: expected a price above 0, got '0'"),
+        (PRICES.replace("1.2,", "0,"), given, "line 11: usd_per_hour: expected `float` > 0.0 (US dollars), got '0'"),
         (PRICES.replace("L4", "L5"), given, "classes.gpu.l4.accelerator: expected an accelerator of"),
         (PRICES, ("--rate", "chess=2", *SLO), "expected models that the fleet runs"),
         (PRICES, ("--trace", "poisson:rate=1", *given), "give either --trace or --rate"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from simulator.csv_rows import parse_rows
 from simulator.demand import (
     FleetTooSmallError,
     InfeasibleError,
@@ -18,12 +19,12 @@ from simulator.demand import (
     Mix,
     Offer,
     PriceError,
+    Prices,
     cheapest,
     check_deadlines,
     demand,
     load_prices,
     offers,
-    parse_prices,
 )
 from simulator.engine import RunSummary, simulate
 from simulator.fleet import Fleet, FleetError, parse_fleet
@@ -55,8 +56,12 @@ def work(rate: float, on: Fleet | None = None, duration: float = 120) -> Workloa
     return prepare(synthetic_trace(spec, model="m"), on or fleet(), seed=1)
 
 
+def prices_in(text: str) -> Prices:
+    return Prices("p.csv", tuple(parse_rows(text.splitlines(), Instance, source="p.csv", error=PriceError)))
+
+
 def bought(on: Fleet | None = None) -> tuple[Offer, ...]:
-    return offers(on or fleet(), parse_prices(PRICES.splitlines(keepends=True)))
+    return offers(on or fleet(), prices_in(PRICES))
 
 
 def replay(what: str, workload: Workload) -> RunSummary:
@@ -147,20 +152,22 @@ def test_an_offer_is_the_cheapest_of_its_size_and_no_multiple_that_is_as_dear() 
 
 
 def test_further_columns_are_let_be_and_a_processor_counts_as_one_device() -> None:
-    prices = parse_prices(PRICES.splitlines(keepends=True))
-    assert prices.instances[4] == Instance("slow", "", 1, 1.0, None)
+    prices = prices_in(PRICES)
+    assert prices.instances[4] == Instance("slow", None, 0, 1.0, None)
 
 
 @pytest.mark.cases("row, words")
 def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) -> None:
     with pytest.raises(PriceError) as caught:
-        parse_prices([HEADER, row], "p.csv")
+        prices_in(HEADER + row)
     assert str(caught.value).startswith(words)
 
 
 def test_a_price_file_without_its_columns_or_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PriceError, match=r"line 1: expected the columns instance,.* none called usd_per_hour_spot"):
-        parse_prices(["instance,accelerator,accelerator_count,usd_per_hour\n"])
+    with pytest.raises(
+        PriceError, match=r"line 1: expected the columns .*,usd_per_hour_spot, got instance,"
+    ):
+        prices_in("instance,accelerator,accelerator_count,usd_per_hour\n")
     with pytest.raises(PriceError, match=r"no-such\.csv: expected a readable CSV"):
         load_prices(tmp_path / "no-such.csv")
 

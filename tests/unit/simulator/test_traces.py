@@ -47,9 +47,7 @@ def test_a_bad_row_is_named_by_its_line_and_what_was_expected(tmp_path: Path, ro
     path = written(tmp_path, f"{HEADER}\n0,chat,1,,,\n\n{row}\n")
     with pytest.raises(TraceError) as caught:
         read_trace(path, model="chat")
-    assert expected in caught.value.expected
-    assert caught.value.line == 4
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: line 4: ") and expected in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n", f"{HEADER},colour\n", f"{HEADER},size\n", f"{HEADER}\n"])
