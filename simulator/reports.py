@@ -6,11 +6,13 @@ Also the plan that routers follow, as text. The page loads nothing from a networ
 from __future__ import annotations
 
 import html
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -105,11 +107,7 @@ svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--di
 svg .name{fill:var(--ink)}svg .own{fill:var(--own);font-weight:600}svg line{stroke:var(--rule)}
 svg circle{fill:var(--mark)}svg circle.own{fill:var(--own)}
 svg .leader{stroke:var(--mark);stroke-width:.7}
-div{overflow-x:auto}table{font-size:13px;border-collapse:collapse;width:100%;margin-top:20px;font-variant-numeric:tabular-nums}
-th,td{padding:4px 8px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
-th{color:var(--dim);font-weight:500;white-space:normal;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left}tr.own td{color:var(--own);
-font-weight:600}
+pre{font-size:13px;overflow-x:auto;margin-top:20px}
 """
 
 
@@ -127,12 +125,12 @@ class _Scale:
 
 
 def page(summaries: Sequence[RunSummary], *, title: str, subtitle: str) -> str:
-    """The page: a chart of cost against live attainment, then a table of all figures."""
+    """The page: a chart of cost against live attainment, then the tables of `figures` and `usage`."""
     own = summaries[0].policy
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>"
-        f"{_chart(summaries, own)}<div>{_html_table(summaries, own)}</div></body></html>\n"
+        f"{_chart(summaries, own)}{_html_tables(summaries)}</body></html>\n"
     )
 
 
@@ -201,33 +199,8 @@ def _is_free(placed: Sequence[tuple[float, float, float]], left: float, right: f
     return inside and all(right < a or left > b or abs(row - y) >= _LINE for a, b, y in placed)
 
 
-def _html_table(summaries: Sequence[RunSummary], own: str) -> str:
-    classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
-    heads = [
-        "policy",
-        *(f"{name} in time" for name in SERVICES),
-        "cost",
-        "score",
-        "p50",
-        "p99",
-        *(f"{c} busy" for c in classes),
-    ]
-    rows = "".join(
-        f"<tr{_own(s.policy == own)}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(s, classes))}</tr>"
-        for s in summaries
-    )
-    return f"<table><tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>{rows}</table>"
-
-
-def _cells(summary: RunSummary, classes: Sequence[str]) -> list[str]:
-    attained = [percent(summary.attainment[name]) for name in SERVICES]
-    used = [percent(summary.utilisation.get(name)) for name in classes]
-    return [
-        summary.policy,
-        *attained,
-        f"${summary.cost_usd:.2f}",
-        f"${summary.score:.2f}",
-        seconds(summary.p50),
-        seconds(summary.p99),
-        *used,
-    ]
+def _html_tables(summaries: Sequence[RunSummary]) -> str:
+    """The same tables as on a terminal."""
+    console = Console(file=io.StringIO(), record=True, width=160)
+    console.print(figures(summaries), "", usage(summaries), sep="\n")
+    return console.export_html(code_format="<pre>{code}</pre>", inline_styles=True)
