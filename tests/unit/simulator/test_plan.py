@@ -164,9 +164,7 @@ def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) ->
 
 
 def test_a_price_file_without_its_columns_or_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        PriceError, match=r"line 1: expected the columns .*,usd_per_hour_spot, got instance,"
-    ):
+    with pytest.raises(PriceError, match=r"line 1: expected the columns .*,usd_per_hour_spot, got instance,"):
         prices_in("instance,accelerator,accelerator_count,usd_per_hour\n")
     with pytest.raises(PriceError, match=r"no-such\.csv: expected a readable CSV"):
         load_prices(tmp_path / "no-such.csv")
