@@ -95,15 +95,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def profile(self) -> Profile:
         """The curve, as placement reads it."""
-        return Profile(
-            base=self.base,
-            step=self.step,
-            slope=self.slope,
-            floor=self.floor,
-            load=self.load,
-            prompt_step=self.prompt_step,
-            prompt_slope=self.prompt_slope,
-        )
+        return msgspec.convert(self, Profile, from_attributes=True)
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
