@@ -58,7 +58,7 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_missing_or_binary_file_and_a_bad_time_in_an_azure_trace_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n")
-    with pytest.raises(TraceError, match="line 2: expected a TIMESTAMP"):
+    with pytest.raises(TraceError, match="line 2: TIMESTAMP: expected RFC3339"):
         read_trace(path, model="chat")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("missing", "binary"):
