@@ -62,18 +62,15 @@ def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets
     assert sum(sharing) <= max(cores, len(sharing))
 
 
-def test_a_class_of_unknown_need_keeps_its_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("begun", "want", "last"), [(3, 1, 1), (2, None, 2)])
+def test_the_last_workers_of_a_class_are_the_first_to_go_and_none_if_its_need_is_unknown(
+    tmp_path: Path, begun: int, want: int | None, last: int
+) -> None:
     workers = slots(tmp_path, 3)
-    scaler = Autoscaler(workers, WorkerBounds({"cpu": 2}, 4), lambda name: None)
-    assert wanted(workers) == [True, True, False]
+    scaler = Autoscaler(workers, WorkerBounds({"cpu": begun}, 4), lambda name: want)
+    assert wanted(workers) == [n < begun for n in range(3)]
     scaler.tend()
-    assert wanted(workers) == [True, True, False]
-
-
-def test_the_last_workers_of_a_class_are_the_first_to_go(tmp_path: Path) -> None:
-    workers = slots(tmp_path, 3)
-    Autoscaler(workers, WorkerBounds({"cpu": 3}, 4), lambda name: 1).tend()
-    assert wanted(workers) == [True, False, False]
+    assert wanted(workers) == [n < last for n in range(3)]
 
 
 ENGINES = recorded("documents/engines.yaml")
@@ -83,19 +80,28 @@ NEW = """\
 service:"""
 
 
-def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("local.autoscaler.EVERY", 0.0)
-    path = tmp_path / "queues.yaml"
+def replanned(
+    folder: Path, patch: pytest.MonkeyPatch, *, scaled: bool = False
+) -> tuple[Path, list[tuple[WorkerPlan, SupervisedProcess]], Replanner]:
+    """A queues.yaml with one endpoint, its worker, and what follows the file at each look."""
+    patch.setattr("local.autoscaler.EVERY", 0.0)
+    path = folder / "queues.yaml"
     path.write_text(ENGINES.format(urls='"http://a"'))
 
     def made(plan: WorkerPlan) -> SupervisedProcess:
-        return SupervisedProcess(plan.name, [], dict(os.environ), tmp_path, announces=True)
+        return SupervisedProcess(plan.name, [], dict(os.environ), folder, announces=True)
 
     first = WorkerPlan("engine", "endpoint:0", False)
-    workers = [(first, made(first)), *slots(tmp_path, 1)]
-    replicas = Replanner(QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=False)
+    workers = [(first, made(first))]
+    follows = Replanner(QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=scaled)
+    return path, workers, follows
+
+
+def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, workers, replicas = replanned(tmp_path, monkeypatch)
+    workers += slots(tmp_path, 1)
     replicas.tend()
     assert len(workers) == 2
     path.write_text(ENGINES.format(urls='"http://a", "http://b", "http://c"'))
@@ -114,18 +120,7 @@ def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
 def test_a_class_that_queues_yaml_gains_gets_its_workers_while_the_fleet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: bool
 ) -> None:
-    monkeypatch.setattr("local.autoscaler.EVERY", 0.0)
-    path = tmp_path / "queues.yaml"
-    path.write_text(ENGINES.format(urls='"http://a"'))
-
-    def made(plan: WorkerPlan) -> SupervisedProcess:
-        return SupervisedProcess(plan.name, [], dict(os.environ), tmp_path, announces=True)
-
-    first = WorkerPlan("engine", "endpoint:0", False)
-    workers = [(first, made(first))]
-    replanner = Replanner(
-        QueuesFile(path), lambda topology: plan_fleet(topology, MACHINE), workers, made, scaled=scaled
-    )
+    path, workers, replanner = replanned(tmp_path, monkeypatch, scaled=scaled)
     scaler = Autoscaler(workers, WorkerBounds({"engine": 1}, 4), lambda name: 1 if name == "engine" else 2)
     path.write_text(ENGINES.format(urls='"http://a"').replace("service:", NEW, 1))
     replanner.tend()

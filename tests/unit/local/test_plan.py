@@ -43,15 +43,11 @@ def test_a_class_whose_engine_cannot_be_started_is_left_out_with_its_reason() ->
 
 def test_each_cuda_device_gets_a_worker_of_its_own() -> None:
     workers = plan_fleet(TOPOLOGY, WORKSTATION, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
-    assert workers == (
-        WorkerPlan("gpu.realtime", "cuda:0", emulated=False),
-        WorkerPlan("gpu.realtime", "cuda:1", emulated=False),
-    )
-
-
-def test_a_cuda_device_that_nothing_can_drive_is_left_out_with_its_reason() -> None:
-    plan = plan_fleet(TOPOLOGY, replace(WORKSTATION, runtimes=LAPTOP.runtimes))
-    assert "torch, which drives it, is not installed" in plan.left_out["gpu.realtime"]
+    assert workers == tuple(WorkerPlan("gpu.realtime", f"cuda:{n}", emulated=False) for n in range(2))
+    undriven = plan_fleet(TOPOLOGY, replace(WORKSTATION, runtimes=LAPTOP.runtimes))
+    assert "torch, which drives it, is not installed" in undriven.left_out["gpu.realtime"]
+    with pytest.raises(StartPlanError, match="at most one worker per device"):
+        plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
 
 
 def test_an_emulated_class_is_marked_so_on_its_command_line() -> None:
@@ -87,11 +83,6 @@ def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expecte
         plan_fleet(TOPOLOGY, LAPTOP, **asked)  # type: ignore[arg-type]  # one of two keywords
 
 
-def test_more_workers_than_accelerators_are_refused() -> None:
-    with pytest.raises(StartPlanError, match="at most one worker per device"):
-        plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
-
-
 @pytest.mark.cases("status, reason")
 def test_an_exit_status_is_shown_in_words(status: int, reason: str) -> None:
     assert exit_reason(status) == reason
@@ -111,9 +102,6 @@ def test_the_last_line_of_a_log_is_shown_in_words(tmp_path: Path) -> None:
 
 def test_only_runtimes_that_some_started_class_uses_are_fetched_for() -> None:
     assert runtimes_of(TOPOLOGY, ["tpu.bulk"], {"onnx", "jax", "torch"}) == {"jax"}
-
-
-def test_nothing_is_fetched_for_no_runtime() -> None:
     assert for_runtimes([], ["onnx"]) == []
 
 

@@ -131,26 +131,22 @@ def test_what_is_held_past_its_deadline_is_turned_away() -> None:
     assert (outcome.state != ANSWERED).any()
 
 
-def test_what_one_class_has_too_much_of_is_levelled_with_an_idle_one() -> None:
-    work = workload(MINUTE, horizon=1000)
+@pytest.mark.parametrize(
+    ("terms", "moves", "longest"),
+    [
+        ({}, (20, 40), (0, 36)),  # what one class has too much of is levelled with an idle one
+        ({"price": 0.1}, (46, 120), (0, 120)),  # back from a dear class to a cheap one, and levelled no more
+        ({"moves": 0}, (0, 0), (59, 120)),  # forbidden
+    ],
+)
+def test_waiting_work_is_levelled_and_goes_back_to_a_cheap_class(
+    terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]
+) -> None:
+    work = workload(MINUTE, horizon=1000, **terms)
     outcome = play(work, OnOneClass(work, seed=1))
-    assert 20 <= outcome.moves <= 40
-    assert float(outcome.latency.max()) < 36
-
-
-def test_work_goes_back_from_a_dear_class_to_a_cheap_one_and_is_levelled_no_more() -> None:
-    work = workload(MINUTE, horizon=1000, price=0.1)
-    policy = OnOneClass(work, seed=1)
-    outcome = play(work, policy)
-    assert outcome.moves > 45
     assert (outcome.state == ANSWERED).all()
-
-
-def test_no_job_moves_where_moves_are_forbidden() -> None:
-    work = workload(MINUTE, horizon=1000, moves=0)
-    outcome = play(work, OnOneClass(work, seed=1))
-    assert outcome.moves == 0
-    assert float(outcome.latency.max()) > 59
+    assert moves[0] <= outcome.moves <= moves[1]
+    assert longest[0] < float(outcome.latency.max()) < longest[1]
 
 
 def test_under_a_plan_waiting_work_moves_to_its_class_and_not_away_from_it() -> None:

@@ -57,13 +57,10 @@ def test_a_device_goes_when_it_was_not_needed_for_the_time_of_a_start() -> None:
     assert size.kept(3, 0.0, 0, 59.0, 3) == 3
     assert size.kept(3, 0.0, 0, 60.0, 3) == 1
     assert size.kept(1, 0.0, 0, 90.0, 3) == 0
-
-
-def test_a_device_that_is_needed_now_is_kept_without_a_keep_alive_too() -> None:
-    size = ClassSize(start=60.0)
-    size.follow(Density(keep=0.0))
-    assert size.kept(3, 1.0, 2, 5.0, 3) == 2
-    assert size.kept(2, 0.0, 0, 6.0, 3) == 0
+    at_once = ClassSize(start=60.0)
+    at_once.follow(Density(keep=0.0))
+    assert at_once.kept(3, 1.0, 2, 5.0, 3) == 2, "without a keep-alive too what is needed now is kept"
+    assert at_once.kept(2, 0.0, 0, 6.0, 3) == 0
 
 
 def test_a_floor_ends_in_a_long_pause_and_is_back_with_the_next_job() -> None:
@@ -208,9 +205,8 @@ def test_a_class_keeps_the_devices_of_its_plan_in_a_pause_but_not_once_its_load_
 def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_level() -> None:
     work = {"used": (1.2, 0.0, 0.0, 0.0)}
     assert Clock().observe(a_fleet(a_plan(Density(target=0.5)), work=work), jobs=9) == math.ceil(1.2 / 2 / 0.5)
-    assert Clock().observe(a_fleet(a_plan(Density(target=0.5), deadline=1.0), work=work), jobs=9) == math.ceil(
-        1.2 / 0.5
-    )
+    tighter = a_plan(Density(target=0.5), deadline=1.0)
+    assert Clock().observe(a_fleet(tighter, work=work), jobs=9) == math.ceil(1.2 / 0.5)
     target = Scaler(TOPOLOGY)
     target.observe(a_fleet(a_plan(Density(target=0.5)), work=work), 0.0, {"used": 9})
     assert target.targets()["used"].reason == "planned: work fills 0.6 devices until it is due, at 50% utilisation"

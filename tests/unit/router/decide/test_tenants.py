@@ -54,6 +54,9 @@ def test_only_a_tenant_over_its_fair_share_is_held() -> None:
         shares.charge(tenant, dollars)
     assert {name for name in ("lab", "shop", "desk", "new") if shares.over_fair_share(name)} == {"lab"}
     assert {name for name in ("lab", "shop", "desk", "new") if shares.bypasses_holding(name)} == {"shop", "desk", "new"}
+    alone = Shares({})
+    alone.charge("lab", 10.0)
+    assert not alone.over_fair_share("lab") and not alone.bypasses_holding("lab"), "what is held is its own"
 
 
 def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
@@ -65,13 +68,6 @@ def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
         shares.charge("shop", 0.1)
         given += 1
     assert given <= 10  # a dollar, not ten
-
-
-def test_a_tenant_that_is_alone_neither_crowds_nor_passes_what_is_held_which_is_its_own() -> None:
-    shares = Shares({})
-    shares.charge("lab", 10.0)
-    assert not shares.over_fair_share("lab")
-    assert not shares.bypasses_holding("lab")
 
 
 @given(weight=st.integers(1, 8))

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routing.explanation import explain_record
 from broker.port import Arrival
 from broker.valkey.forwarding import forward_call
 from router.decide.basis import read_basis
 from router.decide.fairness import Tenants, day_of
-from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, size_of
@@ -137,23 +135,6 @@ def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     inputs = [simulation(sweeps) for sweeps in (100_000, 100_010, 900_000)]
     needs = [alike(simulating, [f"j{n}"], inputs=each, **asked)[0].placement.needs for n, each in enumerate(inputs)]
     assert needs[0] == needs[1] != needs[2]
-
-
-def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it() -> None:
-    jobs = [f"j{n}" for n in range(200)]
-    admitted = alike(seen(FLEET), jobs, deadline=600)
-    bases = {a.outgoing.fields["basis"] for a in admitted}
-    assert 1 < len(bases) < len(jobs)
-    for job, one in zip(jobs, admitted, strict=True):
-        fields = one.outgoing.fields
-        basis = present(read_basis(fields["basis"]))
-        model = RULES.catalogue.resolve("echo")
-        table = explain_record(model, basis, RULES.topology, FLEET, RULES.book, seed=seed_of(job))
-        assert (table.hardware_class, table.variant, table.reason) == (
-            fields["hardware_class"],
-            fields["variant"],
-            fields["reason"],
-        )
 
 
 def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts() -> None:

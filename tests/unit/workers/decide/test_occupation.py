@@ -64,11 +64,8 @@ def test_a_batch_goes_on_for_what_its_profile_says_and_a_late_one_for_as_long_ag
     now: float, left: float
 ) -> None:
     assert BATCH.left(now, 1.0) == pytest.approx(left)
-
-
-def test_only_rows_without_a_waiter_count() -> None:
-    assert BATCH.left(110.0, 0.0) == 0.0
-    assert BATCH.left(110.0, 0.25) == pytest.approx(5.0)
+    assert BATCH.left(now, 0.25) == pytest.approx(left / 4), "only rows without a waiter count"
+    assert BATCH.left(now, 0.0) == 0.0
 
 
 def test_a_batch_is_long_by_its_profile_or_by_what_it_has_taken_already() -> None:
@@ -113,22 +110,13 @@ def test_without_time_nothing_is_kept_and_with_enough_all_is(
     assert unfinished(stints, sum(seconds for _, seconds in stints) + 1e-6 + more) == set()
 
 
-def test_a_drain_is_only_ever_brought_forward() -> None:
+def test_a_drain_is_only_ever_brought_forward_and_a_second_request_to_stop_stops_at_once() -> None:
     drain = Drain()
     assert not drain.begun
-    drain.within(10)
-    drain.within(60)
-    assert drain.begun
-    assert drain.left == pytest.approx(10 - PACKING, abs=0.5)
-    drain.within(5)
-    assert drain.left == pytest.approx(5 - PACKING, abs=0.5)
-
-
-def test_a_second_request_to_stop_stops_at_once() -> None:
-    drain = Drain()
     drain.within(30)  # a notice is no request to stop
     drain.stop(60)
-    assert drain.left > 20
+    assert drain.begun
+    assert drain.left == pytest.approx(30 - PACKING, abs=0.5)
     drain.stop(60)
     assert drain.left <= 0
     assert drain.by <= time.monotonic()

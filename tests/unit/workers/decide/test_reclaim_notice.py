@@ -10,29 +10,12 @@ from tasks.settings import TREE
 from tasks.topology import Notice, TopologyError, parse_topology
 from workers.drain import NoticeWatch, grace_of
 
-AWS = Notice(says='"time": *"(?P<at>[^"]+)"')
-AZURE = Notice(says='"EventType": *"Preempt"')
 NOW = 1_505_722_800.0  # 2017-09-18T08:20:00Z
 
 
-@pytest.mark.parametrize(
-    ("notice", "text", "grace"),
-    [
-        (Notice(), "", 25.0),
-        (Notice(), "5\n", 5.0),
-        (Notice(), "soon", 25.0),
-        (Notice(says="TRUE"), "FALSE", None),
-        (Notice(says="TRUE", grace=20), "TRUE", 20.0),
-        (AWS, '{"action": "terminate", "time": "2017-09-18T08:22:00Z"}', 120.0),
-        (AWS, '{"action": "terminate", "time": "2017-09-18T08:19:00Z"}', 0.0),
-        (AWS, '{"action": "terminate", "time": "in a while"}', 25.0),
-        (AWS, "<html>not found</html>", None),
-        (AZURE, '{"DocumentIncarnation": 1, "Events": []}', None),
-        (AZURE, '{"Events": [{"EventType": "Freeze"}, {"EventType": "Preempt"}]}', 25.0),
-    ],
-)
-def test_a_text_says_when_the_machine_goes(notice: Notice, text: str, grace: float | None) -> None:
-    assert grace_of(text, notice, NOW) == grace
+@pytest.mark.cases("notice, text, grace")
+def test_a_text_says_when_the_machine_goes(notice: dict[str, Any], text: str, grace: float | None) -> None:
+    assert grace_of(text, Notice(**notice), NOW) == grace
 
 
 def test_a_file_that_appears_is_a_notice(tmp_path: Path) -> None:

@@ -47,24 +47,19 @@ class Desk:
         return {ref: bytes(kept[ref]) if ref in kept else None for ref in refs}
 
 
-def test_what_several_requests_refer_to_is_fetched_by_one_call() -> None:
+@pytest.mark.parametrize(
+    ("given", "fetched"),
+    [
+        ([b"short"], []),
+        ([b"a" * 20, b"short", b"c" * 30], [2]),
+        ([b"a" * (FETCHED_BYTES + 1), b"b" * FETCHED_BYTES, b"c" * 20], [1, 1, 1]),  # large ones apart, in order
+    ],
+    ids=["no blob", "several", "large"],
+)
+def test_what_several_requests_refer_to_is_fetched_by_one_call(given: list[bytes], fetched: list[int]) -> None:
     desk = Desk()
-    given = [b"a" * 20, b"short", b"c" * 30]
     assert desk.read(*map(desk.delivery, given)) == given
-    assert [len(call) for call in desk.calls] == [2]
-
-
-def test_large_blobs_are_fetched_apart_and_in_order() -> None:
-    desk = Desk()
-    given = [b"a" * (FETCHED_BYTES + 1), b"b" * FETCHED_BYTES, b"c" * 20]
-    assert desk.read(*map(desk.delivery, given)) == given
-    assert [len(call) for call in desk.calls] == [1, 1, 1]
-
-
-def test_nothing_is_fetched_for_requests_that_refer_to_nothing() -> None:
-    desk = Desk()
-    assert desk.read(desk.delivery(b"short")) == [b"short"]
-    assert desk.calls == []
+    assert [len(call) for call in desk.calls] == fetched
 
 
 def test_a_blob_that_is_gone_fails_its_request() -> None:

@@ -66,21 +66,15 @@ def dock(tmp_path: Path) -> Dock:
     return Dock(tmp_path)
 
 
-def test_jobs_wait_until_their_variant_is_loaded(dock: Dock) -> None:
+def test_jobs_wait_until_their_variant_is_loaded_and_know_how_long(dock: Dock) -> None:
+    before = time.monotonic()
     jobs = [dock.job("one"), dock.job("one")]
     assert dock.loads.rows == 2
     dock.begin()
     assert dock.finish() == jobs
+    assert 0 < jobs[0].load_time <= time.monotonic() - before
     assert (dock.warm(), dock.loads.rows) == ({"one:1/echo"}, 0)
     assert dock.loads.finish() == []
-
-
-def test_a_job_knows_how_long_it_waited_for_the_load(dock: Dock) -> None:
-    before = time.monotonic()
-    job = dock.job("one")
-    dock.begin()
-    assert dock.finish() == [job]
-    assert 0 < job.load_time <= time.monotonic() - before
 
 
 def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> None:
@@ -103,27 +97,19 @@ def test_the_jobs_of_a_variant_that_cannot_load_end_with_the_reason(dock: Dock) 
     assert "one:1/missing" in dock.executor.unavailable
 
 
-def test_a_variant_keeps_its_memory_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:
+def test_a_variant_keeps_its_memory_in_use_and_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:
     loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
     dock.lined[loaded.key] = (1, math.inf, 1.0)
     job = dock.job("other", arrived=2.0)
     dock.begin()
     assert dock.warm() == {loaded.key}
-    dock.lined[loaded.key] = (1, math.inf, 3.0)
-    dock.begin()
-    assert dock.finish() == [job]
-    assert dock.warm() == {"other:1/echo"}
-
-
-def test_a_variant_in_use_keeps_its_memory(dock: Dock) -> None:
-    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
-    loaded.in_use = True
-    job = dock.job("other", deadline=1.0)
+    loaded.in_use, dock.lined[loaded.key] = True, (1, math.inf, 3.0)
     dock.begin()
     assert dock.warm() == {loaded.key}
     loaded.in_use = False
     dock.begin()
     assert dock.finish() == [job]
+    assert dock.warm() == {"other:1/echo"}
 
 
 def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:

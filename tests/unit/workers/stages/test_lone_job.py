@@ -40,17 +40,12 @@ def test_a_job_alone_runs_on_its_callers_thread(device: Device) -> None:
     assert device.stage.use.busy > 0
 
 
-def test_it_is_left_to_the_device_thread_where_that_has_work(device: Device) -> None:
-    device.jobs.put([ready(device)])
-    assert not device.stage.run_alone(ready(device))
-    assert not device.endings.all
-
-
-def test_it_is_left_to_the_device_thread_while_that_runs(device: Device) -> None:
+def test_it_is_left_to_the_device_thread_where_that_has_work_or_runs(device: Device) -> None:
     device.gate.clear()
     job, other = ready(device), ready(device, "other")
+    device.jobs.put([job])
+    assert not device.stage.run_alone(other)
     with device.running():
-        device.jobs.put([job])
         assert device.begun.wait(20)
         assert not device.stage.run_alone(other)
         device.gate.set()
@@ -70,19 +65,6 @@ def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(device: Dev
         alone.join()
         assert until(lambda: len(device.endings.all) == 2)
     assert [one.job for one in device.endings.all if isinstance(one, Answered)] == [first, second]
-
-
-def test_a_stage_that_ends_waits_for_it_and_takes_no_other(device: Device) -> None:
-    device.gate.clear()
-    job, late = ready(device), ready(device)
-    with device.running():
-        alone = threading.Thread(target=device.stage.run_alone, args=[job])
-        alone.start()
-        assert device.begun.wait(20)
-        device.stage.stop()
-    alone.join()
-    assert len(device.endings.all) == 1
-    assert not device.stage.run_alone(late)
 
 
 def test_a_long_or_suspect_or_undecoded_job_is_left_to_the_device_thread(device: Device) -> None:

@@ -31,8 +31,5 @@ def seeds_of(prompts: Any, **parameters: Any) -> list[tuple[Any, Any]]:
 
 
 def test_a_prompt_that_comes_again_in_a_job_has_a_seed_one_higher_each_time() -> None:
+    assert seeds_of(["a", "a"]) == [("a", None), ("a", None)], "left to chance"
     assert seeds_of(["a", "a", "b", b"c", "a"], seed=5) == [("a", 5), ("a", 6), ("b", 5), (b"c", 5), ("a", 7)]
-
-
-def test_rows_without_a_seed_are_left_to_chance() -> None:
-    assert seeds_of(["a", "a"]) == [("a", None), ("a", None)]
