@@ -19,8 +19,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import msgspec
 import redis
 
-from local.embedded import EmbeddedValkey, find_binary, free_port
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client, FleetUnavailable
 from taxiway.contract.job import FINAL, JobState
@@ -36,12 +36,12 @@ from taxiway.contract.keys import job_key, result_key
 from taxiway.contract.wire import Durability
 from tests.cable import Cable
 from tests.routing import router_process
+from tests.sentinels import SERVICE, primary_by, sentinel
 from tests.waiting import until
 from tests.working import QUEUES, worker_process, worker_settings
 
 REPLICAS = 3
 CONFIRM = 2  # a majority of the four servers, the primary included
-SERVICE = "fleet"
 FAULTS = ("kill the primary", "freeze the primary", "cut the primary off", "kill a replica")
 DOWN_AFTER = 1.5  # seconds of silence after which a sentinel takes a server for gone
 PATIENCE = 90.0  # seconds for a failover, or for the replicas to follow, on a busy machine
@@ -112,7 +112,8 @@ class ServerSet:
         for replica in self.servers[1:]:
             with replica.client() as client:
                 client.execute_command("REPLICAOF", "127.0.0.1", first)
-        self._sentinels = [stack.enter_context(_sentinel(folder, first, self.password)) for _ in range(3)]
+        watches = partial(sentinel, folder, first, self.password, replicas=REPLICAS, down_after=DOWN_AFTER)
+        self._sentinels = [stack.enter_context(watches()) for _ in range(3)]
         self.await_whole()
 
     @property
@@ -139,40 +140,7 @@ class ServerSet:
         return said.get("role") == "master" and all(slave.get("state") == "online" for slave in slaves)
 
     def _named(self) -> int:
-        with redis.Redis(port=self._sentinels[0], socket_timeout=5) as sentinel:
-            return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
-
-
-@contextmanager
-def _sentinel(folder: Path, primary: int, password: str) -> Iterator[int]:
-    """A sentinel's process; its port."""
-    port = free_port()
-    file = folder / f"sentinel-{port}.conf"
-    file.write_text(f"""\
-port {port}
-bind 127.0.0.1
-dir {folder}
-sentinel monitor {SERVICE} 127.0.0.1 {primary} 2
-sentinel auth-pass {SERVICE} {password}
-sentinel down-after-milliseconds {SERVICE} {int(DOWN_AFTER * 1000)}
-sentinel failover-timeout {SERVICE} 6000
-sentinel parallel-syncs {SERVICE} {REPLICAS}
-""")
-    with file.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen([find_binary(), file, "--sentinel"], stdout=log, stderr=log)
-    try:
-        with redis.Redis(port=port) as client:
-            assert until(lambda: _sees_all(client), patience=PATIENCE), "a sentinel does not see the replicas"
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _sees_all(client: redis.Redis) -> bool:
-    with suppress(redis.RedisError):
-        return len(client.execute_command("SENTINEL", "REPLICAS", SERVICE)) == REPLICAS
-    return False
+        return primary_by(self._sentinels[0])
 
 
 class Producers:

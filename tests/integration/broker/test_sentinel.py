@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,18 +16,17 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from local.embedded import EmbeddedValkey, find_binary, free_port
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
 from taxiway.connection import AsyncConnection, ConnectionPool
 from tests.routing import router_process
+from tests.sentinels import SERVICE, primary_by, sentinel
 from tests.waiting import until as patiently
 from tests.working import QUEUES, worker_process, worker_settings
 
 pytestmark = pytest.mark.slow
-
-SERVICE = "fleet"
 
 
 def until(condition: Callable[[], bool], *, patience: float) -> None:
@@ -46,8 +44,7 @@ class Watched:
 
     def primary(self) -> int:
         """The port that the sentinels name."""
-        with redis.Redis(port=int(self.url.rpartition("@")[2].split(",")[0].rpartition(":")[2])) as sentinel:
-            return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+        return primary_by(int(self.url.rpartition("@")[2].split(",")[0].rpartition(":")[2]))
 
     def fail_over(self) -> None:
         """Kill the primary, and start it again once the other has its place."""
@@ -77,7 +74,8 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
             replica.execute_command("REPLICAOF", first.hostname, first.port)
             until(lambda: replica.info("replication")["master_link_status"] == "up", patience=30)
         assert first.port is not None
-        ports = [stack.enter_context(_sentinel(tmp_path, first.port, password)) for _ in range(3)]
+        terms = (tmp_path, first.port, password)
+        ports = [stack.enter_context(sentinel(*terms, replicas=1, down_after=3)) for _ in range(3)]
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = f"redis+sentinel://:{password}@{hosts}/0?service={SERVICE}"
         (tmp_path / "fleet").mkdir()
@@ -91,42 +89,6 @@ def _let_follow(server: EmbeddedValkey) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.config_set("masterauth", urlsplit(server.url).password)
         client.config_set("repl-diskless-sync-delay", 0)
-
-
-class _sentinel:
-    """A sentinel's process; entering it gives its port."""
-
-    def __init__(self, folder: Path, primary: int, password: str) -> None:
-        self._port = free_port()
-        self._file = folder / f"sentinel-{self._port}.conf"
-        self._file.write_text(f"""\
-port {self._port}
-bind 127.0.0.1
-dir {folder}
-sentinel monitor {SERVICE} 127.0.0.1 {primary} 2
-sentinel auth-pass {SERVICE} {password}
-sentinel down-after-milliseconds {SERVICE} 3000
-sentinel failover-timeout {SERVICE} 5000
-""")
-
-    def __enter__(self) -> int:
-        with self._file.with_suffix(".log").open("wb") as log:
-            self._process = subprocess.Popen([find_binary(), self._file, "--sentinel"], stdout=log, stderr=log)
-        with redis.Redis(port=self._port) as client:
-            until(lambda: self._sees_all(client), patience=30)
-        return self._port
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-    @staticmethod
-    def _sees_all(client: redis.Redis) -> bool:
-        try:
-            answer = client.execute_command("SENTINEL", "REPLICAS", SERVICE)
-        except redis.ConnectionError:
-            return False
-        return len(answer) == 1
 
 
 def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> None:
