@@ -11,27 +11,12 @@ from typing import Any
 import yaml
 
 from tasks.settings import TREE
+from tests.builders import recorded
 from tests.cluster.control_plane import API, ControlPlane
 
 CHART = TREE / "charts" / "taxiway"
 
-FLEET: dict[str, Any] = {
-    "hardware": {
-        "gpu.realtime": {
-            "device": "cuda", "runtimes": ["echo"], "max_batch": 8, "max_wait": 0.01, "price": {"usd_per_hour": 0.7},
-            "scaling": {"minimum": 1},
-        },
-        "gpu.spot": {
-            "device": "cuda", "runtimes": ["echo"], "max_batch": 8, "max_wait": 0.01, "capacity": "spot",
-            "notice": {"grace": 15}, "price": {"usd_per_hour": 3}, "scaling": {"minimum": 1},
-        },
-        "cpu.batch": {
-            "device": "cpu", "runtimes": ["echo"], "max_batch": 8, "max_wait": 0.01, "price": {"usd_per_hour": 0.05},
-        },
-    },
-    "service": {"standard": {"deadline": 5}},
-    "default_service": "standard",
-}  # fmt: skip
+FLEET: dict[str, Any] = yaml.safe_load(recorded("charts/fleet.yaml"))
 """Two classes with a pod each from the start, and one that has none until it is wanted."""
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from tasks.settings import TREE
 from tasks.topology import load_topology, parse_topology
+from tests.builders import recorded
 from tests.cluster.chart import CHART, FLEET, rendered, template
 
 OURS = yaml.safe_load((TREE / "queues.yaml").read_text())
@@ -24,22 +25,7 @@ ON_GKE: dict[str, Any] = {
     },
 }
 OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
-ENGINES: dict[str, Any] = {
-    "gpu.vllm": {
-        "device": "endpoint", "price": {"usd_per_hour": 1}, "scaling": {"minimum": 1, "maximum": 4},
-        "endpoint": {
-            "protocol": "openai", "url": "http://127.0.0.1:8000/v1", "slots": 8, "models": {"chat": "m"},
-            "key_env": "VLLM_KEY",
-        },
-    },
-    "far": {
-        "device": "endpoint", "price": {"usd_per_hour": 1},
-        "endpoint": {
-            "protocol": "openai", "url": ["http://a:8123/v1", "http://b/v1"], "slots": 8, "models": {"chat": "m"},
-            "addresses": 2,
-        },
-    },
-}  # fmt: skip
+ENGINES: dict[str, Any] = yaml.safe_load(recorded("charts/engines.yaml"))
 LOCAL = "http://localhost:8000/v1"
 WITH_ENGINES = {
     "hardware": ENGINES,
@@ -241,13 +227,8 @@ def test_nothing_reaches_valkey_but_the_fleet(everything: list[Any]) -> None:
     assert "ingress" not in policies["fleet"]
     [rule] = policies["valkey"]["ingress"]
     [peer] = rule["from"]
-    assert set(peer["podSelector"]["matchExpressions"][0]["values"]) == {
-        "router",
-        "worker",
-        "tuner",
-        "flower",
-        "valkey",
-    }
+    fleets = {"router", "worker", "tuner", "flower", "valkey"}
+    assert set(peer["podSelector"]["matchExpressions"][0]["values"]) == fleets
     ports = {one["port"] for one in policies["worker"]["egress"][0]["ports"]}
     assert ports == {80, 443, 8000, 8123}
 

@@ -9,42 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.builders import recorded
 from tests.cluster.chart import FLEET, Release, nodes_of, ready
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 
 GPU = {"nvidia.com/gpu": "1"}
-TYPE = "node.kubernetes.io/instance-type"
 ON_DEMAND, SPOT = "on-demand", "spot"
 
-CLOUDS: dict[str, tuple[str, str, dict[str, dict[str, str]]]] = {
-    "gke": (
-        "nvidia-l4", "nvidia-tesla-a100",
-        {
-            "l4": {"cloud.google.com/gke-accelerator": "nvidia-l4"},
-            "a100": {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"},
-            "spot": {"cloud.google.com/gke-spot": "true"},
-        },
-    ),
-    "eks": (
-        "g6.xlarge", "p4d.24xlarge",
-        {"l4": {TYPE: "g6.xlarge"}, "a100": {TYPE: "p4d.24xlarge"}, "spot": {"eks.amazonaws.com/capacityType": "SPOT"}},
-    ),
-    "karpenter": (
-        "l4", "a100",
-        {
-            "l4": {"karpenter.k8s.aws/instance-gpu-name": "l4"},
-            "a100": {"karpenter.k8s.aws/instance-gpu-name": "a100"},
-            "spot": {"karpenter.sh/capacity-type": "spot"},
-        },
-    ),
-    "aks": (
-        "Standard_NV36ads_A10_v5", "Standard_NC24ads_A100_v4",
-        {
-            "l4": {TYPE: "Standard_NV36ads_A10_v5"}, "a100": {TYPE: "Standard_NC24ads_A100_v4"},
-            "spot": {"kubernetes.azure.com/scalesetpriority": "spot"},
-        },
-    ),
-}  # fmt: skip
+CLOUDS: dict[str, Any] = yaml.safe_load(recorded("charts/clouds.yaml"))
 """By cloud: its words for a smaller GPU and a larger one, and the labels of its nodes."""
 
 
@@ -67,8 +39,8 @@ def make_nodes(plane: ControlPlane, labels: dict[str, dict[str, str]], taint: st
 
 
 def values_for(cloud: str) -> dict[str, Any]:
-    small, large, _ = CLOUDS[cloud]
-    classes = {"gpu.realtime": {"accelerator": small}, "gpu.spot": {"accelerator": large}}
+    cards = CLOUDS[cloud]
+    classes = {"gpu.realtime": {"accelerator": cards["small"]}, "gpu.spot": {"accelerator": cards["large"]}}
     return {"cloud": cloud, "autoscaler": "none", "classes": classes}
 
 
@@ -76,7 +48,7 @@ def values_for(cloud: str) -> dict[str, Any]:
 def test_each_class_runs_on_its_own_cards_on_spot_or_not_and_the_routers_apart(
     plane: ControlPlane, kubelets: Kubelets, nodes: None, chart: Path, cloud: str
 ) -> None:
-    make_nodes(plane, CLOUDS[cloud][2])
+    make_nodes(plane, CLOUDS[cloud]["labels"])
     fleet = Release(plane, chart, f"on-{cloud}")
     fleet.upgrade(FLEET, values_for(cloud))
     try:
@@ -131,7 +103,7 @@ def test_on_bare_metal_a_class_gets_its_card_or_a_part_of_one(
 @pytest.fixture
 def on_gke(plane: ControlPlane, kubelets: Kubelets, nodes: None, chart: Path) -> Iterator[Release]:
     """A fleet with every class on its node."""
-    make_nodes(plane, CLOUDS["gke"][2])
+    make_nodes(plane, CLOUDS["gke"]["labels"])
     fleet = Release(plane, chart, "rolling")
     fleet.upgrade(FLEET, values_for("gke"))
     try:
