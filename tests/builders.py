@@ -12,7 +12,6 @@ from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.contract.job import Result, RunReport
 from taxiway.contract.keys import INFER
-from workers.stages.job import Delivery
 
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 
@@ -27,13 +26,6 @@ def a_ticket(job: str = "j", model: str = "echo:1", **fields: Any) -> Ticket:
         "reason": "a test",
     }
     return Ticket(job=job, task=INFER, model=model, **(usual | fields))
-
-
-def a_delivery(ticket: Ticket | None = None, body: bytes = b"", **fields: Any) -> Delivery:
-    """A message with that ticket that came at the beginning of the epoch."""
-    ticket = ticket or a_ticket()
-    usual: dict[str, Any] = {"received": 0.0, "hardware_class": "cpu.batch"}
-    return Delivery(ticket.job, ticket, body, "application/json", **(usual | fields))
 
 
 def a_device(hardware_class: str = "cpu.batch", **fields: Any) -> DeviceFacts:

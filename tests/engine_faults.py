@@ -15,32 +15,11 @@ from pathlib import Path
 
 from taxiway import AsyncClient
 from taxiway.errors import ResultTimeoutError, TaxiwayError
+from tests.builders import recorded
 from tests.certificates import authority, self_signed
 from tests.engine import Engine, serving
 
-QUEUES = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: "{url}"
-      slots: 16
-      models: {{chat: served}}
-      tls: {{authorities: "{authorities}"}}
-      health: {{every: 0.2}}
-    price: {{usd_per_hour: 0.01}}
-    horizon: 60
-  spare:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{spare}", slots: 4, models: {{chat: served}}, health: {{every: 0.2}}}}
-    price: {{usd_per_hour: 10}}
-    horizon: 60
-service:
-  standard: {{deadline: 120}}
-default_service: standard
-limits: {{stall: 3}}
-"""
+QUEUES = recorded("fleets/faults.yaml")
 
 CLASSES = ("engine", "spare")
 

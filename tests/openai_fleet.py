@@ -17,29 +17,12 @@ import openai
 from local.embedded import EmbeddedValkey
 from tasks.models.catalogue import folder_of
 from tasks.settings import Settings, settings_from
-from tests.builders import add_engine_models
+from tests.builders import add_engine_models, recorded
 from tests.engine import Engine, serving
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: {url}
-      slots: 4
-      models: {{talk: served, tale: served, vector: served}}
-      health: {{every: 0.2}}
-    price: {{usd_per_hour: 1}}
-    labels: [lab]
-service:
-  standard: {{deadline: 60}}
-  patient: {{deadline: 600, priority: low, tier: flex}}
-default_service: standard
-limits: {{lease: 1, payload: 64KiB, wait: 1}}
-"""
+QUEUES = recorded("fleets/openai.yaml")
 
 SECOND = "meta-llama/Llama-3.1-8B"
 """A name as other servers have it."""

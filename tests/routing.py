@@ -20,13 +20,13 @@ from broker.valkey import run
 from broker.valkey.claims import Verdict, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.presence import heartbeat_call
-from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tasks.ticket import read_ticket
-from taxiway.contract.job import JobState, Result, RunReport, success_meta
+from taxiway.contract.job import JobState, Result, success_meta
 from taxiway.contract.keys import priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
+from tests.builders import a_device, a_report
 from tests.forked import Process, start
 from tests.narrowing import as_bytes
 
@@ -93,15 +93,9 @@ class EchoDevice:
 
     def beat(self) -> None:
         """Publish the device's facts."""
-        facts = DeviceFacts(
+        facts = a_device(
+            self.hardware_class,
             worker=self._name,
-            hardware_class=self.hardware_class,
-            device="cpu:0",
-            kind="cpu",
-            emulated=False,
-            name="test",
-            memory_total=2**34,
-            memory_free=2**34,
             runtimes=("echo", "python", "onnx"),
             instruction_sets=("avx2", "avx512f", "avx512_vnni"),
             warm=("echo:1/echo",),
@@ -146,17 +140,8 @@ class EchoDevice:
         payload = inputs[0]["data"] if named else inputs
         single = isinstance(inputs, dict) and inputs.keys() == {"payload"}
         outputs = {"payload": to_wire(inputs["payload"] if single else payload)}
-        report = RunReport(
-            hardware_class=self.hardware_class,
-            variant=ticket.variants[self.hardware_class],
-            device="cpu:0",
-            emulated=False,
-            batch=1,
-            queue_wait=0.0,
-            run_time=0.0,
-            cost=0.0,
-            reason=ticket.reason,
-        )
+        variant = ticket.variants[self.hardware_class]
+        report = a_report(hardware_class=self.hardware_class, variant=variant, reason=ticket.reason)
         meta = success_meta(ticket.job, Result(model=ticket.model, outputs=outputs, report=report))
         ending = Ending(
             ticket.job,

@@ -36,6 +36,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.progress import result_in
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
+from tests.builders import recorded
 from tests.forked import Process, start
 from tests.graphs import onnx_variant, spinner_graph, write_model
 from tests.narrowing import as_bytes
@@ -53,43 +54,9 @@ LONG = {"samples": [30_000_000], "seed": [1]}
 LASTING = {"samples": [-1], "seed": [1]}
 """One that runs until `let_go`: for what is to be seen while it does."""
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: cpu
-    runtimes: [python, echo]
-    max_batch: 16
-    max_wait: 0.05
-    price: {usd_per_hour: 0.05}
-    warm: [echo, slab]
-  gpu.realtime:
-    device: cuda
-    runtimes: [echo]
-    max_batch: 32
-    max_wait: 0.002
-    price: {usd_per_hour: 0.71}
-service:
-  standard: {deadline: 60}
-default_service: standard
-limits: {lease: 1}
-"""
+QUEUES = recorded("fleets/worker.yaml")
 
-SLAB = """
-name: slab
-version: 1
-summary: A number by samples and a seed. No samples are a division by zero, many take long, and -1 last.
-licence: Apache-2.0
-pipeline: tensors
-inputs:
-  - {name: samples, datatype: INT64, shape: [-1]}
-  - {name: seed, datatype: INT64, shape: [-1]}
-outputs:
-  - {name: estimate, datatype: FP64, shape: [-1]}
-reference: python
-variants:
-  python: {runtime: python, entry: slab, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
-  missing: {runtime: python, entry: nowhere, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
-"""
+SLAB = recorded("documents/slab.yaml")
 
 
 def empty_fleet(valkey_url: str, *, lasting: bool = False) -> Settings:

@@ -17,6 +17,7 @@ import psutil
 from local.embedded import kept_port
 from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
+from tests.builders import recorded
 from tests.cable import Cable, through
 from tests.chaos.batch import MODEL as BATCH_MODEL
 from tests.chaos.plan import Targets
@@ -28,18 +29,7 @@ from tests.graphs import hungry_graph, onnx_variant, spinner_graph, write_model
 ROUTERS = 2
 WORKERS = {"cpu.batch": 2, "cpu.spare": 2}
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    {device: cpu, runtimes: [python, echo, onnx], max_batch: 16, max_wait: 0.005, horizon: 3, warm: [echo, tally],
-     price: {usd_per_hour: 0.05}}
-  cpu.spare:
-    {device: cpu, runtimes: [python, echo, onnx], max_batch: 16, max_wait: 0.005, horizon: 3, warm: [echo, tally],
-     price: {usd_per_hour: 0.06}}
-service: {standard: {}}
-default_service: standard
-limits: {lease: 2, stall: 4, grace: 5, keep_result: 7200, requests_per_second: 100000}
-"""
+QUEUES = recorded("fleets/chaos.yaml")
 
 _START = 120.0  # seconds within which the fleet must be ready
 NOTES_FILE = "TAXIWAY_NOTED"

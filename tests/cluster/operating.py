@@ -22,6 +22,7 @@ import httpx
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
+from tests.builders import recorded
 from tests.cluster.chart import Release, ready
 from tests.cluster.control_plane import until
 
@@ -146,18 +147,7 @@ def operated(release: Release, folder: Path, router: str, *, as_is: bool = False
             release.plane.patch(f"{path}/{one['metadata']['name']}", {"metadata": {"finalizers": None}})
 
 
-QUEUES = """
-hardware:
-  gpu.realtime:
-    device: cuda
-    runtimes: [echo]
-    max_batch: 1
-    max_wait: 0
-    price: {usd_per_hour: 0.7}
-    scaling: {start: 2, maximum: 3}
-service: {standard: {deadline: 12}}
-default_service: standard
-"""
+QUEUES = recorded("fleets/operated.yaml")
 
 
 @contextmanager

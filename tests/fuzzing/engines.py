@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from tests.builders import add_engine_models
+from tests.builders import add_engine_models, recorded
 from tests.engine import Engine, serving
 from tests.fuzzing.growth import Growth
 from tests.fuzzing.malformed import NUMBERS
@@ -41,19 +41,7 @@ BILL = 0.01
 SLOTS = 4
 LARGE = 32 * 2**20
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {protocol: openai, url: URL, slots: SLOTS, models: {talk: served}, health: {every: 0.2}}
-    price: {usd_per_hour: 0.01, usd_per_million_input: 2, usd_per_million_output: 20}
-  honest:
-    device: endpoint
-    endpoint: {protocol: openai, url: HONEST, slots: SLOTS, models: {talk: served}}
-    price: {usd_per_hour: 1, usd_per_million_input: 200, usd_per_million_output: 2000}
-service: {standard: {deadline: 20}}
-default_service: standard
-"""
+QUEUES = recorded("fleets/hostile.yaml")
 
 _JUNK = (
     b"{nonsense", b"[" * 100_000, b"", b'{"choices":' + b"[" * 100_000, b"null", b"[]", b"{}", b"\xff\xfe",

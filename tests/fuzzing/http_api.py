@@ -26,7 +26,7 @@ from api.access import SCOPES, Key, digest_of
 from api.keys_file import write_keys
 from benchmarks.suite.installing import environment
 from tasks.settings import cache_directory
-from tests.builders import add_engine_models
+from tests.builders import add_engine_models, recorded
 from tests.engine import Engine, serving
 from tests.fuzzing.connections import Target, harm
 from tests.fuzzing.session import a_store, options
@@ -35,18 +35,7 @@ from tests.working import worker_process
 
 SCHEMATHESIS = "schemathesis==4.32.5"
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}, warm: [echo]}
-  engine.chat:
-    device: endpoint
-    endpoint: {protocol: openai, url: URL, slots: 8, models: {talk: served, tale: served, vector: served}}
-    price: {usd_per_hour: 1}
-service: {standard: {deadline: 5}}
-default_service: standard
-limits: {requests_per_second: 100000, wait: 2, bodies: 64MiB, all_bodies: 64MiB}
-"""
+QUEUES = recorded("fleets/fuzzed.yaml")
 
 CONFIGURATION = """
 [checks]

@@ -9,8 +9,9 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.queues.limits import Limits
 from tasks.settings import TREE
+from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
-from tests.builders import a_class, a_delivery
+from tests.builders import a_class, a_ticket
 from tests.celery_double import NoCelery, NoQueue
 from workers.device import find_device
 from workers.drain import Drain
@@ -26,6 +27,13 @@ def an_executor(folder: Path, hardware: HardwareClass | None = None, kind: type[
     """The executor of the first CPU device of a class."""
     hardware = hardware or a_class()
     return kind(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(folder), threads=1)
+
+
+def a_delivery(ticket: Ticket | None = None, body: bytes = b"", **fields: Any) -> Delivery:
+    """A message with that ticket that came at the beginning of the epoch."""
+    ticket = ticket or a_ticket()
+    usual: dict[str, Any] = {"received": 0.0, "hardware_class": "cpu.batch"}
+    return Delivery(ticket.job, ticket, body, "application/json", **(usual | fields))
 
 
 def a_running_job(model: str | Model = "echo", **fields: Any) -> RunningJob:

@@ -10,21 +10,10 @@ from router.decide.moves.retarget import SETTLED, Action, Retarget, RetargetCond
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology
-from tests.builders import a_device
+from tests.builders import a_device, recorded
 from tests.unit.strategies import topologies
 
-TOPOLOGY = parse_topology("""
-hardware:
-  cpu.day: &cpu {device: cpu, runtimes: [echo, onnx], max_batch: 4, max_wait: 0, horizon: 2, price: {usd_per_hour: 1}}
-  cpu.night: {<<: *cpu, horizon: 10}
-  cpu.spot: {<<: *cpu, capacity: spot}
-  cpu.lab: {<<: *cpu, labels: [lab]}
-  gpu.live: &gpu {<<: *cpu, device: cuda, memory: 16GiB}
-  gpu.large: {<<: *gpu, memory: 80GiB}
-service: {standard: {deadline: 5}}
-default_service: standard
-rebalance: {tick: 0.5, retarget: 2}
-""")
+TOPOLOGY = parse_topology(recorded("fleets/lending.yaml"))
 PATIENCE = 2.0
 
 

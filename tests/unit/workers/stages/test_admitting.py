@@ -20,8 +20,8 @@ from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs
 from taxiway.contract.wire import request_body
 from taxiway.errors import BrokerUnavailableError, DeadLetteredError, ExecutionError, TaxiwayError
-from tests.builders import a_class, a_delivery, a_ticket, a_topology
-from tests.unit.workers.parts import MODELS, a_running_job, an_executor, no_store, shared
+from tests.builders import a_class, a_ticket, a_topology
+from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, no_store, shared
 from workers.device import WorkerContext, WorkerOptions
 from workers.executor import Executor
 from workers.learned import Loaded

@@ -12,8 +12,9 @@ from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
 from taxiway.errors import InvalidRequestError, ResultExpiredError
-from tests.builders import a_class, a_delivery, a_ticket
+from tests.builders import a_class, a_ticket
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
+from tests.unit.workers.parts import a_delivery
 from workers.stages.admit import FETCHED_BYTES, JobReader
 from workers.stages.job import Delivery
 

@@ -3,7 +3,8 @@
 import pytest
 
 from broker.valkey.claims import Claim, Verdict
-from tests.builders import a_delivery, a_ticket
+from tests.builders import a_ticket
+from tests.unit.workers.parts import a_delivery
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from taxiway.contract.keys import LEVELS, PATIENT
-from tests.builders import a_class, a_delivery, a_ticket
-from tests.unit.workers.parts import a_running_job, an_executor, shared
+from tests.builders import a_class, a_ticket
+from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, shared
 from workers.port import Item
 from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage

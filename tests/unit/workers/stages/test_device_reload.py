@@ -13,10 +13,10 @@ from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE
-from tests.builders import a_class, a_delivery, a_ticket
+from tests.builders import a_class, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.unit.workers.parts import a_running_job, an_executor, shared
+from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, shared
 from tests.waiting import until
 from workers.stages.device import DeviceStage
 from workers.stages.job import Answered, Ending, RunningJob

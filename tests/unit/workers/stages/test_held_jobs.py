@@ -9,9 +9,8 @@ from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from taxiway.contract.keys import INFER
-from tests.builders import a_delivery
 from tests.celery_double import Endings
-from tests.unit.workers.parts import holding
+from tests.unit.workers.parts import a_delivery, holding
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection

@@ -11,8 +11,8 @@ import pytest
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
 from taxiway.errors import TaxiwayError
-from tests.builders import a_class, a_delivery, a_ticket, recorded
-from tests.unit.workers.parts import a_running_job, an_executor
+from tests.builders import a_class, a_ticket, recorded
+from tests.unit.workers.parts import a_delivery, a_running_job, an_executor
 from workers.stages.job import RunningJob
 from workers.stages.lane import LOAD_AT_MOST, Loads, Urgency
 

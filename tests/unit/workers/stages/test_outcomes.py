@@ -8,7 +8,8 @@ from tasks.heartbeat import BOUNDS, Use, held_of
 from tasks.ticket import Promise
 from taxiway.contract.job import Result, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
-from tests.builders import a_delivery, a_report, a_ticket
+from tests.builders import a_report, a_ticket
+from tests.unit.workers.parts import a_delivery
 from workers.stages.job import Delivery, Ended, Used
 from workers.stages.outcomes import WorkerOutcomes
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
-from tests.builders import a_delivery, a_ticket
+from tests.builders import a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
-from tests.unit.workers.parts import a_running_job
+from tests.unit.workers.parts import a_delivery, a_running_job
 from workers.decide import faults
 from workers.drain import Drain
 from workers.executor import as_ours

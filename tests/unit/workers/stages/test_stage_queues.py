@@ -1,7 +1,7 @@
 import threading
 
 from taxiway.contract.stream import Piece
-from tests.builders import a_delivery
+from tests.unit.workers.parts import a_delivery
 from workers.stages.job import Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
 
