@@ -34,7 +34,7 @@ from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.stored import record_of
 from tests.working import worker_process, worker_settings
 
-HORIZON = 0.5
+HORIZON = 1.0
 QUEUES = f"""
 hardware:
   cpu.batch: {{device: cpu, runtimes: [echo], max_batch: 2, max_wait: 0.002, horizon: {HORIZON}, warm: [paced],
