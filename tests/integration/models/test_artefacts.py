@@ -163,6 +163,7 @@ def test_a_file_is_fetched_once_and_kept_under_its_hash(source: str, network: Ne
     assert first == again
     assert first["weights"].read_bytes() == CONTENT
     assert first["weights"].parent == tmp_path / "cache" / "sha256" / SHA
+    assert list((tmp_path / "cache" / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("source", [https(sha=OTHER), hub(sha=OTHER)])
@@ -220,19 +221,12 @@ def test_a_redirect_away_from_https_is_refused(network: Network, tmp_path: Path)
         ArtefactStore(tmp_path / "cache", network).path(model(https("away"), tmp_path), "weights")
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(network: Network, tmp_path: Path) -> None:
-    described = model(https(), tmp_path)
-    path = ArtefactStore(tmp_path / "cache", network).path(described, "weights")
-    path.write_bytes(CONTENT[:-1] + b"!")
-    assert ArtefactStore(tmp_path / "cache", network).path(described, "weights").read_bytes() == CONTENT
-
-
-def test_a_file_that_changes_under_a_store_is_not_handed_out(network: Network, tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path / "cache", network)
-    described = model(https(), tmp_path)
-    path = store.path(described, "weights")
-    path.write_bytes(b"other")
-    assert store.path(described, "weights").read_bytes() == CONTENT
+@pytest.mark.parametrize("lives", [True, False], ids=["the same store", "another store"])
+def test_a_file_that_changed_in_the_cache_is_fetched_again(network: Network, tmp_path: Path, lives: bool) -> None:
+    described, store = model(https(), tmp_path), ArtefactStore(tmp_path / "cache", network)
+    store.path(described, "weights").write_bytes(CONTENT[:-1] + b"!")
+    again = store if lives else ArtefactStore(tmp_path / "cache", network)
+    assert again.path(described, "weights").read_bytes() == CONTENT
 
 
 def test_progress_counts_bytes_up_to_the_whole(network: Network, tmp_path: Path) -> None:
@@ -309,23 +303,34 @@ def test_one_download_serves_all_members_of_a_model(wheel: Path, tmp_path: Path)
     assert store.path(described, "labels").read_bytes() == CONTENT[:80]
 
 
-def test_a_wheel_of_another_hash_is_refused(wheel: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"pip could not download lab-weights 1.0: .*HASH"):
-        ArtefactStore(tmp_path / "cache").path(model(member(OTHER), tmp_path), "weights")
-    assert left(tmp_path / "cache") == []
-
-
-def test_a_member_of_another_hash_is_refused(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [("wheel", "pip could not download lab-weights 1.0: .*HASH"), ("member", f"got {SHA}")],
+    ids=["wheel", "member"],
+)
+def test_a_wheel_or_a_member_of_another_hash_is_refused(wheel: Path, tmp_path: Path, other: str, message: str) -> None:
     archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    with pytest.raises(ArtefactError, match=f"got {SHA}"):
-        ArtefactStore(tmp_path / "cache").path(model(member(archive, sha=OTHER), tmp_path), "weights")
+    described = member(OTHER) if other == "wheel" else member(archive, sha=OTHER)
+    with pytest.raises(ArtefactError, match=message):
+        ArtefactStore(tmp_path / "cache").path(model(described, tmp_path), "weights")
     assert left(tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "lab/../../outside"])
-def test_a_member_name_that_leaves_the_archive_is_refused(name: str, wheel: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="leaves the archive"):
-        take_member(wheel, name, tmp_path / "out", limit=10**6)
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [
+        ("/etc/passwd", 10**6, "leaves the archive"),
+        ("../outside", 10**6, "leaves the archive"),
+        ("lab/../../outside", 10**6, "leaves the archive"),
+        ("lab_weights/other.bin", 10**6, r"no member 'lab_weights/other\.bin'"),
+        ("lab_weights/weights.bin", 10, "expected at most 10 bytes"),
+    ],
+)
+def test_a_member_that_cannot_be_taken_is_refused_by_name(
+    wheel: Path, tmp_path: Path, name: str, limit: int, message: str
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        take_member(wheel, name, tmp_path / "out", limit=limit)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "lab/../../outside"])
@@ -352,16 +357,6 @@ def test_what_stands_before_a_tar_member_counts_against_the_limit(tmp_path: Path
             archive.addfile(entry, io.BytesIO(bytes(size)))
     with pytest.raises(SourceError, match="zeros: expected at most 100000 bytes"):
         take_member(bomb, "weights.bin", tmp_path / "out", limit=10**5)
-
-
-def test_an_absent_member_is_named(wheel: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no member 'lab_weights/other\.bin'"):
-        take_member(wheel, "lab_weights/other.bin", tmp_path / "out", limit=10**6)
-
-
-def test_a_member_over_the_limit_is_refused(wheel: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="expected at most 10 bytes"):
-        take_member(wheel, "lab_weights/weights.bin", tmp_path / "out", limit=10)
 
 
 def test_a_tar_member_must_be_a_plain_file(tmp_path: Path) -> None:
@@ -432,19 +427,14 @@ def test_a_derived_key_changes_with_source_recipe_options_and_packages(graph: st
     assert derived_key(model(changed[0], tmp_path), "weights") in keys
 
 
-def test_a_recipe_that_fails_is_named_with_its_output(graph: str, tmp_path: Path) -> None:
-    described = model(f"{graph}, {derived(recipe='minilm-onnx')}", tmp_path)
-    with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': recipe 'minilm-onnx' failed .*weights"):
-        ArtefactStore(tmp_path / "cache").path(described, "weights")
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("minilm-onnx", r"m:1: artefact 'weights': recipe 'minilm-onnx' failed .*weights"),
+        ("alchemy", r"no recipe 'alchemy': expected one of .*onnx-int8.* put alchemy\.py"),
+    ],
+)
+def test_a_recipe_that_fails_or_is_unknown_is_named(graph: str, tmp_path: Path, recipe: str, message: str) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        ArtefactStore(tmp_path / "cache").path(model(f"{graph}, {derived(recipe=recipe)}", tmp_path), "weights")
     assert left(tmp_path / "cache") == []
-
-
-def test_an_unknown_recipe_is_named(graph: str, tmp_path: Path) -> None:
-    described = model(f"{graph}, {derived(recipe='alchemy')}", tmp_path)
-    with pytest.raises(ArtefactError, match=r"no recipe 'alchemy': expected one of .*onnx-int8.* put alchemy\.py"):
-        ArtefactStore(tmp_path / "cache").path(described, "weights")
-
-
-def test_a_store_leaves_no_temporary_file(network: Network, tmp_path: Path) -> None:
-    ArtefactStore(tmp_path / "cache", network).path(model(hub(), tmp_path), "weights")
-    assert list((tmp_path / "cache" / "tmp").iterdir()) == []
