@@ -303,26 +303,7 @@ def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http: httpx.C
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "deadline")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "code", "field"),
-    [
-        ({"model": "ecko"}, 404, "unknown_model", None),
-        ({"parameters": {"deadline": -1}}, 400, "invalid_request", "deadline"),
-        ({"parameters": {"budget": "much"}}, 400, "invalid_request", "budget"),
-        ({"parameters": {"service": "platinum"}}, 400, "invalid_request", "service"),
-        ({"parameters": {"temperature": 1}}, 400, "invalid_request", "parameters.temperature"),
-        ({"parameters": {"locality": "moon"}}, 422, "unplaceable", None),
-        ({"tensor": {"datatype": "FP32", "data": [1.0]}}, 400, "invalid_request", "inputs.payload"),
-        ({"tensor": {"datatype": "FP99"}}, 400, "invalid_request", "inputs.payload"),
-        ({"tensor": {"shape": [3]}}, 400, "invalid_request", "inputs.payload"),
-        ({"tensor": {"name": "text"}}, 400, "invalid_request", "inputs"),
-        ({"tensor": {"data": "a"}}, 400, "invalid_request", "inputs[0].data"),
-        ({"tensor": {"parameters": BASE64, "data": ["%"]}}, 400, "invalid_request", "inputs.payload"),
-        ({"outputs": [{"name": "label"}]}, 400, "invalid_request", "outputs"),
-        ({"outputs": [CLASSIFIED]}, 400, "invalid_request", "outputs.payload.classification"),
-        ({"parameters": {"priority": -1}}, 400, "invalid_request", "priority"),
-    ],
-)
+@pytest.mark.cases("arguments, status, code, field")
 def test_a_wrong_request_is_refused_by_name(
     http: httpx.Client, arguments: dict[str, Any], status: int, code: str, field: str | None
 ) -> None:
@@ -366,18 +347,7 @@ def test_a_request_with_a_length_and_chunks_is_refused_and_its_connection_closed
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("GET", "/v3", 404, "request_error"),
-        ("GET", "/v2/models/echo/infer", 405, "request_error"),
-        ("GET", "/v2/models/nope", 404, "unknown_model"),
-        ("GET", "/v2/jobs/none", 404, "unknown_job"),
-        ("DELETE", "/v2/jobs/none", 404, "unknown_job"),
-        ("GET", "/v2/jobs/none?wait=soon", 400, "invalid_request"),
-        ("GET", "/v2/jobs/none?wait=nan", 400, "invalid_request"),
-    ],
-)
+@pytest.mark.cases("method, path, status, code")
 def test_every_error_has_one_form(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
     answer = http.request(method, path)
 
@@ -385,15 +355,7 @@ def test_every_error_has_one_form(http: httpx.Client, method: str, path: str, st
     assert set(answer.json()) == {"error", "code", "details"}
 
 
-@pytest.mark.parametrize(
-    ("path", "hint"),
-    [
-        ("/chat/completions", "; did you mean /v1/chat/completions?"),
-        ("/v1/v1/embeddings/", "; did you mean /v1/embeddings?"),
-        ("/v1/v2/models", "; did you mean /v2/models?"),
-        ("/v1/images/generations", "; /docs lists all paths"),
-    ],
-)
+@pytest.mark.cases("path, hint")
 def test_an_unknown_path_is_answered_with_what_may_have_been_meant(http: httpx.Client, path: str, hint: str) -> None:
     said = http.post(path).json()["error"]
     assert (said["message"] if path.startswith("/v1/") else said).endswith(f"{path}: Not Found{hint}")

@@ -198,18 +198,7 @@ def test_the_completion_script_completes_verbs() -> None:
     assert "submit" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "begins", "said"),
-    [
-        ("status --nonsense", "Usage: taxiway status ", "--nonsense"),
-        ("up --workers nonsense", "Usage: taxiway up ", "CLASS=N"),
-        ("keys new", "Usage: taxiway keys new ", "--tenant"),
-        ("keys list", "Usage: taxiway keys list ", "TAXIWAY_KEYS"),
-        ("keys new --tenant lab --file /proc/nowhere/keys", "error: /proc/nowhere", "hint: "),
-        ("history --day yesterday", "Usage: taxiway history ", "expected a UTC day, such as 2026-11-27"),
-        ("profile --model echo --output /proc/nowhere", "Usage: taxiway profile ", "/proc/nowhere: no such file"),
-    ],
-)
+@pytest.mark.cases("command, begins, said")
 def test_wrong_usage_names_the_command_that_was_typed_and_says_what_is_expected(
     command: str, begins: str, said: str
 ) -> None:

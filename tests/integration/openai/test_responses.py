@@ -261,28 +261,7 @@ def test_a_job_that_fails_is_a_failed_response_with_the_reason(call: Callable[..
     )
 
 
-WRONG: list[tuple[dict[str, Any], str | None, str]] = [
-    ({"input": "a", "model": "tlak"}, "model", "model_not_found"),
-    ({"input": "a", "model": "tale"}, "model", "invalid_value"),
-    ({"input": []}, "input", "invalid_value"),
-    ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role", "invalid_value"),
-    ({"input": [{"type": "web_search_call"}]}, "input[0].type", "unsupported_parameter"),
-    (
-        {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
-        "input[0].content[0].type",
-        "unsupported_parameter",
-    ),
-    ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
-    ({"input": "a", "temperature": 3}, "temperature", "invalid_value"),
-    ({"input": "a", "truncation": "auto"}, "truncation", "unsupported_parameter"),
-    ({"input": "a", "conversation": "conv_1"}, "conversation", "unsupported_parameter"),
-    ({"input": "a", "background": True, "store": False}, "store", "invalid_value"),
-    ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format", "invalid_value"),
-    ({"input": "a", "service_tier": "priority"}, "service_tier", "unsupported_parameter"),
-]
-
-
-@pytest.mark.parametrize(("fields", "param", "code"), WRONG)
+@pytest.mark.cases("fields, param, code")
 def test_what_is_wrong_is_named(client: openai.OpenAI, fields: dict[str, Any], param: str | None, code: str) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         client.responses.create(**{"model": "talk", **fields})

@@ -20,7 +20,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import INFER, blob_key
 from taxiway.contract.tensors import HEADER
 from taxiway.contract.values import INLINE
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
+from taxiway.errors import RequestTooLargeError
 from tests.producing import producing
 from tests.serving import ServedFleet, served_fleet
 from tests.working import QUEUES, worker_settings
@@ -139,19 +139,7 @@ def test_a_link_whose_time_is_over_says_so(http: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
 
 
-@pytest.mark.parametrize(
-    ("altered", "error"),
-    [
-        ({}, None),
-        ({"digest": "0" * 64}, InvalidRequestError),
-        ({"bytes": 4}, InvalidRequestError),
-        ({"digest": ""}, InvalidRequestError),
-        ({"ref": "f" * 32}, ResultExpiredError),
-        ({"ref": "taxiway:work"}, InvalidRequestError),
-        ({"bytes": 2**30}, RequestTooLargeError),
-    ],
-    ids=["as it is", "other digest", "other size", "no digest", "gone", "another key", "too large"],
-)
+@pytest.mark.cases("altered, error")
 def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(
     settings: Settings, celery: Celery, store: redis.Redis, altered: dict[str, Any], error: type[Exception] | None
 ) -> None:

@@ -210,15 +210,7 @@ def test_a_job_of_many_batches_that_cannot_be_ended_is_left_after_the_one_that_r
     assert time.monotonic() - began < 30 * one  # of 60, and of half a second or more each
 
 
-@pytest.mark.parametrize(
-    ("deed", "number", "text"),
-    [
-        ("crash", 1, "deeds:1/python: its process was killed by SIGSEGV during the call"),
-        ("hold", 600, r"deeds:1/python: it used \d+ MiB of memory, over its limit of 256 MiB"),
-        ("surrogate", 1, r"deeds:1/python: ValueError: a \? surrogate"),
-        ("text", 1, "deeds:1/python: its answer cannot be sent: UnicodeEncodeError: "),
-    ],
-)
+@pytest.mark.cases("deed, number, text")
 def test_whatever_a_call_does_ends_its_own_job_alone(here: Site, deed: str, number: int, text: str) -> None:
     tower = here.tower
     mates = [order(tower, "echo", n) for n in range(3)]

@@ -161,22 +161,7 @@ def test_a_callable_gets_plain_elements_and_gives_numbers_or_arrays(lasting: Chi
     assert ask(lasting, "ragged")[()] == [1, [2]]
 
 
-@pytest.mark.parametrize(
-    ("deed", "text"),
-    [
-        ("exit", "SystemExit: 3"),
-        ("interrupt", "KeyboardInterrupt: "),
-        ("close", "GeneratorExit: "),
-        ("evil", "_Evil: no text: ValueError"),
-        ("surrogate", "ValueError: a ? surrogate"),
-        ("recurse", "RecursionError: "),
-        ("object", "its answer cannot be sent: TypeError: a value of type object"),
-        ("text", "its answer cannot be sent: UnicodeEncodeError: "),
-        ("huge", "its answer cannot be sent: OverflowError: "),
-        ("loop", "its answer cannot be sent: RecursionError: "),
-        ("nothing", "KeyError: 'nothing'"),
-    ],
-)
+@pytest.mark.cases("deed, text")
 def test_whatever_a_callable_raises_or_gives_ends_the_call_alone(lasting: Child, deed: str, text: str) -> None:
     with pytest.raises(CallError) as raised:
         ask(lasting, deed)
@@ -247,16 +232,7 @@ def test_what_a_callable_started_ends_with_it_though_it_ignores_sigterm(child: C
     assert until(lambda: all(gone(pid) for pid in pids(notes, 2)))
 
 
-@pytest.mark.parametrize(
-    ("deed", "number", "text"),
-    [
-        ("crash", 1, "its process was killed by SIGSEGV during the call"),
-        ("leave", 3, "its process ended with exit status 3 during the call"),
-        ("hold", 600, r"it used \d+ MiB of memory, over its limit of 256 MiB"),
-        ("hold in a child", 600, r"it used \d+ MiB of memory, over its limit of 256 MiB"),
-        ("no memory", 1, "MemoryError: as numpy says"),
-    ],
-)
+@pytest.mark.cases("deed, number, text")
 def test_a_call_that_crashes_or_holds_too_much_loses_its_process(
     child: Child, deed: str, number: int, text: str
 ) -> None:

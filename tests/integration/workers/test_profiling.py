@@ -92,15 +92,7 @@ def test_what_cannot_be_measured_is_reported_and_the_rest_is_written(tmp_path: P
     assert not (tmp_path / "broken").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (["--model", "pased"], 2, "error: unknown model 'pased'; did you mean paced"),
-        (["--variant", "onnx-int4"], 2, "error: --variant: expected one of "),
-        (["--device", "gpu:0"], 2, "error: --device: expected cpu:0, cuda:0 or tpu:0, got 'gpu:0'"),
-        (["--device", "tpu:7"], 3, "error: no TPU tpu:7"),
-    ],
-)
+@pytest.mark.cases("arguments, status, message")
 def test_wrong_usage_of_the_command_line_is_an_error(
     tmp_path: Path, arguments: list[str], status: int, message: str
 ) -> None:

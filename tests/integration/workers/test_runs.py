@@ -151,17 +151,7 @@ def test_a_checkpoint_over_the_limit_is_refused_by_name_and_the_one_before_count
     assert report.redone == 0
 
 
-@pytest.mark.parametrize(
-    ("harm", "why"),
-    [
-        ("truncate", "truncated: 3 of"),
-        ("replace", "others than were written"),
-        ("expire", "expired"),
-        ("version", "another version of the callable"),
-        ("kind", "needs a cuda device, this is a cpu device"),
-        ("foreign", "of another job"),
-    ],
-)
+@pytest.mark.cases("harm, why")
 def test_a_checkpoint_that_cannot_be_used_is_refused_by_name_and_the_run_starts_from_the_one_before(
     fleet: Settings, tower: Tower, harm: str, why: str
 ) -> None:
