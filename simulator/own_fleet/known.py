@@ -19,7 +19,7 @@ from router.decide.facts import FleetFacts, figures, named, snapshot_from
 from router.decide.history import PRIORITIES, Arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES
-from simulator.history import arrivals_of_day, day_of
+from simulator.own_fleet.history import arrivals_of_day, day_of
 from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthetic_trace
 from simulator.tuning.real_fleet import KnownFleet, Recorded, recorded, urgency
 from tasks.document import DocumentError, read_document

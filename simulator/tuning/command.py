@@ -30,7 +30,7 @@ from broker.valkey.presence import plan_call
 from router.decide.history import Arrivals, slice_of
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
-from simulator.history import LAG, History
+from simulator.own_fleet.history import LAG, History
 from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables

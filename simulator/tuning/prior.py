@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from router.decide.history import Arrivals, joined
-from simulator.history import day_of
+from simulator.own_fleet.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
 from simulator.traces import TraceError, arrivals_of, synthetic_trace
 from simulator.tuning.real_fleet import KnownFleet

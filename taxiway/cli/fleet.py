@@ -46,7 +46,7 @@ profile = FleetVerb("profile", "workers.profiling")
 simulate = FleetVerb("simulate", "simulator", "simulate")
 diff_config = FleetVerb("diff-config", "simulator", "diff-config")
 plan = FleetVerb("plan", "simulator", "plan")
-history = FleetVerb("history", "simulator.history")
+history = FleetVerb("history", "simulator.own_fleet.history")
 
 
 def find_tree(places: Iterable[Path]) -> Path:

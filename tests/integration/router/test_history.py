@@ -22,8 +22,8 @@ from router.decide.classify import Needs
 from router.decide.history import OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
 from router.upkeep.recorder import Recorder
 from simulator.__main__ import main as simulator
-from simulator.history import LAG, History
-from simulator.history import main as history_command
+from simulator.own_fleet.history import LAG, History
+from simulator.own_fleet.history import main as history_command
 from simulator.traces import read_trace
 from tasks.models.profiles import bin_of, tokens_of
 from tasks.queues.limits import Limits
@@ -284,7 +284,7 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     trace = read_trace(tmp_path / "trace.csv", model="unused")
     exported = [json.loads(line) for line in history("export", day, "--json").stdout.splitlines()]
     shown, told = (history("--day", day, *option) for option in ((), ("--json",)))
-    empty = program("simulator.history", "export", "2020-02-29", TAXIWAY_BROKER=fleet.settings.broker)
+    empty = program("simulator.own_fleet.history", "export", "2020-02-29", TAXIWAY_BROKER=fleet.settings.broker)
     with EchoDevice(fleet.settings, answering=False):
         replayed = diff_config(fleet.settings, day, tmp_path)
 

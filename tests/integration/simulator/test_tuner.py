@@ -20,7 +20,7 @@ from broker.valkey.leases import lease_answer, lease_call
 from broker.valkey.presence import plan_call
 from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import LatestTuning, Plan, parse_plan
-from simulator.history import LAG
+from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import FleetTuner
 from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease

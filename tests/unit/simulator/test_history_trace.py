@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.decide.history import JOB, NAMED, PRIORITIES, STATES, Arrivals
 from simulator.fleet import SERVICES
-from simulator.history import shares_of
+from simulator.own_fleet.history import shares_of
 from simulator.traces import UNSET, read_arrivals, read_trace, trace_of, write_arrivals
 
 NAMES = {

@@ -1,4 +1,4 @@
-"""`python -m simulator.history`: what arrived at the fleet and what became of it, summed up or as a trace.
+"""`python -m simulator.own_fleet.history`: what arrived at the fleet and what became of it, summed up or as a trace.
 
 Data to stdout, everything else to stderr.
 """
@@ -244,4 +244,4 @@ _RARE = ("open", "cancelled", "refused")
 
 if __name__ == "__main__":
     with exit_on_error():
-        run(main, "python -m simulator.history")
+        run(main, "python -m simulator.own_fleet.history")
