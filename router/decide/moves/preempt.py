@@ -1,13 +1,13 @@
 """Which running jobs yield to more urgent ones that would be late, and why.
 
 All slots of an endpoint may be in use by generations that take long and are not urgent, or a device by such a callable.
-A job that waits is worth the US dollars that it costs when it is late, if it would be late behind them and in time with
-a slot now. A yield costs the time to repeat what is not saved, and the part of the yielding job's own lateness that it
-makes likely: the share of its slack that the delay takes. So a job is worth more the closer its deadline, and whoever
-costs least yields.
+A delay makes a job's lateness as likely as is the share of its slack that the delay takes. So a job that waits is worth
+that share of the US dollars that it costs when it is late, if it is in time with a slot now. A yield costs the time to
+repeat what is not saved, and that share of the yielding job's own lateness. So a job is worth more the closer its
+deadline, and whoever costs least yields.
 
 A job that was cut `most` times yields no more, so that bulk work is never starved by yields. One job yields for one
-that waits: a slot that becomes free by itself before a job must start is left to it.
+that waits; a slot that becomes free by itself before a job must start is left to it if no yield is worth it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ class Waiter:
     """Seconds from its start to its answer, at most."""
     penalty: float
     """US dollars that it costs when it is late."""
+
+    @property
+    def start(self) -> float:
+        """Seconds until it must start, to be in time."""
+        return self.left - self.run
+
+    def loss(self, wait: float) -> float:
+        """US dollars that it is expected to cost to wait so many seconds, and not for a yield."""
+        return self.penalty * min(max(wait - SWITCH, 0.0) / self.start, 1.0) if self.start > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +97,14 @@ def preempt(waiters: Sequence[Waiter], occupants: Sequence[Occupant], *, most: i
     running = sorted(occupants, key=lambda one: (one.left, one.job))
     yields: list[Yielding] = []
     for waiter in sorted(waiters, key=lambda one: (-one.penalty, one.left, one.job)):
-        start = waiter.left - waiter.run
-        if running and running[0].left <= start:
-            del running[0]  # its slot is free in time
-            continue
+        wait = running[0].left if running else math.inf
         able = [one for one in running if one.cuts < most and one.left > SWITCH]
         cheapest = min(able, key=lambda one: (one.loss(waiter), one.job), default=None)
-        if start >= SWITCH and cheapest is not None and cheapest.loss(waiter) < waiter.penalty:
+        if waiter.start >= SWITCH and cheapest is not None and cheapest.loss(waiter) < waiter.loss(wait):
             running.remove(cheapest)
-            yields.append(Yielding(cheapest, waiter, _reason(cheapest, waiter)))
+            yields.append(Yielding(cheapest, waiter, _reason(cheapest, waiter, wait)))
+        elif running and wait <= waiter.start:
+            del running[0]  # its slot is free in time
     return yields
 
 
@@ -116,9 +124,9 @@ def penalty(rate: float, seconds: float) -> float:
     return rate / 3600 * max(seconds, 0.0) if math.isfinite(seconds) else math.inf
 
 
-def _reason(occupant: Occupant, waiter: Waiter) -> str:
+def _reason(occupant: Occupant, waiter: Waiter, wait: float) -> str:
     value, loss = f"{waiter.penalty:.2g} USD if it is late", f"{occupant.loss(waiter):.2g} USD"
-    start = f"must start within {waiter.left - waiter.run:.3g} s"
+    waits = f"would wait {wait:.3g} s, must start within {waiter.start:.3g} s"
     return (
-        f"yields to {waiter.job}, which {start} and costs {value}; this costs {loss} ({occupant.redo:.3g} s to repeat)"
+        f"yields to {waiter.job}, which {waits} and costs {value}; this costs {loss} ({occupant.redo:.3g} s to repeat)"
     )

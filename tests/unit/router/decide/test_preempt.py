@@ -42,7 +42,7 @@ def test_a_job_yields_once_and_to_one_job_that_is_worth_more(waiters: list[Waite
     for one in yields:
         assert one.occupant in occupants
         assert one.waiter in waiters
-        assert one.occupant.loss(one.waiter) < one.waiter.penalty
+        assert one.occupant.loss(one.waiter) < one.waiter.loss(math.inf) == one.waiter.penalty
 
 
 @given(WAITERS, OCCUPANTS)
@@ -90,8 +90,14 @@ def test_a_bulk_job_beside_endless_live_work_is_answered_in_its_time(
     assert now + job.left <= due
 
 
-def test_what_waits_in_time_anyway_or_is_late_anyway_makes_nobody_yield() -> None:
-    soon = replace(BULK, left=0.5)
+@given(WAITERS, OCCUPANTS, st.floats(0, 10))
+def test_a_job_is_worth_more_the_longer_it_waits(waiters: list[Waiter], occupants: list[Occupant], more: float) -> None:
+    for waiter in waiters:
+        assert waiter.loss(1.0) <= waiter.loss(1.0 + more) <= waiter.penalty
+
+
+def test_what_waits_no_longer_than_for_a_yield_or_is_late_anyway_makes_nobody_yield() -> None:
+    soon = replace(BULK, left=SWITCH)
     assert preempt([LIVE], [soon], most=MOST) == []
     assert preempt([replace(LIVE, left=1.1)], [BULK], most=MOST) == []
     assert [one.occupant for one in preempt([LIVE], [BULK], most=MOST)] == [BULK]
@@ -99,7 +105,7 @@ def test_what_waits_in_time_anyway_or_is_late_anyway_makes_nobody_yield() -> Non
 
 def test_the_slot_that_is_free_next_is_left_to_one_and_only_one() -> None:
     second = replace(LIVE, job="second")
-    decided = preempt([LIVE, second], [replace(BULK, job="soon", left=0.5), BULK], most=MOST)
+    decided = preempt([LIVE, second], [replace(BULK, job="soon", left=SWITCH), BULK], most=MOST)
     assert [(one.waiter, one.occupant) for one in decided] == [(second, BULK)]
 
 
@@ -108,7 +114,7 @@ def test_the_cheapest_yields_and_the_reason_says_what_it_costs() -> None:
     (one,) = preempt([LIVE], [BULK, far], most=MOST)
     assert one.occupant == far
     assert one.reason == (
-        "yields to live, which must start within 1 s and costs 0.01 USD if it is late; "
+        "yields to live, which would wait 30 s, must start within 1 s and costs 0.01 USD if it is late; "
         "this costs 3.9e-05 USD (0.1 s to repeat)"
     )
 
