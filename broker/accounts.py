@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -49,9 +49,15 @@ def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], databa
         "worker": f"{_worker(names)} {fanouts}",
         "flower": f"{_flower()} {fanouts}",
         "tuner": _tuner(),
+        **{joining(name): f"{_worker([name])} {fanouts}" for name in names if joining(name) in passwords},
     }
-    accounts = [f"user {one} on #{_sha256(passwords[one])} {_NOTHING} {rules[one]}" for one in ACCOUNTS]
+    accounts = [f"user {one} on #{_sha256(passwords[one])} {_NOTHING} {its}" for one, its in rules.items()]
     return "\n".join(["user default off", *accounts, ""])
+
+
+def joining(hardware_class: str) -> str:
+    """The account of machines that join and serve this class alone."""
+    return f"worker.{hardware_class}"
 
 
 def _producer() -> str:
@@ -109,7 +115,7 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+zrem", [f"%W~{keys.open_key('*')}"]),
-        _grant("+get", [f"%R~{keys.RELOADS}"]),
+        _grant("+get", [f"%R~{name}" for name in (keys.RELOADS, keys.QUEUES)]),
         _grant("+hgetall", [f"%R~{keys.CONTROLS}"]),
         _grant(
             "+eval +evalsha",
@@ -175,9 +181,14 @@ def _sha256(password: str) -> str:
     return hashlib.sha256(password.encode()).hexdigest()
 
 
-def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
-    """Each account's password: what `TAXIWAY_<ACCOUNT>_PASSWORD` says, else a new one."""
-    return {one: environment.get(f"TAXIWAY_{one.upper()}_PASSWORD") or secrets.token_hex(24) for one in ACCOUNTS}
+def passwords_from(environment: Mapping[str, str], classes: Iterable[str] = ()) -> dict[str, str]:
+    """Each account's password, those of machines that join these classes included.
+
+    It is what `TAXIWAY_<ACCOUNT>_PASSWORD` says, in which `_` stands for what is no letter or digit; else a new one.
+    """
+    names = [*ACCOUNTS, *map(joining, classes)]
+    variables = {one: f"TAXIWAY_{re.sub('[^A-Z0-9]', '_', one.upper())}_PASSWORD" for one in names}
+    return {one: environment.get(variables[one]) or secrets.token_hex(24) for one in names}
 
 
 @click.command()
@@ -186,7 +197,10 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 @click.option(
     "--database", type=click.IntRange(0), default=0, show_default=True, help="The fleet's, of Valkey or Redis."
 )
-def main(queues: Path, acl: Path | None, database: int) -> None:
+@click.option(
+    "--join", "joins", multiple=True, metavar="CLASS", help="Add an account for machines that serve this class alone."
+)
+def main(queues: Path, acl: Path | None, database: int, joins: Sequence[str]) -> None:
     """Write the broker's accounts, and print their passwords as JSON.
 
     A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD,
@@ -198,7 +212,9 @@ def main(queues: Path, acl: Path | None, database: int) -> None:
     except TopologyError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
-    passwords = passwords_from(os.environ)
+    if unknown := set(joins) - classes.keys():
+        raise click.UsageError(f"--join: expected some of {sorted(classes)}, got {sorted(unknown)}")
+    passwords = passwords_from(os.environ, joins)
     if acl is not None:
         acl.write_text(valkey_accounts(classes, passwords, database))
     click.echo(json.dumps(passwords))

@@ -37,6 +37,7 @@ from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fleet import AlreadyRunningError, LocalFleet, data_directory, read_fleet, stop_fleet, supervisor_pid
+from local.join import joined
 from local.plan import PortTakenError, StartPlan, StartPlanError, absent, check_ports, plan_fleet
 from local.restart import restarted
 from local.supervisor import StartError, ended_with, in_tree, own_command
@@ -186,6 +187,23 @@ def restart(named: str | None, data: Path | None, *, as_json: bool) -> None:
             click.echo(f"{name}: ready again after {seconds:.1f} s", err=as_json)
     if as_json:
         print_json({"restarted": done})
+
+
+@main.command()
+@click.argument("url")
+@click.option("--class", "hardware_class", required=True, help="Hardware class of the fleet to serve.")
+@click.option("--device", default="", help="Device to drive: cpu:0, cuda:0, tpu:0 [the class's first].")
+@click.option("--name", default="", help="Name among the fleet's workers [class, device and this machine's name].")
+def join(url: str, hardware_class: str, device: str, name: str) -> None:
+    """Serve a class of the fleet whose broker is at URL from this machine, until SIGTERM.
+
+    URL has the class's account at the broker (python -m broker.accounts --join CLASS); rediss:// is TLS. TAXIWAY_SECRET
+    has the fleet's key. The fleet's queues.yaml comes from the broker; models are those of this checkout or image.
+    """
+    environment = os.environ | joined(url, hardware_class, os.environ)
+    options = [("--class", hardware_class), ("--device", device), ("--name", name)]
+    command = [sys.executable, "-m", "workers", *(word for pair in options if pair[1] for word in pair)]
+    os.execve(sys.executable, command, environment)
 
 
 @main.command()

@@ -18,7 +18,7 @@ HTTP_PORT = 8080
 FLOWER_PORT = 5555
 """Flower's port, unless another program has it."""
 
-_DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
+_DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax", "mps": "torch"}
 """The runtime without which a worker cannot drive an accelerator."""
 
 

@@ -74,7 +74,7 @@ class Router:
         self.webhooks = WebhookDelivery(settings.broker, self.store, rules, name)
         self._releaser = Releaser(leadership, rules, self.store, self.transport, self.fleet, placed=self.count)
         retargeter = Retargeter(settings, rules, self.fleet, self.store)
-        housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
+        housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules, folder.queues)
         timeline = Timeline(self.store, self.fleet, rules, self.mover.moves)
         self._recorder = Recorder(settings.broker, self.store, rules.topology.limits, timeline.note)
         duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder, timeline)

@@ -259,6 +259,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Models of an endpoint that have no model.yaml, by name."""
     draining: bool = False
     """It accepts no more jobs."""
+    joined: bool = False
+    """It may serve its own class alone."""
     yieldable: tuple[Yieldable, ...] = ()
     """The running jobs that can yield."""
     done: dict[str, Done] = {}
@@ -327,6 +329,8 @@ def unfit_for(name: str, device: DeviceFacts, topology: Topology) -> str | None:
     own, other = topology.hardware[device.hardware_class], topology.hardware[name]
     if own.endpoint is not None:
         return "an endpoint serves its own class only"
+    if device.joined:
+        return "a machine that joined serves its own class only"
     return _other_device(device, own, other) or _other_place(own, other)
 
 

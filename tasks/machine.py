@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,10 @@ class Machine:
 
     def devices(self, kind: str) -> int:
         """How many devices of a kind it has; the CPU counts by physical cores, and endpoints are elsewhere."""
-        return {"cpu": self.cores, "cuda": len(self.cuda), "tpu": self.tpu_chips, "endpoint": 0}[kind]
+        apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+        return {"cpu": self.cores, "cuda": len(self.cuda), "tpu": self.tpu_chips, "mps": int(apple), "endpoint": 0}[
+            kind
+        ]
 
 
 def look() -> Machine:
@@ -72,6 +77,11 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
+def release() -> str:
+    """The version of taxiway here."""
+    return version_of("taxiway") or "unknown"
+
+
 def packages() -> dict[str, str]:
     """The installed distributions that decide how fast variants run, with their versions."""
     return _installed({name: name for name in (*RUNTIMES.values(), "numpy")})
@@ -79,12 +89,22 @@ def packages() -> dict[str, str]:
 
 def _cores() -> int:
     """Physical cores, and no more than this process may use (a container's share of a large machine)."""
-    usable = len(psutil.Process().cpu_affinity() or [0])
+    process = psutil.Process()
+    usable = len(process.cpu_affinity() or [0]) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
     return min(psutil.cpu_count(logical=False) or usable, usable)
 
 
+def cpu_facts(file: Path = Path("/proc/cpuinfo")) -> Sequence[str]:
+    """The lines `name: value` of Linux about the processor; without them (macOS) what Python knows of it."""
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        features = "asimd" if platform.machine() == "arm64" else ""
+        return f"model name: {platform.processor() or platform.machine()}", f"Features: {features}"
+
+
 def _instruction_sets() -> tuple[str, ...]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in cpu_facts():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
             flags = set(value.split())

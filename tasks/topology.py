@@ -33,7 +33,7 @@ from tasks.queues.locality import JOINT, missing
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.request import LONGEST_DEADLINE, MAX_NAME, Priority
 
-DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
+DeviceKind = Literal["cpu", "cuda", "tpu", "mps", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]

@@ -52,7 +52,8 @@ class Guarded:
 def guarded_valkey(folder: Path, classes: Iterable[str]) -> Iterator[Guarded]:
     """The embedded Valkey with the accounts of a fleet of these classes, and one named `test` that may do all."""
     authority(folder)
-    passwords = passwords_from({}) | {"test": "test"}
+    classes = [*classes]
+    passwords = passwords_from({}, classes) | {"test": "test"}
     (folder / "users.acl").write_text(valkey_accounts(classes, passwords) + "user test on >test ~* &* +@all\n")
     port = free_port()
     settings = f"""\

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 import pynvml
 
-from tasks.machine import look
+from tasks.machine import cpu_facts, look
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.queues.endpoints import Endpoint
@@ -32,7 +32,7 @@ BUILT_IN = ("echo", "python")
 USD_PER_HOUR = "TAXIWAY_USD_PER_HOUR"
 """The variable with the price of the node that a worker is on."""
 
-_ADDRESS = re.compile(r"^(cpu|cuda|tpu|endpoint)(?::(\d+)(?:-(\d+))?)?$")
+_ADDRESS = re.compile(r"^(cpu|cuda|tpu|mps|endpoint)(?::(\d+)(?:-(\d+))?)?$")
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,15 @@ def _here(kind: DeviceKind, label: str, address: str, name: str, memory: int, *o
     )
 
 
+def _mps(label: str) -> Device:
+    """Apple's GPU, which shares the machine's memory. Not tested on a real one."""
+    import torch  # the import takes seconds; only workers of such a class get here
+
+    if not torch.backends.mps.is_available():
+        raise DeviceMissingError(f"no Metal device {label}: PyTorch sees none on this machine")
+    return replace(_cpu(label), kind="mps", address="mps", runtimes=("torch", *BUILT_IN))
+
+
 def _tpu_devices() -> list[Any]:
     import jax  # the import takes seconds; only machines with a TPU get here
 
@@ -176,11 +185,11 @@ def _nvml_handle(label: str) -> Any:
     return pynvml.nvmlDeviceGetHandleByIndex(_index(label))
 
 
-_FIND: Mapping[DeviceKind, Callable[[str], Device]] = {"cpu": _cpu, "cuda": _cuda, "tpu": _tpu}
+_FIND: Mapping[DeviceKind, Callable[[str], Device]] = {"cpu": _cpu, "cuda": _cuda, "tpu": _tpu, "mps": _mps}
 
 
 def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in cpu_facts():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()
@@ -204,6 +213,8 @@ class WorkerOptions:
     """The port of an engine that was started with the worker on a free one."""
     usd_per_hour: float | None = None
     """Price of the node that it is on; None if it is the class's."""
+    joined: bool = False
+    """Its account at the broker may serve its class alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +252,7 @@ class WorkerContext:
 
 
 def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
-    """The options in TAXIWAY_CLASS, _DEVICE, _EMULATE, _THREADS, _ALIVE, _ENGINE_PORT and _USD_PER_HOUR.
+    """The options in TAXIWAY_CLASS, _DEVICE, _EMULATE, _THREADS, _ALIVE, _ENGINE_PORT, _USD_PER_HOUR and _JOINED.
 
     The key of an endpoint is in the variable that queues.yaml names.
 
@@ -266,6 +277,7 @@ def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOp
         engine_port=int(environment.get("TAXIWAY_ENGINE_PORT") or 0),
         endpoint_key=_endpoint_key(environment, topology.hardware[hardware_class].endpoint),
         usd_per_hour=_price(environment.get(USD_PER_HOUR, "")),
+        joined=environment.get("TAXIWAY_JOINED", "") not in ("", "0"),
     )
 
 

@@ -180,6 +180,7 @@ class Heartbeat:
             yieldable=self._device.yieldable,
             announced={name: one for name, one in variants.discovered.items() if name in served},
             draining=self._shared.drain.begun,
+            joined=self._options.joined,
             done=self._counters.totals(),
             usd_per_hour=device.prices.get(self._options.hardware_class),
             **variants.reported(loaded),

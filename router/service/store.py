@@ -46,6 +46,7 @@ from taxiway.contract.keys import (
     LENGTHS,
     MODELS,
     PLAN,
+    QUEUES,
     RELEASED,
     STARTS,
     TIMELINE,
@@ -68,7 +69,7 @@ PLAN_EVERY = 1.0
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
-_MODELS_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
+_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
 _FORGOTTEN = 500  # groups of jobs in the index checked per call: about 1 ms of the server's time
 
 
@@ -155,9 +156,12 @@ class FleetStore:
             open=dict(zip(bounded, map(float, depths), strict=True)),
         )
 
-    async def publish_models(self, listed: bytes) -> None:
-        """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
-        await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
+    async def publish(self, models: bytes, queues: bytes) -> None:
+        """Publish what the fleet can run, for clients of the broker, and its queues.yaml, for machines that join.
+
+        Both are JSON, and expire unless renewed.
+        """
+        await self._calls.calls(("SET", MODELS, models, "EX", _KEPT), ("SET", QUEUES, queues, "EX", _KEPT))
 
     async def waiting(self, classes: Sequence[str]) -> tuple[dict[str, int], int]:
         """The messages in each class's queue, and the number of held jobs."""

@@ -1,4 +1,4 @@
-"""What the leader keeps in order for others: the list of models, misdirected requests, the indexes of jobs."""
+"""What the leader keeps in order for others: what is published, misdirected requests, the indexes of jobs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from router.service.model_list import model_list
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
+from tasks.machine import release
+from tasks.queues.queues_file import PublishedQueues, QueuesFile
 
 logger = logging.getLogger(__name__)
 
@@ -21,35 +23,39 @@ HOUSEKEEPING_TICK = 1.0
 """Seconds between two ticks."""
 
 PUBLISH = 30.0
-"""Seconds after which the model list is published again; within `HOUSEKEEPING_TICK` if it has changed."""
+"""Seconds after which models and queues.yaml are published again; within `HOUSEKEEPING_TICK` if one has changed."""
 
 
 class Housekeeping(Duty):
-    """Publishes the models, ends requests sent to Celery's default queue, and removes jobs from the indexes."""
+    """Publishes models and queues.yaml, ends requests sent to Celery's default queue, removes jobs from the indexes."""
 
-    def __init__(self, transport: ValkeyTransport, store: RouterStore, fleet: FleetReader, rules: Rules) -> None:
+    def __init__(
+        self, transport: ValkeyTransport, store: RouterStore, fleet: FleetReader, rules: Rules, queues: QueuesFile
+    ) -> None:
         super().__init__(HOUSEKEEPING_TICK)
         self._transport = transport
         self._store = store
         self._fleet = fleet
         self._rules = rules
-        self._published = b"", 0.0  # the model list, and when it was published
+        self._queues = queues
+        self._published = (b"", b""), 0.0  # the model list and queues.yaml, and when they were published
 
     async def tick(self) -> None:
         """Do each once."""
-        await self._publish_models()
+        await self._publish()
         await self._end_misdirected()
         await self._store.jobs.forget_listed()
         await self._store.jobs.forget_ended()
 
-    async def _publish_models(self) -> None:
-        """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""
+    async def _publish(self) -> None:
+        """Publish the content of `GET /v2/models`, and queues.yaml, when they have changed or need renewal."""
         rules, now = self._rules, time.monotonic()
         listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot, rules.unloaded))
+        both = listed, msgspec.json.encode(PublishedQueues(release(), self._queues.text))
         published, at = self._published
-        if published != listed or now - at > PUBLISH:
-            await self._store.fleet.publish_models(listed)
-            self._published = listed, now
+        if published != both or now - at > PUBLISH:
+            await self._store.fleet.publish(*both)
+            self._published = both, now
 
     async def _end_misdirected(self) -> None:
         """End requests sent by plain Celery to its default queue, which has no consumer, with an error that says so."""

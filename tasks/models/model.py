@@ -207,7 +207,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     honours: tuple[str, ...] | None = None
     """Features of a chat that it supports; not given: the ordinary ones on an endpoint, none elsewhere. Example:
     [tools, logprobs]"""
-    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "endpoint"], Profile], msgspec.Meta(min_length=1)]
+    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "mps", "endpoint"], Profile], msgspec.Meta(min_length=1)]
     """Its latency by the kind of device; what workers measure replaces it. Example: {cpu: {base: 0.004, slope:
     0.0001}}"""
 

@@ -14,12 +14,21 @@ from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 logger = logging.getLogger(__name__)
 
 
+class PublishedQueues(msgspec.Struct, frozen=True):
+    """A fleet's queues.yaml at its broker, for machines that have none (`taxiway join`)."""
+
+    release: str
+    """Of taxiway, on its routers."""
+    text: str
+
+
 class QueuesFile:
     """One process's queues.yaml. Thread-safe for one thread that looks and others that read.
 
     `topology` is what the process goes by: the file as it was at the start, with the endpoints and the new classes of
-    the last good one. `differs` is whether the file says something else by now, so that a restart would change
-    something. `wrong` is why the file is invalid by now, so that no process could start with it; empty if it is valid.
+    the last good one, whose text is `text`. `differs` is whether the file says something else by now, so that a restart
+    would change something. `wrong` is why the file is invalid by now, so that no process could start with it; empty if
+    it is valid.
 
     Raises:
         TopologyError: the file is missing or invalid at the start.
@@ -29,6 +38,7 @@ class QueuesFile:
         self.path = path
         self._stamp = stamp_of(path)
         self.topology = load_topology(path)
+        self.text = path.read_text()
         self.differs, self.wrong = False, ""
         self._followers: list[Callable[[Topology], None]] = []
 
@@ -51,6 +61,7 @@ class QueuesFile:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
             self.differs, self.wrong = False, str(error)
             return False
+        self.text = self.path.read_text()
         renewed = followed(self.topology, found)
         self.differs, self.wrong = renewed != found, ""
         if renewed == self.topology:

@@ -155,6 +155,7 @@ COMMANDS = {
     "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
     "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
     "restart": ("taxiway.cli.fleet", "Restart the fleet's processes one after another."),
+    "join": ("taxiway.cli.fleet", "Serve a class of a fleet elsewhere from this machine."),
     "doctor": ("taxiway.cli.fleet", "Report what this machine has, what is missing, and how to install it."),
     "submit": ("taxiway.cli.jobs", "Send a request to a model and print its answer."),
     "array": ("taxiway.cli.arrays", "Send each line of a file to a model, as one array."),

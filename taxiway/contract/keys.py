@@ -92,6 +92,9 @@ TIMELINE = "taxiway:timeline"
 MODELS = "taxiway:models"
 """The routers' models as `GET /v2/models` lists them, in JSON, for clients of the broker."""
 
+QUEUES = "taxiway:queues"
+"""The routers' queues.yaml and release, in JSON, for machines that join."""
+
 HISTORY = "taxiway:history"
 """Hash of an hour to the bytes that are kept of its arrivals at its `history_key`, and of `RECORDED` to a time."""
 

@@ -91,6 +91,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "webhook_outbox_key": "rpush llen",
         "WEBHOOKS_DUE": "zadd eval evalsha",
         "RELOADS": "get eval evalsha",
+        "QUEUES": "get",
         "CONTROLS": "hgetall eval evalsha",
         "HELD": "zrem hdel eval evalsha",
         "RELEASED": "zrem hdel eval evalsha",
