@@ -35,16 +35,14 @@ def kinds() -> dict[str, list[str]]:
         "result of a group": ["celery-taskset-meta-1"],
     }
     names = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
-    makers = {
-        name: make for name, make in inspect.getmembers(keys, inspect.isfunction) if name.endswith(("_key", "_channel"))
-    }
+    makers = [pair for pair in inspect.getmembers(keys, callable) if pair[0].endswith(("_key", "_channel"))]
     found |= {
         name: [value]
         for name, value in names.items()
         if name[0] != "_"
         and name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "RECORDED", "INFER", "CANCEL")
     }
-    return found | {name: [make(*_arguments(make))] for name, make in makers.items()}
+    return found | {name: [str(make(*_arguments(make)))] for name, make in makers}
 
 
 def _arguments(make: Any) -> list[str]:
