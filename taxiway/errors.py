@@ -248,9 +248,15 @@ class DeadLetteredError(JobError, code="dead_lettered"):
     """The job was given up after repeated deliveries."""
 
 
+def invalid(field: str, expected: str, got: object = "", **details: Any) -> InvalidRequestError:
+    """The error for a field: what was expected of it, and what it is, in words."""
+    shown = "" if got == "" else f", got {got}"
+    return InvalidRequestError(f"{cut(field)}: expected {expected}{shown}", field=cut(field), **details)
+
+
 def wrong_field(field: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
     """The error for a field with an unexpected value."""
-    return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field), **details)
+    return invalid(field, expected, quoted(value), **details)
 
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

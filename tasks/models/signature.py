@@ -28,10 +28,10 @@ from taxiway.contract.request import Request
 from taxiway.contract.values import axis_on_some, from_wire, is_reference, is_tensor, numbers, raw_bytes, to_array
 from taxiway.errors import (
     IdempotencyConflictError,
-    InvalidRequestError,
     RequestTooLargeError,
     TaxiwayError,
     cut,
+    invalid,
     wrong_field,
 )
 
@@ -113,9 +113,9 @@ def check_stream(model: Model, bound: Bound, wanted: bool | Literal["rows"] | No
     if not wanted:
         return
     if not generates(model):
-        raise InvalidRequestError(f"stream: expected a model that generates text, got {model.id}", field="stream")
+        raise invalid("stream", "a model that generates text", model.id)
     if len(bound.rows) > 1 and wanted != "rows":
-        raise InvalidRequestError(f"stream: expected a request of one row, got {len(bound.rows)}", field="stream")
+        raise invalid("stream", "a request of one row", len(bound.rows))
 
 
 def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _check_names(model: Model, given: Sequence[Any]) -> None:
             raise wrong_field(f"inputs.{name}", "one tensor of that name", "two")
     for spec in model.inputs:
         if spec.name not in given and not (spec.optional and given):
-            raise InvalidRequestError(f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}")
+            raise invalid(f"inputs.{spec.name}", "a value", "nothing")
 
 
 def _takes_any_json(model: Model) -> bool:
@@ -219,9 +219,9 @@ def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
     if 0 < len(alone) < len(counts):
         raise axis_on_some(alone)
     if not counts:
-        raise InvalidRequestError("inputs: expected an input with a batch axis, got none", field="inputs")
+        raise invalid("inputs", "an input with a batch axis", "none")
     if len(set(counts.values())) > 1:
-        raise InvalidRequestError(f"inputs: expected the same number of rows in each, got {counts}", field="inputs")
+        raise invalid("inputs", "the same number of rows in each", counts)
     rows = next(iter(counts.values()))
     if rows > model.max_rows:
         raise RequestTooLargeError(
@@ -230,7 +230,7 @@ def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
             limit="max_rows",
         )
     if rows == 0:
-        raise InvalidRequestError("inputs: expected at least one row, got none", field="inputs")
+        raise invalid("inputs", "at least one row", "none")
     return rows
 
 

@@ -18,7 +18,7 @@ from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import Request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import Show
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import invalid
 
 _TRANSPORTS = {
     "redis": "taxiway.client.valkey_transport",
@@ -108,7 +108,7 @@ def open_transport(
     scheme = urlsplit(url).scheme
     if scheme not in _TRANSPORTS:
         expected, got = "://, ".join(_TRANSPORTS), f"{scheme}://…" if scheme else "no scheme"  # never a password
-        raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
+        raise invalid("url", f"an address that starts with {expected}://", got)
     opened: ClientTransport = importlib.import_module(_TRANSPORTS[scheme]).open_url(
         url, connect_timeout, show, key, confirmed_by
     )

@@ -23,6 +23,7 @@ from taxiway.errors import (
     ResultTimeoutError,
     TaxiwayError,
     UnknownObjectError,
+    invalid,
     wrong_field,
 )
 
@@ -222,13 +223,13 @@ class AsyncJobArray:
         """
         batch = await self._batch()
         if batch.status not in _ENDED:
-            raise InvalidRequestError("array: expected one that has ended, to retry what failed", field="array")
+            raise invalid("array", "one that has ended, to retry what failed")
         lines = await self._lines(batch)
         answered = {line.custom_id for line in lines if line.response is not None and line.response.status_code == 200}
         content = await self._transport.exchange("GET", f"/v1/files/{batch.input_file_id}/content")
         again = [line for line in content.splitlines() if _decode_line(line).custom_id not in answered]
         if not again:
-            raise InvalidRequestError("array: expected one with members that failed", field="array")
+            raise invalid("array", "one with members that failed")
         renumbered = [_line(number, batch.endpoint, _decode_line(line).body) for number, line in enumerate(again)]
         return await _create(self._transport, batch.endpoint, renumbered, self._terms, batch.completion_window)
 
@@ -308,7 +309,7 @@ async def submit_array(
         endpoint = f"{path}/infer"
         lines.append(_line(number, endpoint, body))
     if not lines:
-        raise InvalidRequestError("inputs: expected at least one", field="inputs")
+        raise invalid("inputs", "at least one")
     return await _create(transport, endpoint, lines, terms, within)
 
 

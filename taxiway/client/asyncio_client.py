@@ -36,7 +36,7 @@ from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
-from taxiway.errors import InvalidRequestError, JobError, RequestError
+from taxiway.errors import JobError, RequestError, invalid
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""
@@ -371,14 +371,12 @@ class AsyncClient:
             InvalidRequestError: a term is invalid, or an idempotency key is set: it would make all requests one job.
         """
         if options.get("idempotency_key") is not None:
-            raise InvalidRequestError(
-                "idempotency_key: expected none for a map of many requests", field="idempotency_key"
-            )
+            raise invalid("idempotency_key", "none for a map of many requests")
         transport, template = self._transport, _request(model, "", options)
 
         async def infer_one(inputs: Any) -> Result:
             if inputs is None:
-                raise InvalidRequestError("inputs: expected a value, got nothing", field="inputs")
+                raise invalid("inputs", "a value", "nothing")
             request = msgspec.structs.replace(template, inputs=inputs)
             check_content(request)
             return await transport.infer(request, timeout)

@@ -26,7 +26,7 @@ from yarl import URL
 
 from taxiway.contract.limits import Buffer
 from taxiway.contract.server_events import EventParser, ServerEvent
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, invalid
 
 KEEP_ALIVE = 4.0
 """Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
@@ -463,7 +463,7 @@ def _address(parts: SplitResult) -> URL:
         known = False
     if not known:
         expected = "a host, and a port that is a number; / and # in a password are %2F and %23"
-        raise InvalidRequestError(f"url: expected {expected}", field="url")
+        raise invalid("url", expected)
     return address
 
 
@@ -475,7 +475,7 @@ def _credentials(parts: SplitResult, key: str | None) -> dict[str, str]:
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         return {"authorization": f"Basic {base64.b64encode(secret).decode()}"}
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidRequestError("key: expected ASCII text without spaces", field="key")
+        raise invalid("key", "ASCII text without spaces")
     return {"authorization": f"Bearer {key}"}
 
 

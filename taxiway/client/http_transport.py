@@ -50,6 +50,7 @@ from taxiway.errors import (
     TaxiwayError,
     cut,
     error_of_code,
+    invalid,
 )
 
 _POLL_PAUSE = 0.05
@@ -99,8 +100,7 @@ def open_url(url: str, connect_timeout: float, show: Show, key: str | None, conf
         InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
     if confirmed_by:
-        message = "durability: expected none for a router, whose limits.durability decides, got 'replicated'"
-        raise InvalidRequestError(message, field="durability")
+        raise invalid("durability", "none for a router, whose limits.durability decides", "'replicated'")
     return HttpClientTransport(url, connect_timeout, show, key)
 
 

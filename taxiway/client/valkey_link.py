@@ -13,7 +13,7 @@ from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.contract.limits import Buffer
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import check_confirmed, confirming, refusal
-from taxiway.errors import FleetUnavailable, InvalidRequestError
+from taxiway.errors import FleetUnavailable, invalid
 from taxiway.valkey import ServerError
 
 _MOST_MESSAGES = 512
@@ -40,7 +40,7 @@ class ValkeyLink:
             self._connection = AsyncConnection(url, answer=None, connect_timeout=connect_timeout)
         except ValueError:  # its text may quote part of a password
             wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
-            raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
+            raise invalid("url", wanted) from None
         self._url = url
         self.connect_timeout = connect_timeout
         self._confirmed_by = confirmed_by  # replicas

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, TypeGuard
 
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw, wrong_field
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw, invalid, wrong_field
 
 Buffer = bytes | bytearray | memoryview
 """The bytes of a message or value."""
@@ -245,14 +245,12 @@ def _check_texts(values: Iterable[Any], field: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            message = f"{field}: expected text that UTF-8 can encode, got {flaw(error)}"
-            raise InvalidRequestError(message, field=field) from error
+            raise invalid(field, "text that UTF-8 can encode", flaw(error)) from error
 
 
 def _too_deep(depth: int, field: str) -> InvalidRequestError:
     got = str(depth) if depth < COUNTED_TO else f"at least {COUNTED_TO}"
-    message = f"{field}: expected at most {DEEPEST} levels of lists and mappings, got {got}"
-    return InvalidRequestError(message, field=field)
+    return invalid(field, f"at most {DEEPEST} levels of lists and mappings", got)
 
 
 def _too_many(values: int, containers: int) -> bool:

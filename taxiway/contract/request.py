@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import msgspec
 
 from taxiway.contract.limits import check_values
-from taxiway.errors import QUOTED, InvalidRequestError, unreadable, wrong_field
+from taxiway.errors import QUOTED, InvalidRequestError, invalid, unreadable, wrong_field
 
 Priority = Literal["high", "normal", "low"]
 
@@ -88,7 +88,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
         raise _unknown(next(str(name)[:QUOTED] for name in given if name not in _FIELDS))
     for name in ("model", "inputs"):
         if name not in given:
-            raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
+            raise invalid(name, "a value", "nothing")
     _check(given)
     try:
         request = msgspec.convert(given, Request)

@@ -28,7 +28,7 @@ from taxiway.contract.values import (
     to_wire,
     uneven,
 )
-from taxiway.errors import InvalidRequestError, quoted
+from taxiway.errors import InvalidRequestError, invalid, wrong_field
 
 HEADER = "inference-header-content-length"
 """The header with the length of the body's JSON in bytes."""
@@ -87,7 +87,7 @@ def split(body: Buffer, header_length: str | None) -> tuple[Buffer, memoryview]:
     if header_length is None:
         return body, memoryview(b"")
     if not header_length.isascii() or not header_length.isdigit() or not 0 < int(header_length) <= len(body):
-        raise _wrong(HEADER, f"1 to {len(body)} bytes of the body", quoted(header_length))
+        raise wrong_field(HEADER, f"1 to {len(body)} bytes of the body", header_length)
     length, view = int(header_length), memoryview(body)
     return view[:length], view[length:]
 
@@ -104,11 +104,11 @@ def pieces(sizes: Sequence[object], rest: memoryview) -> Iterator[memoryview | N
             yield None
             continue
         if type(size) is not int or not 0 <= size <= len(rest) - start:
-            raise _wrong(SIZE, f"0 to {len(rest) - start} bytes that follow the JSON", quoted(size))
+            raise wrong_field(SIZE, f"0 to {len(rest) - start} bytes that follow the JSON", size)
         yield rest[start : start + size]
         start += size
     if start < len(rest):
-        raise _wrong(SIZE, f"{len(rest)} bytes in all", str(start))
+        raise invalid(SIZE, f"{len(rest)} bytes in all", str(start))
 
 
 def bytes_part(elements: Sequence[Buffer]) -> bytes:
@@ -129,12 +129,8 @@ def bytes_elements(part: memoryview, count: int, field: str) -> list[bytes]:
         start = begin + _LENGTH.unpack_from(part, start)[0]
         found.append(bytes(part[begin:start]))
     if start != len(part) or len(found) != count:
-        raise _wrong(field, f"{count} elements, each after its length", f"{len(part)} bytes that do not match")
+        raise invalid(field, f"{count} elements, each after its length", f"{len(part)} bytes that do not match")
     return found
-
-
-def _wrong(field: str, expected: str, got: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: expected {expected}, got {got}", field=field)
 
 
 _FORMATS = {

@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from taxiway.contract.limits import DEEPEST, Buffer, elements_of
-from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError, cut, quoted, unreadable, wrong_field
+from taxiway.errors import (
+    InvalidRequestError,
+    ResultExpiredError,
+    TaxiwayError,
+    cut,
+    invalid,
+    quoted,
+    unreadable,
+    wrong_field,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +100,7 @@ def from_wire(value: Any, field: str = "inputs", levels: int = DEEPEST) -> Any:
     if not isinstance(value, (list, dict)):
         return value
     if levels == 0:
-        raise _expected(field, f"at most {DEEPEST} levels of lists and mappings", "more")
+        raise invalid(field, f"at most {DEEPEST} levels of lists and mappings", "more")
     if isinstance(value, list):
         return [from_wire(below, field, levels - 1) for below in value]
     if value.keys() == {"__type__", "__value__"}:
@@ -122,10 +131,10 @@ def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
         else:
             flat = numbers(data, datatype, field)
         if flat.size != elements:
-            raise _expected(field, f"{elements} elements of {datatype} for shape {quoted(shape)}", str(flat.size))
+            raise invalid(field, f"{elements} elements of {datatype} for shape {quoted(shape)}", str(flat.size))
         return flat.reshape(shape)
     except (ValueError, OverflowError) as error:
-        raise _expected(field, f"{datatype} data of shape {quoted(shape)}", cut(str(error))) from error
+        raise invalid(field, f"{datatype} data of shape {quoted(shape)}", cut(str(error))) from error
 
 
 def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
@@ -144,26 +153,26 @@ def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
     except (ValueError, TypeError, OverflowError) as error:
         raise uneven(field, datatype) from error
     if given.size and given.dtype.kind not in _TAKES[wanted.kind]:
-        raise _expected(field, f"{datatype} numbers", _kind(given))
+        raise invalid(field, f"{datatype} numbers", _kind(given))
     if given.dtype == wanted:
         return given
     with np.errstate(over="ignore"):
         array = given.astype(wanted)
     kept = np.isfinite(array) == np.isfinite(given) if wanted.kind == "f" else array == given
     if not np.all(kept):
-        raise _expected(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
+        raise invalid(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
     return array
 
 
 def axis_on_some(alone: Sequence[str]) -> InvalidRequestError:
     """The error for inputs of which only some have the batch axis; `alone` names those without."""
     expected, got = "the batch axis on all inputs or on none", f"none on {', '.join(alone)}"
-    return _expected("inputs", expected, got)
+    return invalid("inputs", expected, got)
 
 
 def uneven(field: str, datatype: str) -> InvalidRequestError:
     """The error for nested lists that are not rectangular."""
-    return _expected(field, f"{datatype} numbers, in lists of equal lengths", "lists of different lengths or depths")
+    return invalid(field, f"{datatype} numbers, in lists of equal lengths", "lists of different lengths or depths")
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
@@ -179,18 +188,18 @@ def _scalar(value: Any, field: str) -> Any:
     """A float or an instance of a subclass as a JSON value; JSON has no NaN and no infinities."""
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise _expected(field, "finite numbers (an array may hold others)", quoted(value))
+            raise wrong_field(field, "finite numbers (an array may hold others)", value)
         return float(value)
     if isinstance(value, int):
         return value if isinstance(value, bool) else int.__int__(value)
     if isinstance(value, str):
         return str.__str__(value)
-    raise _expected(field, "JSON values, bytes or numpy arrays", type(value).__name__)
+    raise invalid(field, "JSON values, bytes or numpy arrays", type(value).__name__)
 
 
 def _key(key: Any, field: str) -> str:
     if not isinstance(key, str):
-        raise _expected(field, "text as the keys of a mapping", quoted(key))
+        raise wrong_field(field, "text as the keys of a mapping", key)
     return str(key)
 
 
@@ -222,7 +231,7 @@ def _mapping(value: dict[Any, Any], field: str, blobs: Blobs | None) -> dict[str
 def _tensor(array: np.ndarray, field: str, blobs: Blobs | None) -> dict[str, Any]:
     datatype = _OIP.get((array.dtype.kind, array.dtype.itemsize))
     if datatype is None:
-        raise _expected(field, f"an array of {sorted(DATATYPES.values())}", f"dtype {array.dtype.name}")
+        raise invalid(field, f"an array of {sorted(DATATYPES.values())}", f"dtype {array.dtype.name}")
     content = raw_bytes(array)
     fields = {"shape": list(array.shape), "datatype": datatype}
     if blobs is not None and len(content) > blobs.limit:
@@ -236,15 +245,11 @@ def _kind(array: np.ndarray) -> str:
 
 def _untag(tag: Any, value: Any, field: str) -> Any:
     if not isinstance(value, str) or tag not in ("base64", "bytes"):
-        raise _expected(field, "a value tagged base64 or bytes", f"tag {quoted(tag)}")
+        raise invalid(field, "a value tagged base64 or bytes", f"tag {quoted(tag)}")
     try:
         return value.encode() if tag == "bytes" else base64.b64decode(value, validate=True)
     except ValueError as error:
-        raise _expected(field, f"{tag} text", cut(str(error))) from error
-
-
-def _expected(field: str, expected: str, got: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: expected {expected}, got {got}", field=field)
+        raise invalid(field, f"{tag} text", cut(str(error))) from error
 
 
 INLINE = 16 * 2**10
@@ -366,4 +371,4 @@ def gone(ref: str) -> TaxiwayError:
 
 
 def _other(reference: Reference, expected: str, got: str) -> InvalidRequestError:
-    return InvalidRequestError(f"ref: expected blob {reference.ref} of {expected}, got {got}", field="ref")
+    return invalid("ref", f"blob {reference.ref} of {expected}", got)

@@ -35,6 +35,7 @@ from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,
     cut,
+    invalid,
     wrong_field,
 )
 
@@ -167,7 +168,7 @@ class Envelope(msgspec.Struct, kw_only=True):
         try:
             return _bytes_of(self.body)
         except ValueError as error:
-            raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
+            raise invalid("body", f"base64: {error}") from error
 
 
 def _bytes_of(text: str) -> bytes:
@@ -244,7 +245,7 @@ def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longe
     text = _encode_alike({**envelope.headers, HEADER: header})
     known = ", ".join(map(key_id, keys))
     if not isinstance(given, str) or not signed_by(keys, given, text, envelope.payload()):
-        raise InvalidRequestError(f"{HEADER}: expected an arrival signed by a producer (key {known})", field=HEADER)
+        raise invalid(HEADER, f"an arrival signed by a producer (key {known})")
     if not isinstance(at, int | float) or abs(now - at) > longest:
         raise wrong_field(HEADER, f"to be signed within {longest:g} s", at)
 
@@ -261,9 +262,7 @@ def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
         plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
         return _encode([[], plain, NO_CANVAS])
     except (UnicodeEncodeError, RecursionError) as error:  # a request that did not pass `parse_request`
-        raise InvalidRequestError(
-            f"inputs: expected Unicode text, not nested too deeply: {cut(str(error))}", field="inputs"
-        ) from error
+        raise invalid("inputs", f"Unicode text, not nested too deeply: {cut(str(error))}") from error
 
 
 def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any], origin: str) -> Envelope:
@@ -294,9 +293,7 @@ def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any]
 
 def misplaced(queue: str) -> InvalidRequestError:
     """The error for a request sent to a queue that no router consumes."""
-    return InvalidRequestError(
-        f"queue: expected {ARRIVALS!r}, got {queue!r}: send the task {INFER!r} with queue={ARRIVALS!r}", field="queue"
-    )
+    return invalid("queue", f"{ARRIVALS!r}", f"{queue!r}: send the task {INFER!r} with queue={ARRIVALS!r}")
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
@@ -315,7 +312,7 @@ def decode_envelope(raw: bytes) -> Envelope:
     try:
         return _decode_envelope(raw)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"message: expected a Celery message: {cut(str(error))}", field="message") from error
+        raise invalid("message", f"a Celery message: {cut(str(error))}") from error
 
 
 def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, Any]]:
@@ -333,8 +330,7 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
         return [from_wire(a) for a in args], {name: from_wire(value, name) for name, value in kwargs.items()}
     except (ValueError, TypeError, RecursionError) as error:
         hint = r" (a surrogate in an escape, \ud800 to \udfff, needs its pair)" if _SURROGATE(payload) else ""
-        message = f"body: expected [args, kwargs, embed] as JSON: {cut(str(error))}{hint}"
-        raise InvalidRequestError(message, field="body") from error
+        raise invalid("body", f"[args, kwargs, embed] as JSON: {cut(str(error))}{hint}") from error
 
 
 def read_request(payload: bytes, content_type: str) -> Request:
@@ -345,7 +341,7 @@ def read_request(payload: bytes, content_type: str) -> Request:
     """
     args, kwargs = read_body(payload, content_type)
     if len(args) > len(_POSITIONAL):
-        raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
+        raise invalid("args", f"at most {list(_POSITIONAL)}", f"{len(args)} values")
     return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})
 
 

@@ -19,7 +19,7 @@ from tasks.models.model import Model, Variant
 from tasks.models.tensor_spec import Datatype, TensorSpec
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
-from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, wrong_field
+from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, invalid, wrong_field
 from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, WholeReader, malformed
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 from workers.port import Row
@@ -172,7 +172,7 @@ def _as_bytes(spec: TensorSpec, element: Any) -> bytes:
     if isinstance(element, bytes):
         return element
     field = f"inputs.{spec.name}"
-    raise InvalidRequestError(f"{field}: expected text or bytes, got {type(element).__name__}", field=field)
+    raise invalid(field, "text or bytes", type(element).__name__)
 
 
 def _parse(model: Model, raw: bytes, header_length: str | None) -> Row:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
 from tasks.models.tensor_spec import TensorSpec
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, invalid
 from workers.decide.faults import text_of
 from workers.pipelines.tensors import read_tensor
 from workers.port import Item, Placed, Row, Runtime
@@ -81,8 +81,7 @@ class ImagePipeline:
     def _checked(self, value: Any) -> np.ndarray:
         pixels = read_tensor(self._pixels, value)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            message = f"inputs.pixels: expected values from 0 to 1, got {pixels.min()} to {pixels.max()}"
-            raise InvalidRequestError(message, field="inputs.pixels")
+            raise invalid("inputs.pixels", "values from 0 to 1", f"{pixels.min()} to {pixels.max()}")
         return pixels
 
     def _answer(self, share: np.ndarray) -> Row:
@@ -100,24 +99,21 @@ def decode(value: object, side: int) -> np.ndarray:
         RequestTooLargeError: over `MAX_PIXELS` by its header, before it is decoded.
     """
     if not isinstance(value, bytes | bytearray | memoryview):
-        message = f"inputs.image: expected JPEG or PNG bytes, got {type(value).__name__}"
-        raise InvalidRequestError(message, field="inputs.image")
+        raise invalid("inputs.image", "JPEG or PNG bytes", type(value).__name__)
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} by {image.height}")
             if image.format != "PNG" and bytes(value).count(_SCAN) > MAX_SCANS:
-                raise InvalidRequestError(f"inputs.image: expected at most {MAX_SCANS} scans", field="inputs.image")
+                raise invalid("inputs.image", f"at most {MAX_SCANS} scans")
             return _cropped(image, side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from error
     except UnidentifiedImageError as error:
         begin = bytes(value[:_SHOWN_BYTES])
-        message = f"inputs.image: expected a JPEG or PNG, got {len(value)} bytes that begin with {begin!r}"
-        raise InvalidRequestError(message, field="inputs.image") from error
+        raise invalid("inputs.image", "a JPEG or PNG", f"{len(value)} bytes that begin with {begin!r}") from error
     except _BROKEN as error:
-        message = f"inputs.image: expected a valid JPEG or PNG, got a corrupt one: {text_of(error)}"
-        raise InvalidRequestError(message, field="inputs.image") from error
+        raise invalid("inputs.image", "a valid JPEG or PNG", f"a corrupt one: {text_of(error)}") from error
 
 
 def _cropped(image: Image.Image, side: int) -> np.ndarray:

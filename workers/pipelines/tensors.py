@@ -14,7 +14,7 @@ from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.values import DATATYPES, numbers
-from taxiway.errors import ExecutionError, InvalidRequestError
+from taxiway.errors import ExecutionError, InvalidRequestError, invalid
 from workers.port import Arrays, Item, Placed, Row, Runtime
 
 
@@ -48,9 +48,7 @@ class TensorPipeline:
             if spec.name in row:
                 arrays[spec.name] = read_tensor(spec, row[spec.name])
             elif not spec.optional:
-                raise InvalidRequestError(
-                    f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}"
-                )
+                raise invalid(f"inputs.{spec.name}", "a value", "nothing")
         return Item(arrays, size_of_row(self._model, arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
@@ -101,8 +99,7 @@ def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
         array = _element(value) if len(spec.shape) == 1 else np.asarray(value, object)
     wanted = spec.row_shape
     if not _fits(wanted, array.shape):
-        message = f"{field}: expected shape {list(wanted)} a row, got shape {list(array.shape)}"
-        raise InvalidRequestError(message, field=field)
+        raise invalid(field, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
     return array
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from tasks.models.model import Model, Variant
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, flaw
+from taxiway.errors import RequestTooLargeError, flaw, invalid
 from workers.port import Arrays, Item, Placed, Row, Runtime
 
 LABELS = ("negative", "positive")
@@ -83,16 +83,16 @@ def read_text(name: str, row: Row) -> str:
     field = f"inputs.{name}"
     value = row.get(name)
     if not isinstance(value, str | bytes):
-        raise InvalidRequestError(f"{field}: expected text, got {type(value).__name__}", field=field)
+        raise invalid(field, "text", type(value).__name__)
     try:
         text, size = (value, len(value.encode())) if isinstance(value, str) else (value.decode(), len(value))
     except UnicodeError as error:
-        raise InvalidRequestError(f"{field}: expected UTF-8, got {flaw(error)}", field=field) from error
+        raise invalid(field, "UTF-8", flaw(error)) from error
     if size > MAX_BYTES:
         message = f"{field}: expected at most {MAX_BYTES} bytes of text, got {size}"
         raise RequestTooLargeError(message, field=field, limit=MAX_BYTES)
     if not text.strip():
-        raise InvalidRequestError(f"{field}: expected a text that is not empty", field=field)
+        raise invalid(field, "a text that is not empty")
     return text
 
 
