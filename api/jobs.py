@@ -218,7 +218,8 @@ def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float |
     if not devices:
         return None
     first_free = min(OVERRUN * device.batch_age for device in devices)
-    return max(fleet.ahead(record.hardware_class, record.level) / len(devices), first_free + work, _LEAST_LEFT)
+    ahead = sum(fleet.work.get(record.hardware_class, ())[: record.level + 1])
+    return max(ahead / len(devices), first_free + work, _LEAST_LEFT)
 
 
 def _difference(record: JobRecord, table: Explanation) -> str | None:

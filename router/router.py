@@ -100,7 +100,7 @@ class Router:
         with contextlib.suppress(BrokerUnavailableError):
             await self.fleet.read()
             await self.webhooks.read()
-        await self.folder.begin()
+        await self.folder.report()  # before any request is accepted
         self._keepers = [asyncio.create_task(loop, name=name) for name, loop in self.loops().items()]
         self._turning = [self.intake.start(), asyncio.create_task(self._leader.run(), name="leader")]
 

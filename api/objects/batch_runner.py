@@ -117,7 +117,7 @@ class Desk:
     async def closed(self, batch: Batch) -> None:
         """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
         await self.contents.delete_below(f"batches/{batch.id}/")
-        await self.router.webhooks.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
+        await self.router.registry.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
         await self.objects.close_batch(batch.id, batch.tenant, batch.ended_at)
 
 

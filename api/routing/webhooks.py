@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from broker.valkey.webhooks import DeadEvent, decode_dead, replay_call, view_commands
-from router.decide.webhooks import SECRET, Secret, WebhookEndpoint, forbidden, message_of
+from broker.valkey.webhooks import DeadEvent, announce_call, decode_dead, replay_call, view_commands
+from router.decide.webhooks import SECRET, Kind, Secret, WebhookEndpoint, event_id, forbidden, message_of
 from router.service.admission import Rules
 from router.service.store import StoreClock
 from router.upkeep.webhooks import WebhookDelivery
@@ -39,6 +39,22 @@ class WebhookRegistry:
         self._rules = rules
         self._limits = rules.topology.webhooks
         self._clock = clock
+
+    async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
+        """Notify the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
+
+        It may be repeated, also by other routers: each end is announced once.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        try:
+            notified = self._rules.webhooks.notified(kind, tenant, named)
+        except InvalidRequestError:  # it was removed since
+            notified = self._rules.webhooks.notified(kind, tenant, None)
+        if notified is not None and notified.endpoints.get(ending):
+            call = announce_call(notified, event_id(kind, name, ending), kind, ending, name)
+            await self._delivery.connection.run(call)
 
     async def add(
         self, *, tenant: str, name: str, url: str, event_types: Sequence[EventType], only_named: bool = False
@@ -80,7 +96,7 @@ class WebhookRegistry:
         """Give an endpoint a new secret; the one before signs too for `webhooks.overlap` seconds, with `overlap`."""
         seconds = self._limits.overlap if overlap else 0.0
         now, secret = self._clock.stored_now(), _new_secret()
-        return await self._changed(name, tenant, lambda one: one.rotated(secret, now, seconds))
+        return await self._changed(name, tenant, lambda one: rotated(one, secret, now, seconds))
 
     async def remove(self, name: str, tenant: str | None) -> str:
         """Remove an endpoint with its events; returns its id. Raises as `get` does."""
@@ -154,6 +170,14 @@ class WebhookRegistry:
             after = change(before)
             if await self._delivery.change(before.id, self._delivery.raw[before.id], _encode(after)):
                 return after
+
+
+def rotated(endpoint: WebhookEndpoint, secret: str, now: float, overlap: float) -> WebhookEndpoint:
+    """The endpoint with a new secret; the one before signs for `overlap` seconds more."""
+    until = now + overlap
+    kept = [Secret(one.text, min(one.until or until, until)) for one in endpoint.secrets]
+    secrets = (Secret(secret), *(one for one in kept if one.until > now))
+    return msgspec.structs.replace(endpoint, secrets=secrets, updated_at=int(now))
 
 
 def _new_secret() -> str:

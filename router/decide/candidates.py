@@ -206,7 +206,8 @@ def billed(limit: Column) -> Column:
 
 def _prompt(seen: Sequence[_Seen]) -> np.ndarray | None:
     """The table's `prompt`."""
-    more = np.array([(s.prompt_step - s.step, s.prompt_slope - s.slope) for s in seen], dtype=np.float64)
+    profiles = [s.profile for s in seen]
+    more = np.array([np.subtract(one.of_prompt, (one.step, one.slope)) for one in profiles], dtype=np.float64)
     return more.reshape(-1, 2).T if more.any() else None
 
 
@@ -262,13 +263,13 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
 
     return {
         "warm": column(lambda s: s.warm),
-        "base": column(lambda s: s.base),
-        "step": column(lambda s: s.step),
-        "slope": column(lambda s: s.slope),
-        "floor": column(lambda s: s.floor),
-        "load": column(lambda s: (1.0 - s.warm) * (s.start + s.loading)),
-        "loading": column(lambda s: (1.0 - s.warm) * s.loading),
-        "beyond": column(lambda s: s.warm * (s.start + s.loading) if s.warm < 1.0 - LATE_SHARE else 0.0),
+        "base": column(lambda s: s.profile.base),
+        "step": column(lambda s: s.profile.step),
+        "slope": column(lambda s: s.profile.slope),
+        "floor": column(lambda s: s.profile.floor),
+        "load": column(lambda s: (1.0 - s.warm) * (s.start + s.profile.load)),
+        "loading": column(lambda s: (1.0 - s.warm) * s.profile.load),
+        "beyond": column(lambda s: s.warm * (s.start + s.profile.load) if s.warm < 1.0 - LATE_SHARE else 0.0),
         "concurrent": column(lambda s: s.concurrent),
     }
 
@@ -299,15 +300,10 @@ class _Seen:
     """A candidate's devices, aggregated: the figures of `CandidateTable` for one of them."""
 
     warm: float
-    base: float
-    step: float
-    slope: float
-    floor: float
-    prompt_step: float
-    prompt_slope: float
+    profile: Profile
+    """The mean of the devices' profiles, each at the device's pace; `load` is the time that loading takes."""
     start: float
     """Seconds that a device needs to start, 0 if one is live."""
-    loading: float
     concurrent: float
     residual: tuple[float, ...]
     warning: str | None
@@ -319,27 +315,28 @@ class _Seen:
         start = starting[candidate.hardware_class] if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
+        profiles = [_profile(device, k, key) for device, k in known]
         paces = expected([device.pace for device, _ in known], key)
         loads = expected([device.loading for device, _ in known], key)
-        profiles = [_profile(device, k, key) for device, k in known]
-        full = [
-            pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
-        ]
+        full = _limit(candidate), model.expected_size
 
-        def mean(figures: Sequence[float]) -> float:
+        def mean(figure: Callable[[Profile], float], paces: Sequence[float] = paces) -> float:
+            figures = [pace * figure(one) for pace, one in zip(paces, profiles, strict=True)]
             return float(np.mean(np.sort(figures)))  # sorted: the result does not depend on the order of devices
 
         return cls(
             warm=sum(key in device.warm for device, _ in known) / len(known),
-            base=mean([pace * p.base for pace, p in zip(paces, profiles, strict=True)]),
-            step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
-            slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
-            floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
-            prompt_step=mean([pace * p.of_prompt[0] for pace, p in zip(paces, profiles, strict=True)]),
-            prompt_slope=mean([pace * p.of_prompt[1] for pace, p in zip(paces, profiles, strict=True)]),
+            profile=Profile(
+                base=mean(lambda one: one.base),
+                step=mean(lambda one: one.step),
+                slope=mean(lambda one: one.slope),
+                floor=mean(lambda one: one.floor),
+                load=mean(lambda one: one.load, loads),
+                prompt_step=mean(lambda one: one.of_prompt[0]),
+                prompt_slope=mean(lambda one: one.of_prompt[1]),
+            ),
             start=start,
-            loading=mean([load * p.load for load, p in zip(loads, profiles, strict=True)]),
-            concurrent=mean(full) if generates(model) else 0.0,
+            concurrent=mean(lambda one: one.latency(*full)) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
         )

@@ -271,9 +271,6 @@ class Route:
     leaves: bool = False
 
 
-_UNPLANNED = Route(None)
-
-
 def route_by_plan(weighed: Weighed) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
@@ -284,7 +281,7 @@ def route_by_plan(weighed: Weighed) -> Route:
     table, needs, figures = weighed.table, weighed.needs, weighed.figures
     guide = table.guide
     if guide is None:
-        return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
+        return Route(None, f"no plan: {table.unplanned}; " if table.unplanned else "")
     planned = weighed.eligible & guide.preferred
     if not any_true(planned):
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")

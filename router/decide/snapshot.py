@@ -49,10 +49,6 @@ class FleetSnapshot:
         own = (d for d in self.devices if d.hardware_class == hardware_class and not d.draining)
         return tuple(sorted(own, key=lambda d: d.worker))
 
-    def ahead(self, hardware_class: str, level: int) -> float:
-        """Device seconds that a class serves before a new job of `level`."""
-        return sum(self.work.get(hardware_class, ())[: level + 1])
-
 
 def with_hosts(devices: Sequence[DeviceFacts]) -> tuple[DeviceFacts, ...]:
     """The devices, each CPU that lacks what is learned of `ANY` with what others learned on the same machine.

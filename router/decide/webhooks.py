@@ -65,13 +65,6 @@ class WebhookEndpoint(msgspec.Struct, frozen=True, kw_only=True):
         """The secrets that sign at `now`, the newest first."""
         return [one.text for one in self.secrets if not one.until or now < one.until]
 
-    def rotated(self, secret: str, now: float, overlap: float) -> WebhookEndpoint:
-        """The endpoint with a new secret; the one before signs for `overlap` seconds more."""
-        until = now + overlap
-        kept = [Secret(one.text, min(one.until or until, until)) for one in self.secrets]
-        secrets = (Secret(secret), *(one for one in kept if one.until > now))
-        return msgspec.structs.replace(self, secrets=secrets, updated_at=int(now))
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
@@ -109,15 +102,12 @@ class Endpoints:
             if not found:
                 raise wrong_field("webhook", "the name, id or address of an endpoint of the tenant", named)
             chosen += [one for one in found if one.only_named]
-        by_ending = {ending: [one.id for one in chosen if type in one.event_types] for ending, type in _endings(kind)}
-        by_ending = {ending: ids for ending, ids in by_ending.items() if ids}
-        if not by_ending:
-            return None
-        return Notified(by_ending, self.rules.waiting, self.rules.dead)
-
-
-def _endings(kind: Kind) -> list[tuple[str, EventType]]:
-    return [(ending, type) for (one, ending), type in _TYPES.items() if one == kind]
+        by_ending = {
+            ending: ids
+            for (of, ending), type in _TYPES.items()
+            if of == kind and (ids := [one.id for one in chosen if type in one.event_types])
+        }
+        return Notified(by_ending, self.rules.waiting, self.rules.dead) if by_ending else None
 
 
 def event_id(*parts: str) -> str:

@@ -426,12 +426,8 @@ def _left(order: Order, until: float | None) -> float:
 
 def _until(order: Order) -> float | None:
     """The store's time by which it must be answered, if set by more than its own deadline from now; else None."""
-    expires = _expires(order.envelope)
+    text = order.envelope.headers.get("expires")
+    expires = None if text is None else moment_of("expires", text).timestamp()
     if not order.due:
         return expires
     return order.due if expires is None else min(expires, order.due)
-
-
-def _expires(envelope: Envelope) -> float | None:
-    text = envelope.headers.get("expires")
-    return None if text is None else moment_of("expires", text).timestamp()

@@ -83,13 +83,8 @@ def end_of(decision: Decision) -> End | None:
     return decision if isinstance(decision, End) else None
 
 
-def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
-    """The decision for an arrival. Never raises for anything that a producer may have written."""
-    return decide_read(read(arrival, rules, now), rules, working)
-
-
 def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot) -> Decision:
-    """The decision for an arrival that was read."""
+    """The decision for an arrival that was read. Never raises for anything that a producer may have written."""
     if not isinstance(found, Order):
         return found
     try:
@@ -156,7 +151,7 @@ def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> s
 
 
 def undecidable(arrival: Arrival, fault: Exception) -> GiveUp:
-    """The decision for an arrival on which `decide` failed: dead-letter it, and fail its job to notify waiters.
+    """The decision for an arrival on which `read` or `decide_read` failed: dead-letter it, and fail its job to notify waiters.
 
     What follows from it is not sent, as reading that may have failed.
     """
@@ -249,7 +244,8 @@ def _request(body: bytes, content_type: str) -> Request:
             _, request, embed = _decode_body(body)
             if not surely_fits(body):
                 check_content(request)
-            check_embed(embed or Embed())
+            if embed is not None:
+                check_embed(embed)
             return request
     request = read_request(body, content_type)
     check_embed(read_embed(body))

@@ -21,7 +21,7 @@ from router.decide.cost import shadow_prices
 from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
 from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
-from router.decide.plan import NO_PLAN, Followed, follow
+from router.decide.plan import NO_PLAN, follow
 from router.decide.prefixes import Prefixes
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
@@ -55,7 +55,7 @@ Forward = Callable[[Sequence[Outgoing], Sequence[StoredSnapshot]], Awaitable[lis
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `prefixes` are those of placed prompts; None if messages have no affinity.
+    `followed` is the stored plan. `prefixes` are those of placed prompts; None if messages have no affinity.
     `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
     are the models that endpoints announced, by name; one stays known after its endpoint has gone.
     """
@@ -83,7 +83,7 @@ class FleetReader:
         self._updated_at = time.monotonic()
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
-        self._followed = NO_PLAN
+        self.followed = NO_PLAN
         self._outage = NEVER
         self.discovered: Found = {}
 
@@ -104,11 +104,6 @@ class FleetReader:
         working = self.working
         return replace(working.fleet, work={name: working.backlog.levels(name) for name in working.backlog.classes})
 
-    @property
-    def followed(self) -> Followed:
-        """The stored plan, and whether it is followed."""
-        return self._followed
-
     def count(self, placement: Placement, tenant: str) -> None:
         """Count a placement that this router just made; a snapshot's first placement marks it for storing."""
         self._working.count(placement, tenant)
@@ -128,8 +123,10 @@ class FleetReader:
         self._outage = self._outage.after(facts)
         fleet = snapshot_from(facts, self._outage, self._starts)
         self._discover(fleet.devices)
-        self._follow(follow(facts.plan, facts.now, self._followed))
-        fleet = replace(fleet, plan=self._followed.plan, unplanned=self._followed.why)
+        before, self.followed = self.followed, follow(facts.plan, facts.now, self.followed)
+        if self.followed.why and not before.why:  # once
+            logger.warning("plan not followed", extra={"reason": self.followed.why})
+        fleet = replace(fleet, plan=self.followed.plan, unplanned=self.followed.why)
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         known = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
@@ -177,12 +174,6 @@ class FleetReader:
             kept = list((found | {name: one for name, one in self.discovered.items() if name not in found}).items())
             self.discovered = dict(kept[:DISCOVERED])
 
-    def _follow(self, followed: Followed) -> None:
-        """Follow another plan from now on, or none; a plan's problem is logged once."""
-        if followed.why and not self._followed.why:
-            logger.warning("plan not followed", extra={"reason": followed.why})
-        self._followed = followed
-
     def _go_stale(self) -> None:
         self._set_fleet(replace(self._working.fleet, stale=True), self._working.tenants)
 
@@ -204,14 +195,10 @@ class FolderWatch:
         self._reporter = Reporter(folder, "router", name)
         self._now = asyncio.Event()
 
-    async def begin(self) -> None:
-        """Learn which models operators unloaded, before any request is accepted."""
-        await self._report()
-
     async def run(self) -> None:
         """Check indefinitely."""
         while True:
-            await self._report()
+            await self.report()
             requested = self._reporter.requested
             self.folder.discovered = self._fleet.discovered
             await self.look(closely=requested)
@@ -233,8 +220,11 @@ class FolderWatch:
         """Check at once: a reload was requested."""
         self._now.set()
 
-    async def _report(self) -> None:
-        """Report the served models to the store. In an outage, which another loop logs, the folder is still read."""
+    async def report(self) -> None:
+        """Report the served models to the store, and learn which ones operators unloaded.
+
+        In an outage, which another loop logs, the folder is still read.
+        """
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):

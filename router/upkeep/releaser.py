@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from broker.valkey.forwarding import Drawn, HoldingQueue
+from broker.valkey.forwarding import Drawn
 from broker.valkey.leases import Leadership
 from broker.valkey.queues import ValkeyTransport
 from router.decide.cost import has_capacity
 from router.decide.facts import BEAT
-from router.decide.fairness import RELEASE_TICK, FairOrder, HeldKind, Releasable, kind_of
+from router.decide.fairness import RELEASE_TICK, FairOrder, Releasable, kind_of
 from router.service.admission import Place, Rules
 from router.service.decision import End, decide_held
 from router.service.events import end_all
@@ -77,7 +77,11 @@ class Releaser(Duty):
         if not survey.queues or self._fleet.working.fleet.stale:
             return False
         self._fleet.replace_work(survey.work)
-        found = [_releasable(queue, kind) for queue in survey.queues if (kind := kind_of(queue.name)) is not None]
+        found = [
+            Releasable(one.name, one.due, one.level, one.jobs, kind)
+            for one in survey.queues
+            if (kind := kind_of(one.name)) is not None
+        ]
         self._order.set_present(one.kind.tenant for one in found)
         ready = {one: 0 for one in found if one.due <= survey.now or self._has_capacity(one)}
         until = time.monotonic() + BEAT
@@ -125,7 +129,3 @@ class Releaser(Duty):
         if isinstance(decision, Place) and not decision.placement.held:
             self._placed(decision)
         return decision
-
-
-def _releasable(queue: HoldingQueue, kind: HeldKind) -> Releasable:
-    return Releasable(queue.name, queue.due, queue.level, queue.jobs, kind)

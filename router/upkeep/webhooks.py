@@ -21,7 +21,6 @@ import msgspec
 
 from broker.valkey.webhooks import (
     Taken,
-    announce_call,
     change_call,
     decode_event,
     settle_answer,
@@ -33,10 +32,8 @@ from router.decide.facts import named
 from router.decide.webhooks import (
     Attempt,
     Endpoints,
-    Kind,
     WebhookEndpoint,
     WebhookMessage,
-    event_id,
     forbidden,
     headers_of,
     judge,
@@ -47,7 +44,7 @@ from router.service.store import RouterStore
 from tasks.webhooks import WebhookEvent
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, cut
+from taxiway.errors import BrokerUnavailableError, cut
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +75,7 @@ class WebhookDelivery:
         self._store = store
         self._rules = rules
         self._limits = rules.topology.webhooks
+        self._lease = self._limits.timeout + SPARE
         self._name = name
         self.raw: dict[str, bytes] = {}  # the endpoints as stored, by id
         self.known: dict[str, WebhookEndpoint] = {}
@@ -125,21 +123,6 @@ class WebhookDelivery:
             await self._session.close()
         self.connection.close()
 
-    async def announce(self, kind: Kind, ending: str, name: str, tenant: str, named: str | None = None) -> None:
-        """Notify the tenant's endpoints that a batch or response ended; `named` is the one that its request named.
-
-        It may be repeated, also by other routers: each end is announced once.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer.
-        """
-        try:
-            notified = self._rules.webhooks.notified(kind, tenant, named)
-        except InvalidRequestError:  # it was removed since
-            notified = self._rules.webhooks.notified(kind, tenant, None)
-        if notified is not None and notified.endpoints.get(ending):
-            await self.connection.run(announce_call(notified, event_id(kind, name, ending), kind, ending, name))
-
     async def _take(self) -> None:
         self._store.clock.stored_now()  # raises until the store's time is known: signatures have it
         self._deliveries = {name: task for name, task in self._deliveries.items() if not task.done()}
@@ -150,10 +133,6 @@ class WebhookDelivery:
         for one in taken:
             if one.endpoint not in self._deliveries:  # else its lease passed: that delivery is fenced, and ends
                 self._deliveries[one.endpoint] = asyncio.create_task(self._deliver(one))
-
-    @property
-    def _lease(self) -> float:
-        return self._limits.timeout + SPARE
 
     async def _deliver(self, taken: Taken) -> None:
         """Send an endpoint its events, one after another, until one fails or none is left."""

@@ -14,7 +14,7 @@ from router.decide.facts import FleetFacts, snapshot_from
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
-from router.service.decision import Cancel, decide
+from router.service.decision import Cancel
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket, TicketError, read_ticket, sign
@@ -25,6 +25,7 @@ from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from taxiway.errors import UnknownModelError
 from tests.narrowing import present
 from tests.recorded.__main__ import INPUTS, SECRET
+from tests.unit.router.service.deciding import decide
 
 KEYS = (bytes.fromhex(SECRET),)
 RELEASES = sorted(Path(tests.recorded.__file__).parent.glob("*.json"))

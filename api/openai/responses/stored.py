@@ -202,4 +202,4 @@ class Responses:
 
     async def _ended(self, stored: StoredResponse) -> None:
         response = stored.response
-        await self._router.webhooks.announce("response", response.status, response.id, stored.tenant, stored.webhook)
+        await self._router.registry.announce("response", response.status, response.id, stored.tenant, stored.webhook)

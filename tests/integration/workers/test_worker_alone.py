@@ -73,7 +73,7 @@ def test_a_device_stays_busy_in_the_snapshot_with_a_cancelled_batch_that_cannot_
         eventually(lambda: facts_of(tower.state, worker.name).blocked > 35.0)  # more urgent work waits for it
         tower.cancel(job)
         eventually(lambda: facts_of(tower.state, worker.name).occupied)
-        assert 35.0 < snapshot(tower).ahead(CLASS, 0) < 50.0
+        assert 35.0 < snapshot(tower).work[CLASS][0] < 50.0
 
 
 def snapshot(tower: Tower) -> FleetSnapshot:

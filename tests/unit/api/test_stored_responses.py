@@ -38,9 +38,9 @@ class Store:
 
     def _router(self) -> SimpleNamespace:
         rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
-        webhooks = SimpleNamespace(announce=self._announced)
+        registry = SimpleNamespace(announce=self._announced)
         store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0))
-        return SimpleNamespace(rules=rules, store=store, webhooks=webhooks, values=self)
+        return SimpleNamespace(rules=rules, store=store, registry=registry, values=self)
 
     async def _announced(self, *_: Any) -> None:
         pass

@@ -15,7 +15,7 @@ from router.decide.fairness import Tenants, day_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, size_of
-from router.service.decision import Cancel, Decision, End, GiveUp, decide, end_of, undecidable
+from router.service.decision import Cancel, Decision, End, GiveUp, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import bin_of
@@ -30,6 +30,7 @@ from taxiway.contract.keys import CANCEL, INFER, flow, spent_key
 from taxiway.contract.request import Request, Terms
 from tests.builders import a_device
 from tests.narrowing import present
+from tests.unit.router.service.deciding import decide
 from tests.unit.strategies import json_values
 
 RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))

@@ -14,13 +14,14 @@ from broker.port import Arrival
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
-from router.service.decision import Cancel, Decision, End, GiveUp, decide
+from router.service.decision import Cancel, Decision, End, GiveUp
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.contract.request import Request
 from taxiway.contract.wire import HEADER, cancel_message, check_signed, decode_envelope, infer_message
 from taxiway.errors import InvalidRequestError
+from tests.unit.router.service.deciding import decide
 from tests.unit.strategies import json_values
 
 OLD, NEW, OTHER = b"o" * 16, b"n" * 16, b"x" * 16

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routing.webhooks import check_url
+from api.routing.webhooks import check_url, rotated
 from router.decide import webhooks
 from tasks.topology import Webhooks
 from tasks.webhooks import WebhookEvent
@@ -150,11 +150,11 @@ def test_nothing_is_recorded_without_endpoints() -> None:
 
 def test_a_secret_signs_until_its_overlap_is_over() -> None:
     first = endpoint(secrets=(webhooks.Secret("a"),))
-    second = first.rotated("b", now=100.0, overlap=10.0)
+    second = rotated(first, "b", now=100.0, overlap=10.0)
     assert (second.signing(105.0), second.signing(110.0)) == (["b", "a"], ["b"])
-    assert second.rotated("c", now=105.0, overlap=10.0).signing(109.0) == ["c", "b", "a"]
-    assert second.rotated("c", now=105.0, overlap=10.0).signing(112.0) == ["c", "b"]
-    assert second.rotated("c", now=105.0, overlap=0.0).signing(105.0) == ["c"]
+    assert rotated(second, "c", now=105.0, overlap=10.0).signing(109.0) == ["c", "b", "a"]
+    assert rotated(second, "c", now=105.0, overlap=10.0).signing(112.0) == ["c", "b"]
+    assert rotated(second, "c", now=105.0, overlap=0.0).signing(105.0) == ["c"]
 
 
 def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> None:
