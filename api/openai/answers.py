@@ -48,21 +48,26 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: dict[str, Any] | None = None
 
 
-class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a chat, as OpenAI describes it."""
+class GeneratedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What answers with generated text have."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
     created: int
     """Unix seconds."""
     model: str
-    choices: list[ChatChoice]
     usage: TokenUsage | None
     service_tier: str
     system_fingerprint: str
     """The variant that ran it."""
     taxiway: AnswerReport
     """Where it ran, and why."""
+
+
+class ChatCompletion(GeneratedAnswer, frozen=True, kw_only=True):
+    """The answer to a chat, as OpenAI describes it."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
 
 
 class TextLogprobs(msgspec.Struct, frozen=True):
@@ -83,18 +88,11 @@ class TextChoice(msgspec.Struct, frozen=True):
     logprobs: TextLogprobs | None = None
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The completions of texts, as OpenAI describes them; the last fields are as in `ChatCompletion`."""
+class Completion(GeneratedAnswer, frozen=True, kw_only=True):
+    """The completions of texts, as OpenAI describes them."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[TextChoice]
-    usage: TokenUsage | None
-    system_fingerprint: str
-    service_tier: str
-    taxiway: AnswerReport
 
 
 class EmbeddingsUsage(msgspec.Struct, frozen=True):
@@ -154,16 +152,20 @@ def chat_completion(head: AnswerHead, result: Result) -> ChatCompletion:
         ChatChoice(index, plain(message), finish, message.get("logprobs"))
         for index, (message, finish) in enumerate(zip(*columns, strict=True))
     ]
-    return ChatCompletion(
-        id=f"chatcmpl-{head.job}",
-        created=head.created,
-        model=result.model,
-        choices=choices,
-        usage=usage_of(result),
-        service_tier=head.tier,
-        system_fingerprint=result.report.variant,
-        taxiway=report_of(head.job, result),
-    )
+    return ChatCompletion(choices=choices, **_generated("chatcmpl", head, result))
+
+
+def _generated(prefix: str, head: AnswerHead, result: Result, choices: int = 0) -> dict[str, Any]:
+    """The fields of `GeneratedAnswer`; `choices` as in `usage_of`."""
+    return {
+        "id": f"{prefix}-{head.job}",
+        "created": head.created,
+        "model": result.model,
+        "usage": usage_of(result, choices),
+        "service_tier": head.tier,
+        "system_fingerprint": result.report.variant,
+        "taxiway": report_of(head.job, result),
+    }
 
 
 def plain(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,19 +176,11 @@ def plain(message: Mapping[str, Any]) -> dict[str, Any]:
 def completion(head: AnswerHead, result: Result, choices: int = 1) -> Completion:
     """The completions of one or more texts, with `choices` of each."""
     rows = zip(messages_of(result), column(result, "finish-reason"), strict=True)
-    return Completion(
-        id=f"cmpl-{head.job}",
-        created=head.created,
-        model=result.model,
-        choices=[
-            TextChoice(index, message["content"], finish, text_logprobs((message["logprobs"] or {}).get("content")))
-            for index, (message, finish) in enumerate(rows)
-        ],
-        usage=usage_of(result, choices),
-        service_tier=head.tier,
-        system_fingerprint=result.report.variant,
-        taxiway=report_of(head.job, result),
-    )
+    answers = [
+        TextChoice(index, message["content"], finish, text_logprobs((message["logprobs"] or {}).get("content")))
+        for index, (message, finish) in enumerate(rows)
+    ]
+    return Completion(choices=answers, **_generated("cmpl", head, result, choices))
 
 
 def text_logprobs(entries: Sequence[Mapping[str, Any]] | None, begin: int = 0) -> TextLogprobs | None:

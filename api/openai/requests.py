@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -63,80 +63,59 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class ChatCall(msgspec.Struct, frozen=True):
-    """The body of a chat completion, as OpenAI describes it; further fields are passed to the model."""
+class OpenAICall(msgspec.Struct, frozen=True, kw_only=True):
+    """What every call has. `NOTHING` are unsupported fields, with the values that have no effect."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
 
     model: ModelName
-    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    service_tier: str | None = None
+    user: Short | None = None
+
+
+class SpokenCall(OpenAICall, frozen=True, kw_only=True):
+    """What calls have that generate text."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: _Choices | None = None
-    service_tier: str | None = None
-    max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     temperature: Temperature | None = None
-    top_p: Share | None = None
     seed: _Seed | None = None
     stop: str | list[str] | None = None
+
+
+class ChatCall(SpokenCall, frozen=True, kw_only=True):
+    """The body of a chat completion, as OpenAI describes it; further fields are passed to the model."""
+
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    top_p: Share | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Likely | None = None
-    user: Short | None = None
     safety_identifier: Short | None = None
     prompt_cache_key: Short | None = None
 
 
-class CompletionCall(msgspec.Struct, frozen=True):
+class CompletionCall(SpokenCall, frozen=True, kw_only=True):
     """The body of a completion, as OpenAI describes it; further fields are parameters of the model."""
 
-    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
-
-    model: ModelName
     prompt: str | _Texts
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: _Choices | None = None
-    service_tier: str | None = None
-    max_tokens: Count | None = None
-    temperature: Temperature | None = None
-    seed: _Seed | None = None
-    stop: str | list[str] | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
-    user: Short | None = None
 
 
-class EmbeddingsCall(msgspec.Struct, frozen=True):
+class EmbeddingsCall(OpenAICall, frozen=True, kw_only=True):
     """The body of a request for embeddings."""
 
-    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = _NOTHING
-
-    model: ModelName
     input: str | _Texts
     encoding_format: str | None = None
     dimensions: Count | None = None
-    service_tier: str | None = None
-    user: Short | None = None
 
 
-class CallForm(Protocol):
-    """What every call has. `NOTHING` are unsupported fields, with the values that have no effect."""
-
-    NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]]
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-
-    @property
-    def service_tier(self) -> str | None:
-        """The requested tier."""
-
-
-Call = TypeVar("Call", bound=CallForm)
+Call = TypeVar("Call", bound=OpenAICall)
 
 
 @dataclass(frozen=True, slots=True)

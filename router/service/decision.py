@@ -151,9 +151,9 @@ def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> s
 
 
 def undecidable(arrival: Arrival, fault: Exception) -> GiveUp:
-    """The decision for an arrival on which `read` or `decide_read` failed: dead-letter it, and fail its job to notify waiters.
+    """The decision for an arrival on which `read` or `decide_read` failed: dead-letter it, and fail its job.
 
-    What follows from it is not sent, as reading that may have failed.
+    So waiters are notified. What follows from it is not sent, as reading that may have failed.
     """
     error = DeadLetteredError(f"the router failed to process the message: {cut(repr(fault))}")
     envelope = arrival.envelope

@@ -18,7 +18,7 @@ from api.openai.requests import (
     Count,
     Likely,
     Metadata,
-    ModelName,
+    OpenAICall,
     Share,
     Short,
     StreamOptions,
@@ -57,7 +57,7 @@ LOGPROBS = "message.output_text.logprobs"
 _INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
 
 
-class ResponseCall(msgspec.Struct, frozen=True):
+class ResponseCall(OpenAICall, frozen=True, kw_only=True):
     """The body of a request for a response, as OpenAI describes it."""
 
     NOTHING: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -70,7 +70,6 @@ class ResponseCall(msgspec.Struct, frozen=True):
         "truncation": ("disabled",),
     }
 
-    model: ModelName
     input: str | Annotated[list[Item], msgspec.Meta(min_length=1)]
     instructions: str | None = None
     previous_response_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
@@ -78,7 +77,6 @@ class ResponseCall(msgspec.Struct, frozen=True):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    service_tier: str | None = None
     include: list[str] | None = None
     max_output_tokens: Count | None = None
     metadata: Metadata | None = None
@@ -92,7 +90,6 @@ class ResponseCall(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
     top_logprobs: Likely | None = None
     top_p: Share | None = None
-    user: Short | None = None
 
     @property
     def stored(self) -> bool:

@@ -337,7 +337,7 @@ ITEMS = st.lists(
 
 @given(items=ITEMS)
 def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[str, Any]]) -> None:
-    listed = input_items(ResponseCall("talk", items), "j")
+    listed = input_items(ResponseCall(model="talk", input=items), "j")
     assert all(isinstance(item["id"], str) and item["id"] for item in listed)
     try:
         messages = messages_of(listed)
