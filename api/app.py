@@ -15,8 +15,8 @@ from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, guard
 from api.inference import generation, triton
 from api.inference import model_endpoints as models
-from api.inference.infer import Front, Inference, Traced
-from api.jobs import Jobs, StoredDeadLetters
+from api.inference.infer import Front, Traced
+from api.jobs import StoredDeadLetters
 from api.keys_file import KeyFile
 from api.objects import endpoints as stored
 from api.objects import webhook_endpoints as webhooks
@@ -62,7 +62,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> 
         request_max_body_size=limit,
         logging_config=None,
     )
-    inference = Inference(router, Jobs(router))
+    inference = store.inference
     app.state[described.VERSION] = _version()
     app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))

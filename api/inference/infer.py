@@ -152,9 +152,9 @@ class _Prepared(NamedTuple):
 class Inference:
     """Implements the infer endpoint."""
 
-    def __init__(self, router: HttpRouter, jobs: Jobs) -> None:
+    def __init__(self, router: HttpRouter) -> None:
         self._router = router
-        self._jobs = jobs
+        self._jobs = Jobs(router)
         self._limits = router.rules.topology.limits
 
     async def answer_to(self, reference: str, body: Buffer, scope: Mapping[str, Any]) -> HttpAnswer:

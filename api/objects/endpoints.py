@@ -25,6 +25,7 @@ from api.objects.batches import (
     window_of,
 )
 from api.objects.line_calls import check_endpoint
+from api.openai.requests import read_fields
 from api.openai_errors import ErrorContent
 from api.services import services_of, tenant_of
 from api.storage.objects import (
@@ -44,11 +45,9 @@ from api.terms import HEADERS, terms_in
 from router.decide.classify import service_of
 from tasks.queues.locality import joined, missing
 from tasks.topology import Topology
-from taxiway.contract.limits import check_json
 from taxiway.contract.request import Terms, parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
-    UNREADABLE,
     FleetUnavailable,
     InvalidRequestError,
     UnknownObjectError,
@@ -303,13 +302,7 @@ async def _content(
 )
 async def batch_create(request: AnyRequest) -> Response[bytes]:
     """Run the calls in a file."""
-    body = await request.body()
-    check_json(body, 10_000)
-    try:
-        fields = msgspec.json.decode(body)
-        call = msgspec.convert(fields, BatchCall)
-    except UNREADABLE as error:
-        raise unreadable(error) from error
+    fields, call = read_fields(await request.body(), BatchCall, 10_000)
     seconds = window_of(call.completion_window)
     check_endpoint(call.endpoint, services_of(request).router.rules)
     stored, record = services_of(request).stored, await _file(request, call.input_file_id)

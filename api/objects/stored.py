@@ -10,7 +10,6 @@ from math import inf
 
 from api.access import Bodies
 from api.inference.infer import Inference
-from api.jobs import Jobs
 from api.objects.batch_runner import WINDOW_BYTES, BatchRunner, Desk
 from api.objects.batch_turns import LineWindow
 from api.openai.responses.stored import Responses
@@ -36,11 +35,11 @@ class StoredObjects:
         self.router = router
         self.objects = Objects(router.settings.broker, router.rules.topology.limits)
         self.contents = open_contents(place)
-        inference = Inference(router, Jobs(router))
+        self.inference = Inference(router)
         self.bodies = Bodies(router.rules.topology)
         lines = LineWindow(WINDOW_BYTES)
-        self.runner = BatchRunner(Desk(router, inference, self.objects, self.contents, self.bodies, lines))
-        self.responses = Responses(router, inference, self.objects)
+        self.runner = BatchRunner(Desk(router, self.inference, self.objects, self.contents, self.bodies, lines))
+        self.responses = Responses(router, self.inference, self.objects)
         self.limit = int(router.rules.topology.limits.file)
         self._running: list[asyncio.Task[None]] = []
 

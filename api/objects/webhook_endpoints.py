@@ -16,6 +16,7 @@ from litestar.params import Parameter
 
 from api.described import KEYED, answers, deletes, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs
+from api.openai.requests import read_fields
 from api.openai_errors import ErrorContent
 from api.routing.webhooks import WebhookRegistry, hint_of
 from api.services import services_of, tenant_of
@@ -23,9 +24,8 @@ from api.storage.objects import Deleted, Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
 from router.decide.webhooks import WebhookEndpoint, message_of
 from tasks.topology import TenantName
-from taxiway.contract.limits import check_json
 from taxiway.contract.request import EventType
-from taxiway.errors import UNREADABLE, InvalidRequestError, unreadable
+from taxiway.errors import InvalidRequestError
 
 LISTED_ENDPOINTS = 1000
 """Most endpoints, or dead letters, in one list."""
@@ -253,14 +253,11 @@ ENDPOINTS = (
 
 async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     """A body; an empty one has no fields."""
-    body = await request.body() or b"{}"
-    check_json(body, 10_000)
     try:
-        return msgspec.json.decode(body, type=kind)
-    except UNREADABLE as error:
-        wrong = unreadable(error)
+        return read_fields(await request.body() or b"{}", kind, 10_000)[1]
+    except InvalidRequestError as wrong:
         hint = f"; expected * or some of {', '.join(get_args(EventType))}" if "event_types" in wrong.message else ""
-        raise InvalidRequestError(f"{wrong.message}{hint}", **wrong.details) from error
+        raise InvalidRequestError(f"{wrong.message}{hint}", **wrong.details) from wrong
 
 
 def _each(types: Sequence[EventType | Literal["*"]]) -> tuple[EventType, ...]:

@@ -115,6 +115,7 @@ class EmbeddingsCall(OpenAICall, frozen=True, kw_only=True):
     dimensions: Count | None = None
 
 
+Body = TypeVar("Body")
 Call = TypeVar("Call", bound=OpenAICall)
 
 
@@ -137,6 +138,21 @@ _FORMATS = ("float", "base64")
 _LOGPROBS = "logprobs"
 
 
+def read_fields(body: bytes, kind: type[Body], most: int) -> tuple[dict[str, Any], Body]:
+    """The fields of a JSON body, and what a `kind` has of them.
+
+    Raises:
+        InvalidRequestError: not JSON, or a field is missing or of another type; names it.
+        RequestTooLargeError: it has more than `most` values.
+    """
+    check_json(body, most)
+    try:
+        fields = msgspec.json.decode(body)
+        return fields, msgspec.convert(fields, kind)
+    except UNREADABLE as error:
+        raise unreadable(error) from error
+
+
 def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]:
     """The call in a body.
 
@@ -145,12 +161,7 @@ def read_call(body: bytes, kind: type[Call], limits: Limits) -> ParsedCall[Call]
         RequestTooLargeError: it has more values than a fifth of the limit, because one call decodes them all; or its
             choices would together be larger than a payload.
     """
-    check_json(body, limits.elements // WHOLE_VALUES_DIVISOR)
-    try:
-        fields = msgspec.json.decode(body)
-        call = msgspec.convert(fields, kind)
-    except UNREADABLE as error:
-        raise unreadable(error) from error
+    fields, call = read_fields(body, kind, limits.elements // WHOLE_VALUES_DIVISOR)
     for name, values in kind.NOTHING.items():
         if (value := fields.get(name)) is not None and value not in values:
             raise unsupported(name, "nothing, as it is not supported here", value)

@@ -17,7 +17,6 @@ import redis
 
 from api.inference.infer import Inference
 from api.inference.protocol import read_infer
-from api.jobs import Jobs
 from api.routing.router import HttpRouter
 from local.embedded import EmbeddedValkey
 from router.decide.basis import Basis, read_basis
@@ -458,7 +457,7 @@ class Astray(HttpRouter):
 
 async def ended_astray(router: Astray) -> str:
     """A job that was forwarded so, and ended; where the machine stalls, another one than the first."""
-    inference = Inference(router, Jobs(router))
+    inference = Inference(router)
     while True:
         try:
             await router.fleet.read()

@@ -32,9 +32,7 @@ class Store:
         stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
         self.kept = msgspec.json.encode(stored)
         self.blobs_of: dict[str, bytes] | None = None
-        self.responses = Responses(
-            cast(Any, self._router()), Inference(cast(Any, self._router()), unused), cast(Any, self)
-        )
+        self.responses = Responses(cast(Any, self._router()), Inference(cast(Any, self._router())), cast(Any, self))
 
     def _router(self) -> SimpleNamespace:
         rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
@@ -63,9 +61,6 @@ class Store:
     @property
     def status(self) -> str:
         return msgspec.json.decode(self.kept, type=StoredResponse).response.status
-
-
-unused = cast(Any, None)
 
 
 def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_completes_later() -> None:
