@@ -36,10 +36,17 @@ from local.demo import (
 from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
-from local.fleet import AlreadyRunningError, LocalFleet, data_directory, read_fleet, stop_fleet, supervisor_pid
+from local.fleet import (
+    AlreadyRunningError,
+    LocalFleet,
+    data_directory,
+    read_fleet,
+    restarted,
+    stop_fleet,
+    supervisor_pid,
+)
 from local.join import joined
 from local.plan import PortTakenError, StartPlan, StartPlanError, absent, check_ports, plan_fleet
-from local.restart import restarted
 from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import UpOptions, run_fleet
 from tasks.check import QUEUES, check_configuration

@@ -30,6 +30,9 @@ from taxiway.cli import EXIT_CODES, MISSING, CommandError
 CHECK_EVERY = 0.1
 """Seconds between checks of the processes."""
 
+START_PATIENCE = 240.0
+"""Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""
+
 SECOND_STOP = 5.0
 """Seconds that a process has to end after the second request."""
 

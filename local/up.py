@@ -22,7 +22,7 @@ from local.autoscaler import Ask, Autoscaler, Replanner, WorkerBounds, ask_route
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
-from local.supervisor import SupervisedProcess, Supervisor
+from local.supervisor import START_PATIENCE, SupervisedProcess, Supervisor
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
@@ -30,9 +30,6 @@ from tasks.web import answers
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
-
-START_PATIENCE = 240.0
-"""Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""
 
 STOP_PATIENCE = 15.0
 """Seconds that a process has to end when asked; a worker has `limits.grace` before that to finish its jobs."""

@@ -7,8 +7,8 @@ Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +20,7 @@ from tasks.models.tensor_spec import Datatype, TensorSpec
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, invalid, wrong_field
-from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, WholeReader, malformed
+from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, WholeReader, decoded, malformed
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 from workers.port import Row
 
@@ -29,8 +29,6 @@ HEALTH, ABOUT = "/v2/health/ready", "/v2"
 
 BINARY = "binary_tensor_data"
 """The extension for tensors after the JSON."""
-
-Value = TypeVar("Value")
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -101,7 +99,7 @@ def prepare(
 
 def extensions(body: bytes) -> Collection[str]:
     """See `protocol.EndpointProtocol`."""
-    return frozenset(_read(_about, body).extensions)
+    return frozenset(decoded(_about, body).extensions)
 
 
 def announced(body: bytes) -> Sequence[str] | None:
@@ -111,11 +109,11 @@ def announced(body: bytes) -> Sequence[str] | None:
 
 def discover() -> Discovery:
     """See `protocol.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
-    index = _read(_index, (yield "POST", "/v2/repository/index"))
+    index = decoded(_index, (yield "POST", "/v2/repository/index"))
     found: dict[str, Announced] = {}
     for one in index[:MOST_MODELS]:
         if one.state in ("", "READY") and one.name not in found:
-            described = _read(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}"))
+            described = decoded(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}"))
             announced = Announced("tensors", _specs(described.inputs), _specs(described.outputs))
             if fits(announced):
                 found[one.name] = announced
@@ -124,13 +122,6 @@ def discover() -> Discovery:
 
 def _specs(tensors: Sequence[_Described]) -> tuple[TensorSpec, ...]:
     return tuple(tensor(one.name, one.datatype, one.shape) for one in tensors)
-
-
-def _read(decode: Callable[[bytes], Value], raw: bytes) -> Value:
-    try:
-        return decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise malformed(str(error)) from error
 
 
 def _encoded(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes | memoryview]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.server_events import EventParser, EventTooLargeError
-from taxiway.errors import UNREADABLE, cut, wrong_field
+from taxiway.errors import cut, wrong_field
 from workers.endpoints.plain_text import PlainText, is_plain, streamed
 from workers.endpoints.protocol import (
     AnswerReader,
@@ -36,6 +36,7 @@ from workers.endpoints.protocol import (
     EngineRequest,
     FaultKind,
     WholeReader,
+    decoded,
     malformed,
 )
 from workers.pipelines.text import read_text
@@ -55,8 +56,6 @@ MAX_ONE = 4 * 2**20
 _END = "[DONE]"
 _IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 _COMPLETIONS, _RERANK, _LOGPROBS = "completions", "rerank", "logprobs"
-
-Value = TypeVar("Value")
 
 
 class EngineUsage(msgspec.Struct, frozen=True):
@@ -250,17 +249,17 @@ def prepare(
 
 def extensions(body: bytes) -> Collection[str]:
     """The engines that have the listed models, by what they call themselves."""
-    return frozenset(one.owned_by for one in _decoded(_models, body).data)
+    return frozenset(one.owned_by for one in decoded(_models, body).data)
 
 
 def announced(body: bytes) -> Sequence[str] | None:
     """The names in a list of models; llama.cpp lists further ones of each."""
-    return [name for one in _decoded(_models, body).data for name in (one.id, *one.aliases)]
+    return [name for one in decoded(_models, body).data for name in (one.id, *one.aliases)]
 
 
 def discover() -> Discovery:
     """See `protocol.EndpointProtocol`. A model chats, unless the server says that it only embeds (llama.cpp does)."""
-    listed = _decoded(_models, (yield "GET", HEALTH))
+    listed = decoded(_models, (yield "GET", HEALTH))
     embed = {
         one.name for one in listed.models if "embedding" in one.capabilities and "completion" not in one.capabilities
     }
@@ -332,7 +331,7 @@ class StreamReader(AnswerReader):
         if text == _END:
             self.done = True
             return
-        chunk = _decoded(_chunk, text)
+        chunk = decoded(_chunk, text)
         if chunk.error is not None:
             raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
         counted = chunk.counted
@@ -388,7 +387,7 @@ class OneReader(WholeReader):
         self._output, self._decode, self._reserved = output, decode, most
 
     def _one(self, raw: bytes) -> Row:
-        answer = _decoded(self._decode, raw)
+        answer = decoded(self._decode, raw)
         if answer.usage is not None:
             reserved = self._reserved
             self.tokens, self.excess = answer.usage.within(reserved).tokens, answer.usage.excess(reserved)
@@ -491,13 +490,6 @@ def _with_image(part: Any) -> Any:
     kind = next((kind for mark, kind in _IMAGES.items() if content.startswith(mark)), "octet-stream")
     data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {**part, "image_url": {**image, "url": data}}
-
-
-def _decoded(decode: Callable[[bytes | str], Value], raw: bytes | str) -> Value:
-    try:
-        return decode(raw)
-    except UNREADABLE as error:
-        raise malformed(str(error)) from error
 
 
 def _said(chunk: _Chunk) -> str:

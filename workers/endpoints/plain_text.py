@@ -18,8 +18,7 @@ import msgspec
 from tasks.models.chats import ROLES, honoured
 from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
-from taxiway.errors import UNREADABLE
-from workers.endpoints.protocol import AnswerReader, Continuing, EngineRequest, malformed
+from workers.endpoints.protocol import AnswerReader, Continuing, EngineRequest, decoded
 
 LLAMA_CPP, VLLM, SGLANG = "llamacpp", "vllm", "sglang"
 """What engines call themselves in their list of models (`owned_by`)."""
@@ -82,7 +81,7 @@ class PlainText:
             body["prompt"] += kept.text
         elif LLAMA_CPP in self.engine:
             told = yield TEMPLATE, msgspec.json.encode({"messages": body.pop("messages")})
-            body["prompt"] = _prompt(told) + kept.text
+            body["prompt"] = decoded(_decode_template, told).prompt + kept.text
         else:
             path = "/chat/completions"
             body["messages"] = [*body["messages"], {"role": "assistant", "content": kept.text}]
@@ -121,10 +120,3 @@ class _Template(msgspec.Struct, frozen=True):
 
 
 _decode_template = msgspec.json.Decoder(_Template).decode
-
-
-def _prompt(told: bytes) -> str:
-    try:
-        return _decode_template(told).prompt
-    except UNREADABLE as error:
-        raise malformed(str(error)) from error

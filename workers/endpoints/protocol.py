@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +20,8 @@ from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
+
+Value = TypeVar("Value")
 
 LONGEST_WAIT = 300.0
 """Most seconds for which a `Retry-After` is obeyed before the endpoint is asked again."""
@@ -326,3 +328,15 @@ class WholeReader(AnswerReader):
 def malformed(reason: str) -> EndpointError:
     """The endpoint's fault for an answer that cannot be read."""
     return EndpointError(FaultKind.BROKEN, f"the endpoint's answer is malformed: {reason}")
+
+
+def decoded(decode: Callable[[bytes | str], Value], raw: bytes | str) -> Value:
+    """What a decoder reads.
+
+    Raises:
+        EndpointError: the answer is malformed.
+    """
+    try:
+        return decode(raw)
+    except UNREADABLE as error:
+        raise malformed(str(error)) from error
