@@ -107,16 +107,14 @@ def json_or_text(raw: bytes) -> Any:
         return raw
 
 
-async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result:
-    """Print the events of the job's answer (`as_json`: one JSON line each); returns the result, unprinted."""
+async def followed(job: AsyncJob, timeout: float | None, show: Callable[[Event], object]) -> Result:
+    """A job's result; the events before it are shown."""
     async with aclosing(job.stream(timeout)) as events:
         event = await anext(events)
         while not isinstance(event, Result):
-            _print_json(event) if as_json else _print(event)
+            show(event)
             event = await anext(events)
-    if not as_json:
-        click.echo()
-    return event
+        return event
 
 
 async def watch(job: AsyncJob, timeout: float | None) -> Result:
@@ -124,12 +122,7 @@ async def watch(job: AsyncJob, timeout: float | None) -> Result:
     from taxiway.cli.progress_bar import progress_bar
 
     with progress_bar() as show:
-        async with aclosing(job.stream(timeout)) as events:
-            event = await anext(events)
-            while not isinstance(event, Result):
-                show(event)
-                event = await anext(events)
-            return event
+        return await followed(job, timeout, show)
 
 
 def _print(event: Event) -> None:
@@ -233,7 +226,10 @@ async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_js
         click.secho(f"job {job.id}", err=True, dim=True)
     try:
         if stream:
-            return await tell(job, timeout, as_json=as_json)
+            result = await followed(job, timeout, _print_json if as_json else _print)
+            if not as_json:
+                click.echo()
+            return result
         return await (job.result(timeout) if as_json or not sys.stderr.isatty() else watch(job, timeout))
     except (ResultTimeoutError, BrokerUnavailableError) as error:
         hint = f"`taxiway result {job.id} --wait SECONDS` waits for the job, which continues"
