@@ -157,7 +157,7 @@ def test_numbers_that_take_long_to_read_count_as_many(number: str) -> None:
     content = body(f"[{','.join([number] * 10_000)}]", [10_000], "FP64")
     with pytest.raises(RequestTooLargeError):
         protocol.read_infer(content)
-    text = "deadbeef" * 2000 + number * 20_000 + "e000000 " * 20_000
+    text = "deadbeef" * 2000 + number[:5] * 20_000 + "e000000 " * 20_000
     assert protocol.read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text], "but text is text"
 
 

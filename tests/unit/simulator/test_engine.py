@@ -51,7 +51,7 @@ def ends_once(run: Simulation) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_same_seed_gives_the_same_run(name: str) -> None:
-    workload = chat()
+    workload = chat(duration=60)
     first, again = (simulate(name, workload, POLICIES[name](workload, 5), seed=5) for _ in range(2))
     assert first == again
 

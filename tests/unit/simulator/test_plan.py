@@ -93,7 +93,7 @@ def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
     offered = [Offer(name, f"{name}{size}", size, draw(amount)) for name in names for size in draw(sizes)]
     rows = draw(st.lists(st.lists(amount | st.just(math.inf), min_size=len(names), max_size=len(names)), max_size=3))
     load = np.array([row for row in rows if not all(map(math.isinf, row))] or [[0.5] * len(names)])
-    return offered, load, dict.fromkeys(names, draw(st.integers(1, 4)))
+    return offered, load, dict.fromkeys(names, draw(st.integers(1, 3)))
 
 
 sizes = st.sets(st.sampled_from([1, 2]), min_size=1).map(sorted)

@@ -14,7 +14,7 @@ from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures,
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
-from tasks.models.model import Parameter, Profile, Variant
+from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.hours import Hours
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price
@@ -31,15 +31,17 @@ CLASS = a_class(3.6, runtimes=("onnx",), max_batch=8, max_wait=0.05)
 COLD = a_device("cpu", worker="a", runtimes=("onnx",))
 WARM = msgspec.structs.replace(COLD, worker="b", warm=(KEY,))
 ONE_ROW = Needs(deadline=None, level=1, rows=1, size=10)
-TOPOLOGY = a_topology(cpu=CLASS)
 
 
-def table_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> CandidateTable:
-    return build_table(MODEL, Constraints(), a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
+def table_of(
+    *devices: DeviceFacts, hardware: HardwareClass = CLASS, model: Model = MODEL, **fleet: Any
+) -> CandidateTable:
+    limits = Constraints(preemptible=True)
+    return build_table(model, limits, a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
 
 
-def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate[float]:
-    return estimate_figures(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
+def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **terms: Any) -> Estimate[float]:
+    return estimate_figures(table_of(*devices, **terms), needs, np.array([ahead])).at(0)
 
 
 def test_a_load_is_paid_in_time_and_money_as_often_as_a_device_is_cold() -> None:
@@ -80,23 +82,15 @@ GENERATING = msgspec.structs.replace(
 
 @pytest.mark.parametrize(("max_batch", "rows"), [(8, 8), (64, SHARED_ROWS)])
 def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_now(max_batch: int, rows: int) -> None:
-    topology = a_topology(cpu=msgspec.structs.replace(CLASS, max_batch=max_batch))
-
-    def figures(**rates: float) -> Estimate[float]:
-        fleet = FleetSnapshot((WARM,), rates=rates)
-        return estimate_figures(
-            build_table(GENERATING, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(1)
-        ).at(0)
-
-    quiet, busy = figures(), figures(**{FLOW: 8.0})
+    hardware = msgspec.structs.replace(CLASS, max_batch=max_batch)
+    quiet, busy = (estimated(WARM, hardware=hardware, model=GENERATING, rates=rates) for rates in ({}, {FLOW: 8.0}))
     assert quiet.cost == busy.cost == pytest.approx(PROFILE.latency(rows, 10) / rows * 3.6 / 3600)
     assert quiet.work > busy.work
 
 
 def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it() -> None:
-    table = build_table(GENERATING, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
     full = PROFILE.latency(8, 10)
-    waits = [estimate_figures(table, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
+    waits = [estimated(WARM, model=GENERATING, ahead=ahead).wait for ahead in (full / 2, full, full + 3)]
     assert waits == pytest.approx([0.0, 0.0, 3.0])
     assert estimated(WARM, ahead=full).wait == pytest.approx(full)
 
@@ -177,8 +171,9 @@ def test_the_most_urgent_work_waits_for_batches_of_other_models() -> None:
 def test_rows_beyond_what_a_batch_may_hold_or_take_run_in_more_batches(
     max_run: float | None, rows: int, seconds: float
 ) -> None:
-    table = table_of(WARM, hardware=msgspec.structs.replace(CLASS, max_run=max_run))
-    assert estimate_figures(table, replace(ONE_ROW, rows=rows), np.zeros(1)).at(0).run == pytest.approx(seconds)
+    bounded = msgspec.structs.replace(CLASS, max_run=max_run)
+    found = estimated(WARM, hardware=bounded, needs=replace(ONE_ROW, rows=rows))
+    assert found.run == pytest.approx(seconds)
 
 
 @given(
@@ -222,8 +217,8 @@ def test_company_makes_a_batch_longer_and_a_row_cheaper_and_at_other_classes_onl
 
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
     link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
-    far = table_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
-    figures = estimate_figures(far, replace(ONE_ROW, payload=2**20), np.zeros(1)).at(0)
+    far = msgspec.structs.replace(CLASS, link=link)
+    figures = estimated(WARM, hardware=far, needs=replace(ONE_ROW, payload=2**20))
     assert figures.transfer == pytest.approx(0.01 + 2**20 / 1e6)
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600 + 0.1 / 1024)
 
@@ -231,16 +226,13 @@ def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
 def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() -> None:
     price = Price(3.6, spot_usd_per_hour=1.8)
     spot = msgspec.structs.replace(CLASS, max_wait=0.0, price=price, capacity="spot", reclaims_per_hour=360.0)
-    topology = a_topology(cpu=spot)
-    table = build_table(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
-    figures = estimate_figures(table, ONE_ROW, np.zeros(1)).at(0)
-    assert figures.cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
+    assert estimated(WARM, hardware=spot).cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
 
 
 @pytest.mark.parametrize(("utilisation", "rises"), [(1.0, True), (0.5, False)])
 def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: float, rises: bool) -> None:
     busy = msgspec.structs.replace(WARM, utilisation=utilisation)
-    price = shadow_prices(TOPOLOGY, FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
+    price = shadow_prices(a_topology(cpu=CLASS), FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
     assert (price > 1e-4) is rises
 
 
@@ -269,6 +261,6 @@ def test_a_learned_curve_has_prompts_and_answers_apart() -> None:
     needs = replace(ONE_ROW, size=1100, output=100)
     assert estimated(device, needs=needs).run == pytest.approx(0.2 + 0.011 * 100 + 0.0001 * 1000)
     assert estimated(WARM, needs=needs).run == pytest.approx(PROFILE.latency(1, 1100))
-    both = estimate_figures(table_of(device, WARM), needs, np.array([0.0])).at(0)  # the mean of both devices
-    assert both.run == pytest.approx((1.4 + PROFILE.latency(1, 1100)) / 2)
+    mean = (1.4 + PROFILE.latency(1, 1100)) / 2
+    assert estimated(device, WARM, needs=needs).run == pytest.approx(mean), "of both devices"
     assert run_alone(table_of(device), needs) == pytest.approx([0.2 + 0.011 * 100 + 0.1])
