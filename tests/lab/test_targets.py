@@ -1,6 +1,7 @@
 """What the questions about policies say of figures: which targets hold, and which terms are worth nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,23 +19,24 @@ from tests.lab.test_bound import MIXED
 OURS = Figure("conv", 1.0, 17.0, "taxiway", live=0.95, standard=1.0, bulk=1.0, cost=11.0, bound=10.0)
 
 
-def holds(*others: Figure) -> list[bool]:
-    return [target.holds for target in targets("conv", [OURS, *others])]
+STATIC = {"policy": "static", "cost": 10.5}
 
 
-def test_an_equal_and_cheaper_baseline_fails_two_targets_and_one_that_answers_less_none() -> None:
-    equal = replace(OURS, policy="static", cost=10.5)
-    assert holds(equal) == [True, False, True, False]
-    assert holds(replace(equal, standard=0.9)) == [True, True, True, True]
-    assert holds(replace(equal, cost=10.9)) == [True, False, True, True]
-
-
-def test_the_clairvoyant_is_compared_by_live_attainment_alone() -> None:
-    assert holds(replace(OURS, policy="clairvoyant-edf", live=0.97, cost=1.0)) == [False, True, True, True]
-
-
-def test_a_cost_far_above_the_bound_fails_its_target() -> None:
-    assert [target.holds for target in targets("conv", [replace(OURS, bound=9.0)])] == [True, True, False, True]
+@pytest.mark.parametrize(
+    ("ours", "other", "holds"),
+    [
+        ({}, STATIC, [True, False, True, False]),  # as good, and cheaper
+        ({}, {**STATIC, "standard": 0.9}, [True, True, True, True]),  # it answers less
+        ({}, {**STATIC, "cost": 10.9}, [True, False, True, True]),
+        ({}, {"policy": "clairvoyant-edf", "live": 0.97, "cost": 1.0}, [False, True, True, True]),  # by live work alone
+        ({"bound": 9.0}, None, [True, True, False, True]),  # far above the bound
+    ],
+)
+def test_a_target_fails_where_a_baseline_is_as_good_and_cheaper_or_the_bound_far_below(
+    ours: dict[str, Any], other: dict[str, Any] | None, holds: list[bool]
+) -> None:
+    figures = [replace(OURS, **ours), *([replace(OURS, **other)] if other else [])]
+    assert [target.holds for target in targets("conv", figures)] == holds
 
 
 def work() -> Workload:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,28 +15,17 @@ from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import Assignment
 from tasks.models.folder import load_catalogue
 from tasks.topology import load_topology
-from taxiway.contract.job import RunReport
+from tests.builders import a_report
 
 TOPOLOGY = load_topology(QUEUES)
 
 
 def a_run(side: str, score: float, seed: int = 7) -> Run:
-    return Run(
-        side=side,
-        seed=seed,
-        seconds=600,
-        warm=0,
-        requests=10,
-        attainment={"live": 0.9, "standard": 1.0, "bulk": 1.0},
-        live_by_model={"chat": 0.8, "image": 1.0},
-        cost_usd=0.5,
-        score=score,
-        powered={CHEAP: 600.0},
-        refused=1,
-        failed=0,
-        planned=0.7,
-        first_classes={"chat": "gpu.realtime 100 %"},
-    )
+    figures: Any = {"seconds": 600, "warm": 0, "requests": 10, "refused": 1, "failed": 0, "cost_usd": 0.5}
+    attained = {"live": 0.9, "standard": 1.0, "bulk": 1.0}
+    live, first = {"chat": 0.8, "image": 1.0}, {"chat": "gpu.realtime 100 %"}
+    of: Any = {"attainment": attained, "live_by_model": live, "powered": {CHEAP: 600.0}, "first_classes": first}
+    return Run(side=side, seed=seed, score=score, planned=0.7, **figures, **of)
 
 
 def test_each_class_runs_its_own_variant_of_every_model(tmp_path: Path) -> None:
@@ -76,10 +66,7 @@ def test_what_is_late_or_unanswered_is_missed_and_requests_before_the_trial_do_n
     answers.seconds[:] = np.where(trace.arrival < 10, 1e9, 0.1)
     live = np.flatnonzero((trace.service == 0) & (trace.arrival >= 10))
     answers.seconds[live[: len(live) // 2]] = np.nan
-    report = RunReport(
-        hardware_class=DEAR, variant="gpu", device="cuda:0", emulated=True, batch=1, queue_wait=0, run_time=0, cost=0,
-        reason="planned: cheapest",
-    )  # fmt: skip
+    report = a_report(hardware_class=DEAR, variant="gpu", reason="planned: cheapest")
     answers.reports = [report] * len(trace)
     answers.refused[:] = True
     found = result(Side("pinned", {}, ask_router), Scene(trace, 20, 10, 7), answers, {DEAR: 1800.0}, TOPOLOGY)
@@ -106,11 +93,8 @@ def test_queue_scaling_grows_with_the_queue_and_keeps_devices_for_a_while() -> N
 
 
 def test_a_better_score_counts_only_beyond_the_spread_of_several_runs() -> None:
-    far = [
-        a_run(side, score, seed)
-        for side, score in (("taxiway", 1), ("pinned", 3), ("tuned-split", 4))
-        for seed in (7, 8)
-    ]
+    scores = {"taxiway": 1, "pinned": 3, "tuned-split": 4}
+    far = [a_run(side, score, seed) for side, score in scores.items() for seed in (7, 8)]
     assert verdict(far).startswith("holds")
     near = [*far, a_run("pinned", 6, 9), a_run("taxiway", 1, 9), a_run("tuned-split", 4, 9)]
     assert verdict(near).startswith("FAILS")

@@ -32,10 +32,8 @@ OPPONENTS_RUNS = [
 
 def test_the_score_is_held_against_the_better_opponent_of_each_seed() -> None:
     ours = [trial_run("taxiway", 7, 2.4), trial_run("taxiway", 8, 3.3)]
-    cold, warm = (
-        {target.target: target for target in targets("steady", ours + OPPONENTS_RUNS, warm=warm)}
-        for warm in (False, True)
-    )
+    every = ours + OPPONENTS_RUNS
+    cold, warm = ({one.target: one for one in targets("steady", every, warm=warm)} for warm in (False, True))
     at_most = "score at most 1.00 of the better of tuned-split and pinned"
     assert (cold[at_most].because, cold[at_most].holds) == ("0.95", True)
     assert not warm["score at most 0.85 of the better of tuned-split and pinned"].holds
@@ -44,11 +42,8 @@ def test_the_score_is_held_against_the_better_opponent_of_each_seed() -> None:
 @pytest.mark.parametrize(("live", "holds"), [(0.91, True), (0.78, True), (0.76, False)])
 def test_no_model_may_be_served_worse_than_the_floor_and_the_better_opponent(live: float, holds: bool) -> None:
     ours = [trial_run("taxiway", 7, 2.0, live=live), trial_run("taxiway", 8, 4.0)]
-    (found,) = [
-        target
-        for target in targets("steady", ours + OPPONENTS_RUNS, warm=False)
-        if target.target.startswith("each model")
-    ]
+    every = targets("steady", ours + OPPONENTS_RUNS, warm=False)
+    (found,) = (target for target in every if target.target.startswith("each model"))
     assert found.holds == holds
 
 

@@ -11,6 +11,8 @@ from tasks.settings import TREE
 
 RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"
 
+Span = tuple[float, float]
+
 trials = pytest.mark.parametrize("name", TRIALS)
 
 
@@ -33,29 +35,27 @@ def test_a_trial_lasts_its_length_and_every_request_has_its_terms(name: str) -> 
     assert workload.fleet.events == TRIALS[name].events
 
 
+def rise(trial: str, model: str, span: Span, *usual: Span) -> float:
+    """How many times as often a model is asked for in a span of seconds as in its usual ones."""
+    trace = TRIALS[trial].trace(7)
+    times = trace.arrival[trace.model == trace.models.index(model)]
+
+    def rate(*spans: Span) -> float:
+        inside = sum(((times >= begin) & (times < end)).sum() for begin, end in spans)
+        return float(inside) / sum(end - begin for begin, end in spans)
+
+    return rate(span) / rate(*usual)
+
+
 def test_in_a_drift_images_double_and_language_models_halve() -> None:
-    trace = TRIALS["drift"].trace(7)
-
-    def ratio(model: str) -> float:
-        times = trace.arrival[trace.model == trace.models.index(model)]
-        return float((times > 540).mean() / 360 / ((times < 450).mean() / 450))
-
-    assert ratio("image") == pytest.approx(2, rel=0.15)
-    assert ratio("chat") == pytest.approx(0.5, rel=0.2)
-    assert ratio("sentiment") == pytest.approx(1, rel=0.15)
+    for model, ratio in {"image": 2, "chat": 0.5, "sentiment": 1}.items():
+        assert rise("drift", model, (540, LENGTH), (0, 450)) == pytest.approx(ratio, rel=0.2)
 
 
 def test_in_a_flash_crowd_images_treble_for_two_minutes() -> None:
-    trace = TRIALS["flash"].trace(7)
     begin, end = CROWD
-
-    def ratio(model: str) -> float:
-        times = trace.arrival[trace.model == trace.models.index(model)]
-        crowd = (times >= begin) & (times < end)
-        return float(crowd.mean() / (end - begin) / ((~crowd).mean() / (LENGTH - end + begin)))
-
-    assert ratio("image") == pytest.approx(3, rel=0.2)
-    assert ratio("embed") == pytest.approx(3, rel=0.2)
+    for model in ("image", "embed"):
+        assert rise("flash", model, CROWD, (0, begin), (end, LENGTH)) == pytest.approx(3, rel=0.2)
 
 
 def figures(trace: Trace, model: str) -> list[float]:
