@@ -86,7 +86,7 @@ class Fleets:
         devices: Sequence[Object] | None,
     ) -> tuple[RolloutStep, FleetStatus]:
         """The next step. While no router reports its devices, new pods are judged by whether they become ready."""
-        rollout, limits, harm = before.rollout, spec.rollout.limits, ""
+        rollout, limits, harm = before.rollout, spec.rollout, ""
         if rollout.phase in ("rolling", "watching") and devices is not None:
             pods = await self._cluster.objects("pods", spec.selector)
             harm = harm_of(before.baseline, figures_of(devices, changed_pods(rollout, sets, pods)), limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from controller.decide.rollout import DeployedPart, JobFigures, Rollout, Rollout
 
 Object = Mapping[str, Any]
 
-_USUAL, _LIMITS = PoolRules(), RolloutLimits()
+_USUAL = PoolRules()
 
 HASH = "pod-template-hash"
 """The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
@@ -153,20 +154,11 @@ def status_of(
 _REVISION = "deployment.kubernetes.io/revision"
 
 
-class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True)
+class RolloutSpec(RolloutLimits):
     """The stages of a change, the canary first, and the limits of its pods."""
 
     stages: tuple[Stage, ...] = ()
-    watch: float = _LIMITS.watch
-    timeout: float = _LIMITS.timeout
-    jobs: int = _LIMITS.jobs
-    errors: float = _LIMITS.errors
-    latency: float = _LIMITS.latency
-
-    @property
-    def limits(self) -> RolloutLimits:
-        """The limits of new pods."""
-        return RolloutLimits(self.watch, self.timeout, self.jobs, self.errors, self.latency)
 
 
 class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):

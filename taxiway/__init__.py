@@ -94,27 +94,19 @@ __all__ = [
     "UnsupportedEncodingError",
 ]
 
-_HOMES = {
-    "ArrayProgress": "taxiway.client.arrays",
-    "AsyncJobArray": "taxiway.client.arrays",
-    "AsyncClient": "taxiway.client.asyncio_client",
-    "AsyncJob": "taxiway.client.asyncio_client",
-    "Client": "taxiway.client.sync_client",
-    "Job": "taxiway.client.sync_client",
-    "JobArray": "taxiway.client.sync_client",
-    "Lost": "taxiway.contract.stream",
-    "Restarted": "taxiway.contract.stream",
-    "Run": "taxiway.run",
-    "RunProgress": "taxiway.contract.progress",
-}
-_JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
+_HOMES = (
+    *("errors", "run", "contract.progress", "contract.job", "contract.stream"),
+    *("client.arrays", "client.asyncio_client", "client.sync_client"),
+)
+"""The modules with these names, in the order in which a name is looked for: the first ones import least."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'taxiway' has no attribute {name!r}")
-    home = _HOMES.get(name) or ("taxiway.contract.job" if name in _JOBS else "taxiway.errors")
-    return getattr(importlib.import_module(home), name)
+    for home in _HOMES if name in __all__ else ():
+        module = importlib.import_module(f"taxiway.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'taxiway' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
