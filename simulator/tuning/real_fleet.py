@@ -279,10 +279,9 @@ def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tupl
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: KnownFleet) -> Fleet:
     topology = known.topology
-    sizes = [trace.size[trace.model == number] for number in range(len(models))]
     timings = {
-        name: _timings(model, locality, float(size.mean()) if len(size) else 1.0, known)
-        for (name, (model, locality)), size in zip(models.items(), sizes, strict=True)
+        name: _timings(model, locality, _Usual.of(trace.part(np.flatnonzero(trace.model == number))), known)
+        for number, (name, (model, locality)) in enumerate(models.items())
     }
     return Fleet(
         file="queues.yaml",
@@ -362,7 +361,22 @@ def _penalty(topology: Topology, rank: int) -> float:
     return max(named, default=LATE_USD_PER_HOUR[rank])
 
 
-def _timings(model: Model, locality: str, size: float, known: KnownFleet) -> tuple[Timing | None, ...]:
+@dataclass(frozen=True, slots=True)
+class _Usual:
+    """The mean size of a model's requests, and the mean tokens that a generation of it has cached."""
+
+    size: float
+    context: float
+
+    @classmethod
+    def of(cls, requests: Trace) -> _Usual:
+        if not len(requests):
+            return cls(1.0, 1.0)
+        size = float(requests.size.mean())
+        return cls(size, max(size + float(requests.output.mean()) / 2, 1.0))
+
+
+def _timings(model: Model, locality: str, usual: _Usual, known: KnownFleet) -> tuple[Timing | None, ...]:
     """The model's timing on each class, by its fastest variant there; None where it cannot run."""
     constraints = Constraints(locality=locality or None, preemptible=True)
     candidates, _ = classify(model, constraints, known.topology, known.snapshot)
@@ -370,16 +384,18 @@ def _timings(model: Model, locality: str, size: float, known: KnownFleet) -> tup
     for name in known.topology.hardware:
         usable = name in known.snapshot.startable or known.snapshot.of_class(name)
         mine = [candidate for candidate in candidates if usable and candidate.hardware_class == name]
-        timings = [_timing(candidate, model, size, known.book) for candidate in mine]
+        timings = [_timing(candidate, model, usual, known.book) for candidate in mine]
         one = np.ones(1)
-        row.append(min(timings, key=lambda timing: float(timing.answer(one * size, one, 8)[0]), default=None))
+        row.append(min(timings, key=lambda timing: float(timing.answer(one * usual.size, one, 8)[0]), default=None))
     return tuple(row)
 
 
-def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) -> Timing:
+def _timing(candidate: Candidate, model: Model, usual: _Usual, book: ProfileBook) -> Timing:
     """The variant's profile at the mean pace that the class's devices learned.
 
-    A generation reads its prompt in one step, and takes a step for each token of its answer.
+    A generation reads its prompt in one step, and takes a step for each token of its answer. A step reads the weights
+    and the rows' caches at the same bandwidth: a row's part of it is in proportion to its context, and says how many
+    bytes a cached token has.
     """
     devices = candidate.devices
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
@@ -389,16 +405,19 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
     load = profile.load * float(np.mean(expected([each.loading for each in devices], key) or 1.0))
     memory = int(candidate.variant.memory)
     if not generates(model):
-        return WholeBatches(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
+        base = profile.base + profile.step * usual.size
+        return WholeBatches(load, memory, base, profile.slope, profile.floor).slower(pace)
+    known = profile.prompt_step is not None  # else the step is over prompt and answer
+    step, per_cached = profile.step if known else profile.step / ANSWER_SHARE, profile.slope / usual.context
     return Stepping(
         load=load,
         memory=memory,
-        cache=0.0,
-        per_token=profile.slope,
+        cache=memory * per_cached / step if step else 0.0,
+        per_token=sum(profile.of_prompt) if known else profile.slope,
         per_pair=0.0,
         reading=0.0,
-        per_cached=0.0,
-        overhead=profile.step / ANSWER_SHARE,
+        per_cached=per_cached,
+        overhead=step,
     ).slower(pace)
 
 

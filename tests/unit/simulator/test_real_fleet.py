@@ -12,6 +12,7 @@ from router.decide.history import JOB, STATES, Arrivals
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
+from simulator.timing import Stepping
 from simulator.tuning.real_fleet import (
     NODES,
     UNBOUNDED,
@@ -138,11 +139,15 @@ def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_i
         parameters={"max_tokens": Parameter(type="integer")},
     )
     known = replace(a_known(), catalogue=Catalogue({generator.id: generator}))
-    timing = found(known).workload.fleet.timings["sentiment:1"][0]
-    assert timing is not None
+    workload = found(known).workload
+    timing = workload.fleet.timings["sentiment:1"][0]
+    assert isinstance(timing, Stepping)
     long, short = (float(timing.answer(np.array([prompt]), np.array([100.0]), 1)[0]) for prompt in (1000.0, 100.0))
     assert short == pytest.approx(profile.latency(1, 200), rel=0.05)
-    assert long - short == pytest.approx(900 * profile.slope)
+    assert long - short == pytest.approx(900 * profile.slope + 100 * 900 * timing.per_cached)
+    context = float((workload.trace.size + workload.trace.output / 2).mean())
+    assert timing.step(4, 4 * context) == pytest.approx(2 * profile.step + 4 * profile.slope)
+    assert timing.cache * context == pytest.approx(2**20 * profile.slope / (2 * profile.step))
 
 
 def test_answers_count_as_timely_by_their_deadline_and_refusals_do_not() -> None:
