@@ -12,6 +12,7 @@ import pytest
 
 import taxiway
 from local.fleet import LocalFleet
+from tasks.machine import look
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
@@ -20,15 +21,17 @@ from tests.acceptance.running import start_fleet
 from tests.acceptance.running import taxiway as command_line
 from workers.port import Placed, Row, open_pipeline, open_runtime
 
-torch = pytest.importorskip("torch")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.models,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.models]
 
 CATALOGUE = load_catalogue(TREE / "models")
 TEXTS = ("The landing was smooth.", "My bag never came, and nobody cared.", "Yes.", "A long way round the bay. " * 12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_sees_a_device() -> None:
+    """Skips without a device or torch, which is imported only then: it takes seconds."""
+    if not look().cuda or not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no CUDA device here")
 
 
 def answers(model: Model, name: str, device: str) -> list[Row]:

@@ -18,7 +18,6 @@ from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
 from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
 from workers.recipes.graph_writer import GraphWriter
-from workers.runtimes.jax import pad_rows
 from workers.runtimes.onnx import providers
 
 MODELS = load_catalogue(Path(__file__).parents[4] / "models")
@@ -192,6 +191,8 @@ def test_an_entry_reaches_only_what_is_registered(runtime: str, entry: str, mess
 
 @given(st.integers(1, 300))
 def test_rows_are_padded_to_the_next_power_of_two(rows: int) -> None:
+    from workers.runtimes.jax import pad_rows  # here, as it takes a second to import JAX
+
     padded = pad_rows(np.ones((rows, 2), np.int64))
     assert padded.dtype == np.int32
     assert padded.sum() == 2 * rows
