@@ -56,7 +56,7 @@ LASTING = {"samples": [-1], "seed": [1]}
 
 QUEUES = recorded("fleets/worker.yaml")
 
-SLAB = recorded("documents/slab.yaml")
+SLAB = recorded("models/slab.yaml")
 
 
 def empty_fleet(valkey_url: str, *, lasting: bool = False) -> Settings:
@@ -94,16 +94,19 @@ def worker_settings(settings: Settings, folder: Path, queues: str = QUEUES) -> S
     """Settings of a small fleet whose leases are short: the models echo, paced and slab."""
     (folder / "queues.yaml").write_text(queues)
     models = folder / "models"
-    add_callable(models, "slab", SLAB)
+    add_callable(models, "slab")
     for name in ("echo", "paced"):
         (models / name).symlink_to(TREE / "models" / name)
     return replace(settings, queues=folder / "queues.yaml", models=models)
 
 
-def add_callable(models: Path, name: str, text: str, code: str = "") -> None:
-    """Add a model with the module of `tests.callables` that it calls beside it: that of its own name, or `code`."""
+def add_callable(models: Path, name: str, text: str = "", code: str = "") -> None:
+    """Add a recorded model, or that of a text, with the module of `tests.callables` that it calls beside it.
+
+    `code`: the module's name, where it is not the model's.
+    """
     (models / name).mkdir(parents=True)
-    (models / name / "model.yaml").write_text(text)
+    (models / name / "model.yaml").write_text(text or recorded(f"models/{name}.yaml"))
     (models / name / f"{code or name}.py").symlink_to(TREE / "tests" / "callables" / f"{code or name}.py")
 
 

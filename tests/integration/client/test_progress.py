@@ -19,7 +19,7 @@ import taxiway
 from tasks.settings import Settings
 from taxiway.cli.progress_bar import progress_bar
 from tests.command_line import CommandLine
-from tests.integration.workers.test_runs import STEPS, WALK
+from tests.integration.workers.test_runs import STEPS
 from tests.routing import eventually
 from tests.serving import ServedFleet, served_fleet
 from tests.working import QUEUES, add_callable, worker_settings
@@ -31,7 +31,7 @@ INPUTS = {"steps": STEPS, "seed": 7, "every": 25}
 def fleet(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedFleet]:
     queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]")
     settings = worker_settings(lasting, tmp_path_factory.mktemp("fleet"), queues)
-    add_callable(settings.models, "walk", WALK)
+    add_callable(settings.models, "walk")
     with served_fleet(settings, "walk") as fleet:
         yield fleet
 

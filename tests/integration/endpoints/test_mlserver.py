@@ -6,23 +6,12 @@ import pytest
 
 import taxiway
 from taxiway.errors import InvalidRequestError
+from tests.builders import recorded
 from tests.queues import engine_class, queues_of
 from tests.real_engines import mlserver
 from tests.serving import served_fleet
 from tests.working import CLASS, empty_fleet, worker_settings
 
-SCALED = """
-name: scaled
-version: 1
-summary: Twice the numbers, and the words in capitals.
-licence: Apache-2.0
-pipeline: tensors
-inputs: [{name: x, datatype: FP32, shape: [-1, 2]}, {name: word, datatype: BYTES, shape: [-1, 1]}]
-outputs: [{name: y, datatype: FP32, shape: [-1, 2]}, {name: loud, datatype: BYTES, shape: [-1, 1]}]
-reference: engine
-variants:
-  engine: {runtime: oip, profiles: {endpoint: {base: 0.01, slope: 0.0001}}}
-"""
 ROWS = {"x": [[1.5, 2.0], [3.0, -4.0]], "word": [["grüß"], ["gott"]]}
 
 
@@ -43,7 +32,7 @@ def client(
     settings = worker_settings(empty_fleet(valkey_url, lasting=True), tmp_path_factory.mktemp("fleet"), queues)
     model = next(iter(request.param.get("models", ["double"])))
     (settings.models / "scaled").mkdir()
-    (settings.models / "scaled" / "model.yaml").write_text(SCALED)
+    (settings.models / "scaled" / "model.yaml").write_text(recorded("models/scaled.yaml"))
     with served_fleet(settings, model) as fleet, taxiway.Client(fleet.router.http) as client:
         yield client, model
 

@@ -19,6 +19,7 @@ from local.fleet import LocalFleet
 from tasks.models.folder import CatalogueReport
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN
+from tests.builders import recorded
 from tests.engine import Engine, serving
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import RouterProcess, router_process
@@ -120,42 +121,9 @@ def test_a_process_whose_host_has_another_time_is_reported(settings: Settings) -
         ]
 
 
-ENDPOINTS = """
-hardware:
-  engine:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: ["{url}", "http://127.0.0.1:1/v1"]
-      slots: 4
-      models: {{chat: served, embed: other}}
-    price: {{usd_per_hour: 1}}
-  paid:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}", slots: 4, models: {{chat: served}}, key_env: PAID_KEY}}
-    price: {{usd_per_hour: 1}}
-  renamed:
-    device: endpoint
-    endpoint: {{protocol: openai, url: "{url}", slots: 4, models: {{chat: other}}}}
-    price: {{usd_per_hour: 1}}
-  lost:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: "{url}/nowhere"
-      slots: 4
-      models: {{chat: served}}
-      health: {{path: /status=404}}
-    price: {{usd_per_hour: 1}}
-service:
-  standard: {{deadline: 60}}
-default_service: standard
-"""
-
-
 def test_every_endpoint_is_asked_for_its_models_and_a_token(tmp_path: Path) -> None:
     with serving(Engine(models=["served", "served"])) as engine:  # llama.cpp lists each twice
-        (tmp_path / "queues.yaml").write_text(ENDPOINTS.format(url=engine.url))
+        (tmp_path / "queues.yaml").write_text(recorded("documents/doctor.yaml").replace("{url}", engine.url))
         found = {one.subject: one for one in check_endpoints({"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")})}
         url = engine.url
         assert [body["max_tokens"] for body in engine.chats] == [1]

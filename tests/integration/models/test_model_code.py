@@ -18,25 +18,9 @@ from tasks.models.files import CodeError, entry_code, recipe_code
 from tasks.models.model import Model, parse_model
 from tasks.settings import Settings
 from tests import installed
+from tests.builders import recorded
 from tests.working import QUEUES, Tower, worker_process, worker_settings
 from workers.port import Placed, open_runtime
-
-MODEL = """
-name: lab
-version: 1
-summary: Of a lab.
-licence: MIT
-pipeline: tensors
-inputs: [{{name: number, datatype: INT64, shape: [-1]}}]
-outputs: [{{name: number-after, datatype: INT64, shape: [-1]}}]
-artefacts:
-  raw: {{kind: file, path: raw, sha256: {sha256}}}
-  made: {{kind: derived, recipe: {recipe}, inputs: {{raw: raw}}, options: {{keep: 3}}}}
-reference: python
-variants:
-  python: {{runtime: python, entry: doubling, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
-  abacus: {{runtime: abacus, artefacts: {{made: made}}, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
-"""
 
 
 @pytest.fixture
@@ -61,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def described(folder: Path, recipe: str) -> str:
-    return MODEL.format(sha256=hashlib.sha256((folder / "raw").read_bytes()).hexdigest(), recipe=recipe)
+    text = recorded("models/lab.yaml").replace("{recipe}", recipe)
+    return text.replace("{sha256}", hashlib.sha256((folder / "raw").read_bytes()).hexdigest())
 
 
 def model(folder: Path, recipe: str = "shorten") -> Model:

@@ -21,28 +21,10 @@ from taxiway.contract.keys import INFER, blob_key
 from taxiway.contract.tensors import HEADER
 from taxiway.contract.values import INLINE
 from taxiway.errors import RequestTooLargeError
+from tests.builders import recorded
 from tests.producing import producing
 from tests.serving import ServedFleet, served_fleet
 from tests.working import QUEUES, worker_settings
-
-MIRROR = """
-name: mirror
-version: 1
-summary: Gives back a tensor of numbers.
-licence: Apache-2.0
-pipeline: tensors
-inputs:
-  - {name: x, datatype: FP32, shape: [-1, -1]}
-outputs:
-  - {name: x, datatype: FP32, shape: [-1, -1]}
-reference: echo
-variants:
-  echo: {runtime: echo, memory: 0, profiles: {cpu: {base: 0.00002, slope: 0.000001, load: 0}}}
-"""
-
-NOTED = MIRROR.replace("name: mirror", "name: noted").replace(
-    "[-1, -1]}", "[-1, -1]}\n  - {name: note, datatype: BYTES, shape: [-1]}"
-)
 
 LARGE = np.random.default_rng(7).random((2, 100_000), np.float32)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -52,9 +34,9 @@ SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
 def settings(lasting: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo]").replace("lease: 1", "lease: 1, payload: 2MiB")
     settings = worker_settings(lasting, tmp_path_factory.mktemp("blobs"), queues)
-    for name, text in {"mirror": MIRROR, "noted": NOTED}.items():
+    for name in ("mirror", "noted"):
         (settings.models / name).mkdir()
-        (settings.models / name / "model.yaml").write_text(text)
+        (settings.models / name / "model.yaml").write_text(recorded(f"models/{name}.yaml"))
     return settings
 
 

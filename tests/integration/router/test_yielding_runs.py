@@ -15,7 +15,6 @@ from tasks.models.files import Code
 from tasks.settings import TREE, Settings
 from taxiway import Run
 from taxiway.contract.job import JobState
-from tests.integration.workers.test_runs import WALK
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import add_callable, worker_process, worker_settings
 
@@ -40,7 +39,7 @@ STEPS = {"steps": 100, "seed": 1, "every": 0}
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES)
     (fleet.models / "ising").symlink_to(ISING)
-    add_callable(fleet.models, "walk", WALK)
+    add_callable(fleet.models, "walk")
     return fleet
 
 

@@ -28,24 +28,6 @@ from tests.working import (
     worker_settings,
 )
 
-DEEDS = """
-name: deeds
-version: 1
-summary: Does what its input names, good and bad.
-licence: Apache-2.0
-pipeline: tensors
-inputs:
-  - {name: deed, datatype: BYTES, shape: [-1]}
-  - {name: number, datatype: INT64, shape: [-1]}
-outputs: [{name: given, datatype: BYTES, shape: [-1]}]
-reference: python
-variants:
-  python:
-    {runtime: python, entry: deeds, memory: 0, limits: {memory: 256MiB}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
-  brief:
-    {runtime: python, entry: deeds, memory: 0, limits: {time: 3}, profiles: {cpu: {base: 0.001, slope: 0.001}}}
-"""
-
 AT_ONCE = 30.0
 """Seconds within which a worker is done with what was ended: some tenths, and a busy machine."""
 
@@ -69,7 +51,7 @@ class Site:
 def small_fleet(valkey_url: str, folder: Path) -> Settings:
     queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo, deeds]").replace("lease: 1", "lease: 1, stall: 60")
     fleet = worker_settings(empty_fleet(valkey_url), folder, queues)
-    add_callable(fleet.models, "deeds", DEEDS)
+    add_callable(fleet.models, "deeds")
     add_spinner(fleet)
     return fleet
 

@@ -15,6 +15,7 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
 from tasks.settings import TREE
+from tests.builders import recorded
 from tests.command_line import CommandLine
 from workers.device import find_device
 from workers.executor import Executor
@@ -22,20 +23,6 @@ from workers.profiling.__main__ import main
 from workers.profiling.measure import bench_class
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
-BROKEN = """
-name: broken
-version: 1
-summary: Its callable is nowhere.
-licence: Apache-2.0
-pipeline: tensors
-inputs: [{name: x, datatype: INT64, shape: [-1]}]
-outputs: [{name: y, datatype: INT64, shape: [-1]}]
-reference: python
-variants:
-  python: {runtime: python, entry: nowhere, memory: 0, profiles: {cpu: {base: 0.001, slope: 0.001}}}
-  tpu-only: {runtime: echo, memory: 0, profiles: {tpu: {base: 0.001, slope: 0.001}}}
-examples: [{x: 1}]
-"""
 
 
 def profile(folder: Path, *arguments: str, **environment: str) -> Result:
@@ -48,7 +35,7 @@ def catalogue(tmp_path: Path) -> Path:
     """A folder of models: echo, paced, and one that cannot be loaded."""
     models = tmp_path / "models"
     (models / "broken").mkdir(parents=True)
-    (models / "broken" / "model.yaml").write_text(BROKEN)
+    (models / "broken" / "model.yaml").write_text(recorded("models/broken.yaml"))
     for name in ("echo", "paced"):
         (models / name).mkdir()
         (models / name / "model.yaml").write_text((TREE / "models" / name / "model.yaml").read_text())

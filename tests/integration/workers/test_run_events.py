@@ -12,7 +12,6 @@ from celery import Celery, signature
 
 from tasks.settings import Settings
 from taxiway.contract.keys import job_key
-from tests.integration.workers.test_runs import WALK
 from tests.routing import eventually
 from tests.working import QUEUES, Tower, add_callable, worker_process, worker_settings
 
@@ -20,7 +19,7 @@ from tests.working import QUEUES, Tower, add_callable, worker_process, worker_se
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]"))
-    add_callable(fleet.models, "walk", WALK)
+    add_callable(fleet.models, "walk")
     return fleet
 
 

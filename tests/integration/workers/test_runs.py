@@ -24,31 +24,13 @@ from tests.stored import record_of
 from tests.working import QUEUES, Tower, add_callable, worker_process, worker_settings
 from workers.decide.checkpoints import Checkpoint
 
-WALK = """
-name: walk
-version: 1
-summary: Where a random walk ends.
-licence: Apache-2.0
-pipeline: tensors
-inputs:
-  - {name: steps, datatype: INT64, shape: [-1]}
-  - {name: seed, datatype: INT64, shape: [-1]}
-  - {name: every, datatype: INT64, shape: [-1]}
-outputs:
-  - {name: end, datatype: FP64, shape: [-1]}
-  - {name: resumed, datatype: FP64, shape: [-1]}
-reference: python
-variants:
-  python: {runtime: python, entry: walk, memory: 0, profiles: {cpu: {base: 0.1, slope: 0.1}}}
-"""
-
 STEPS = 400
 
 
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, walk]"))
-    add_callable(fleet.models, "walk", WALK)
+    add_callable(fleet.models, "walk")
     (tmp_path / "held").touch()
     return fleet
 
