@@ -249,7 +249,7 @@ def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
     with taxiway.Client(own.settings.broker) as client:
         long = STORY | {"max_tokens": 900, "ignore_eos": True}
         bulk = [client.submit("chat", long, service="bulk") for _ in range(4)]
-        eventually(lambda: sum(len(one.yieldable) for one in own.devices()) == 4, within=20)
+        eventually(lambda: sum(len(one.yieldable) for one in own.devices()) == 4)
         result = client.infer("chat", STORY | {"max_tokens": 4}, service="live", timeout=60)
         assert result.outputs["tokens"] == 4
         cut = [job for job in bulk if own.state.hget(job_key(job.id), "yields")]
@@ -274,7 +274,7 @@ def test_a_running_generation_goes_on_where_it_is_cheaper(
         eventually(lambda: is_ready(router, "chat"))
         client = stack.enter_context(taxiway.Client(settings.broker))
         job = client.submit("chat", STORY | {"max_tokens": 400, "ignore_eos": True}, service="bulk")
-        eventually(lambda: job.status().state is JobState.RUNNING, within=20)
+        eventually(lambda: job.status().state is JobState.RUNNING)
         stack.enter_context(worker_process(settings, "--class", "cpu.cheap", "--device", "endpoint:0"))
         result = job.result(timeout=120)
         assert [part.hardware_class for part in result.report.parts] == ["gpu.dear", "cpu.cheap"]

@@ -24,7 +24,7 @@ time.sleep(600)
 
 
 def refused(url: str) -> bool:
-    with redis.Redis.from_url(url, socket_timeout=1, retry=None) as client:
+    with redis.Redis.from_url(url, socket_timeout=60, retry=None) as client:
         try:
             client.ping()
         except redis.ConnectionError:

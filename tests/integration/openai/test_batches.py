@@ -144,7 +144,7 @@ def test_a_content_whose_router_was_killed_before_it_had_a_record_is_deleted(fle
     content.write_bytes(b"x")
     with redis.Redis.from_url(fleet.settings.broker) as store:
         store.zadd(OBJECTS_EXPIRING, {"file:file-broken": 1})  # as its upload announced
-        eventually(lambda: not content.exists(), within=20)
+        eventually(lambda: not content.exists())
         eventually(lambda: store.zscore(OBJECTS_EXPIRING, "file:file-broken") is None)
 
 
