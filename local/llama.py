@@ -14,6 +14,11 @@ from xllamacpp import CommonParams, Server
 CONTEXT = 4096
 """Tokens of prompt and answer in a slot: 8 slots of a model of a billion parameters take less than a gigabyte."""
 
+SIMILAR = 0.5
+"""The share of a prompt that a slot must have in its cache to be chosen for that. With the server's 0.1 any chat's
+template is enough, and a generation that was cut is not looked for among former slots: it read 65 of 89 tokens again
+instead of one."""
+
 
 def main() -> None:
     """Serve until the process is ended."""
@@ -34,6 +39,7 @@ def main() -> None:
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = given.threads
     parameters.hostnames, parameters.port = [given.host], given.port
     parameters.endpoint_metrics = True
+    parameters.slot_prompt_similarity = SIMILAR
     server = Server(parameters)
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()
