@@ -168,9 +168,7 @@ class TenantRates:
 
     def limit(self, tenant: str) -> float:
         """Requests per second that `tenant` may make at this router."""
-        rules = self._topology.tenants.get(tenant)
-        own = rules.requests_per_second if rules is not None else None
-        return own or self._topology.limits.requests_per_second
+        return self._topology.rules_of(tenant).requests_per_second or self._topology.limits.requests_per_second
 
 
 class Bodies:
@@ -188,8 +186,8 @@ class Bodies:
             RateLimitedError: the tenant's bodies would exceed `bodies`.
             FleetUnavailable: all bodies would exceed `all_bodies`.
         """
-        rules, limits = self._topology.tenants.get(tenant), self._topology.limits
-        most = limits.bodies if rules is None or rules.bodies is None else rules.bodies
+        own, limits = self._topology.rules_of(tenant).bodies, self._topology.limits
+        most = limits.bodies if own is None else own
         held = self._held.get(tenant, 0)
         if held + size > most:
             message = f"tenant {tenant!r} has {held} bytes of request bodies in progress (limit {most}, bodies)"

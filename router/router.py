@@ -85,15 +85,10 @@ class Router:
             from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
 
             self._bridge = AmqpBridge(amqp, settings.broker, name, self.store, limits.confirmed_by)
-        self._stopping = False
+        self.leaving = False  # it takes no more arrivals, and is about to stop
         self.intake = Intake(self.transport, self.fleet, self.store, rules, placed=self.count, refused=self.refuse)
         self._turning: list[asyncio.Task[None]] = []  # what ends by itself, after its turn, when the router retires
         self._keepers: list[asyncio.Task[None]] = []
-
-    @property
-    def leaving(self) -> bool:
-        """Whether the router takes no more arrivals and is about to stop."""
-        return self._stopping
 
     async def start(self) -> None:
         """Read the fleet if possible, then take arrivals and run the background loops until `stop`."""
@@ -118,7 +113,7 @@ class Router:
 
     async def retire(self) -> None:
         """Take no more arrivals, finish or return what was taken and resign; HTTP is still served."""
-        self._stopping = True
+        self.leaving = True
         self._leader.leave()
         self.intake.retire()
         if self._turning:

@@ -81,9 +81,8 @@ def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) 
         RequestTooLargeError: larger than the tenant's `payload`.
         OverloadedError: the tenant has `max_depth` unfinished jobs.
     """
-    rules = topology.tenants.get(tenant)
-    if rules is not None:
-        _check(f"tenants.{tenant}", rules.payload, rules.max_depth, size=size, depth=depths.tenants.get(tenant, 0))
+    rules, depth = topology.rules_of(tenant), depths.tenants.get(tenant, 0)
+    _check(f"tenants.{tenant}", rules.payload, rules.max_depth, size=size, depth=depth)
 
 
 def check_class(depths: Depths, topology: Topology, *, hardware_class: str, size: int) -> None:
@@ -206,12 +205,12 @@ class Tenants:
 
     def allowance(self, tenant: str, topology: Topology, now: float) -> Allowance | None:
         """What the tenant may still spend today; None if unbounded."""
-        rules = topology.tenants.get(tenant)
-        if rules is None or rules.usd_per_day is None:
+        most = topology.rules_of(tenant).usd_per_day
+        if most is None:
             return None
         day = day_of(now)
         spent = self._spent.get(tenant, 0.0) if day == self._day else 0.0
-        return Allowance(tenant, day, rules.usd_per_day, rules.usd_per_day - spent, _DAY - now % _DAY)
+        return Allowance(tenant, day, most, most - spent, _DAY - now % _DAY)
 
     def spend(self, allowance: Allowance, dollars: float) -> None:
         """Count the cost of a placement under the allowance."""

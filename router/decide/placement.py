@@ -380,7 +380,10 @@ def _contenders(weighed: Weighed, lateness: float) -> tuple[Sequence[int], Calla
     if any_true(sure):
         return (
             _cheapest(table, needs, figures, prefer(within_horizon, sure)),
-            lambda i: _in_time_reason(table, figures, (eligible & ~meets) | (sure & ~within_horizon), deadline, i),
+            lambda i: (
+                f"cheapest that meets {deadline:g} s ({_bounds(figures, i)})"
+                + _cheaper_rejected(table, figures, (eligible & ~meets) | (sure & ~within_horizon), deadline, i)
+            ),
         )
     possible = unreserved & (figures.finish - table.blocking[needs.level] <= lateness * deadline)
     pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, unreserved))
@@ -422,13 +425,6 @@ def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """The candidates in both `pool` and `within_horizon`; all of `pool` if there are none."""
     open_now: np.ndarray = pool & within_horizon
     return open_now if any_true(open_now) else pool
-
-
-def _in_time_reason(
-    table: CandidateTable, figures: EstimateColumns, passed_over: np.ndarray, deadline: float, index: int
-) -> str:
-    reason = f"cheapest that meets {deadline:g} s ({_bounds(figures, index)})"
-    return reason + _cheaper_rejected(table, figures, passed_over, deadline, index)
 
 
 def _bounds(figures: EstimateColumns, index: int) -> str:

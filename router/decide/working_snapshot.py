@@ -152,10 +152,8 @@ def _spending(placement: Placement) -> dict[str, str]:
 
 def _open(topology: Topology, tenant: str) -> dict[str, str]:
     """Where the unfinished jobs of a tenant with a bounded depth are, and how many there may be."""
-    rules = topology.tenants.get(tenant)
-    if rules is None or rules.max_depth is None:
-        return {}
-    return {"open": open_key(tenant), "max_depth": str(rules.max_depth)}
+    most = topology.rules_of(tenant).max_depth
+    return {} if most is None else {"open": open_key(tenant), "max_depth": str(most)}
 
 
 def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:

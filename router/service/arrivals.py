@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -179,11 +180,11 @@ class Intake:
 
 def _referred(envelope: Envelope, most: int) -> list[str]:
     """The blobs that a message refers to; empty if its body cannot be read or has more than `most` values."""
-    try:
+    with suppress(InvalidRequestError):
         body = envelope.payload()
-    except InvalidRequestError:
-        return []
-    return [blob.ref for blob in referred(body)] if values_beyond(body, most) is None else []
+        if values_beyond(body, most) is None:
+            return [blob.ref for blob in referred(body)]
+    return []
 
 
 def _undecided(arrival: Arrival, error: Exception) -> GiveUp:

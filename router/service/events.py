@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -99,12 +100,9 @@ class SentEvents:
     async def send(self, transport: ValkeyTransport) -> None:
         """Send the collected events; one that cannot be sent is dropped."""
         events, self._waiting = self._waiting, []
-        if not events:
-            return
-        try:
-            await transport.announce(ROUTING_KEY, _encode(events))
-        except BrokerUnavailableError:
-            return
+        if events:
+            with suppress(BrokerUnavailableError):
+                await transport.announce(ROUTING_KEY, _encode(events))
 
 
 def trace_placement(admitted: Place, store: RouterStore) -> None:

@@ -221,7 +221,8 @@ class JobStore:
 
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:
         """End jobs as cancelled; True for each that had not ended before."""
-        return await self.finish([_cancelled(job) for job in jobs])
+        error = JobCancelledError("cancelled on request")
+        return await self.finish([Ending(job, JobState.CANCELLED, failure_meta(job, error)) for job in jobs])
 
     async def ask_to_yield(self, asks: Sequence[YieldAsk]) -> list[YieldAnswer]:
         """Ask the holders of running jobs to yield them; what became of each ask, in order."""
@@ -327,10 +328,6 @@ class RouterStore:
         """Disconnect."""
         self.calls.close()
         self._periodic.close()
-
-
-def _cancelled(job: str) -> Ending:
-    return Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled on request")))
 
 
 def _info_values(info: bytes) -> dict[str, str]:

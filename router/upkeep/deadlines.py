@@ -81,9 +81,7 @@ def _expired(overdue: Overdue, message: bytes | None) -> tuple[Ending, After]:
     """A job's end, and what follows it by its message."""
     error = exceeded(overdue.course)
     ending = Ending(overdue.job, JobState.EXPIRED, failure_meta(overdue.job, error), reply=overdue.reply)
-    if message is None:
-        return ending, NOTHING_AFTER
-    try:
-        return ending, after_failure(decode_envelope(message), overdue.job, error, ELEMENTS)
-    except InvalidRequestError:
-        return ending, NOTHING_AFTER
+    if message is not None:
+        with suppress(InvalidRequestError):
+            return ending, after_failure(decode_envelope(message), overdue.job, error, ELEMENTS)
+    return ending, NOTHING_AFTER

@@ -100,7 +100,10 @@ class Timeline(Duty):
             held=held,
             plan=0 if fleet.plan is None else fleet.plan.number,
             classes=_classes(fleet, topology, waiting, self._busy),
-            moves=_moves(moved - self._moved),
+            moves=tuple(
+                MovedSample(source, target, kind, jobs)
+                for (source, target, kind), jobs in sorted((moved - self._moved).items())
+            ),
             services=tuple(one for one in self._services if one.begin > now - SAMPLES * EVERY),
         )
         self._busy.clear()
@@ -132,7 +135,3 @@ def _classes(
         )
         for name, depth in waiting.items()
     }
-
-
-def _moves(moved: Mapping[tuple[str, ...], int]) -> tuple[MovedSample, ...]:
-    return tuple(MovedSample(source, target, kind, jobs) for (source, target, kind), jobs in sorted(moved.items()))
