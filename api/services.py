@@ -42,11 +42,16 @@ def tenant_of(request: AnyRequest) -> str | None:
     return caller_of(request.scope).tenant
 
 
+def router_of(request: AnyRequest) -> HttpRouter:
+    """The router in this process."""
+    return services_of(request).router
+
+
 def jobs_of(request: AnyRequest) -> Jobs:
     """The jobs that the caller may see."""
-    return Jobs(services_of(request).router, tenant_of(request))
+    return Jobs(router_of(request), tenant_of(request))
 
 
 def most_elements(request: AnyRequest) -> int:
     """The most elements that a request's tensors may have."""
-    return services_of(request).router.rules.topology.limits.elements
+    return router_of(request).rules.topology.limits.elements

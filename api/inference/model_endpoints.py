@@ -9,7 +9,7 @@ from api.gate import AnyRequest, needs, take_terms
 from api.inference import described
 from api.inference.metadata import model_metadata, unready
 from api.inference.protocol import InferRequest, read_infer
-from api.services import JsonResponse, most_elements, services_of
+from api.services import JsonResponse, most_elements, router_of, services_of
 from router.service.model_list import model_list
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -20,7 +20,7 @@ from taxiway.errors import ModelUnavailableError
 @get("/v2/models", opt=needs(), responses=described.INFO)
 async def models(request: AnyRequest) -> JsonResponse:
     """Every model with its versions, aliases and variants, and why one is disabled."""
-    router = services_of(request).router
+    router = router_of(request)
     rules = router.rules
     return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
 
@@ -28,14 +28,14 @@ async def models(request: AnyRequest) -> JsonResponse:
 @get(of_model(""), opt=needs(), responses=described.MODEL)
 async def metadata(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """A model's inputs, outputs and parameters."""
-    catalogue = services_of(request).router.rules.catalogue
+    catalogue = router_of(request).rules.catalogue
     return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
 
 
 @get(of_model("/ready"), opt=needs(), responses=described.MODEL_READY)
 async def model_ready(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
-    router = services_of(request).router
+    router = router_of(request)
     try:
         found = router.rules.catalogue.resolve(reference_of(model, version))
         reason = unready(found, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)

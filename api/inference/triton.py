@@ -16,7 +16,7 @@ from api.gate import AnyRequest, json_answer, needs
 from api.inference import described
 from api.inference.metadata import unready
 from api.routing.router import HttpRouter
-from api.services import services_of
+from api.services import router_of
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Catalogue, reference_of
 from tasks.models.model import Model
@@ -55,7 +55,7 @@ Body = TypeVar("Body")
 async def repository_index(request: AnyRequest) -> Response[bytes]:
     """Every version of every model, and whether a live device has it or could load it."""
     read = await _read(request, IndexRequest)
-    router = _router(request)
+    router = router_of(request)
     catalogue = router.rules.catalogue
     found = [_indexed(router, model.name, model) for model in _models(router)]
     found += [_indexed(router, name, m) for name in catalogue.served_others() for m in catalogue.versions(name)]
@@ -70,14 +70,14 @@ async def repository_load(request: AnyRequest, model: str) -> Response[bytes]:
     503 with the reason if its file is wrong, or if no device has loaded it within 50 s.
     """
     await _check_control(request)
-    return json_answer(await _router(request).repository.load(model))
+    return json_answer(await router_of(request).repository.load(model))
 
 
 @posts("/v2/repository/models/{model:str}/unload", responses=described.REPOSITORY)
 async def repository_unload(request: AnyRequest, model: str) -> Response[bytes]:
     """Accept no more requests for a model; workers unload it once the accepted ones have run."""
     await _check_control(request)
-    return json_answer(await _router(request).repository.unload(model))
+    return json_answer(await router_of(request).repository.unload(model))
 
 
 @get(of_model("/config"), opt=needs(), responses=described.MODEL)
@@ -89,7 +89,7 @@ async def model_config(request: AnyRequest, model: str, version: str | None = No
 @get("/v2/models/stats", opt=needs(), responses=described.INFO)
 async def all_stats(request: AnyRequest) -> Response[bytes]:
     """The statistics of every model, as `/v2/models/{model}/stats` gives for one."""
-    return _stats(_router(request), _models(_router(request)))
+    return _stats(router_of(request), _models(router_of(request)))
 
 
 @get("/v2/models/{model:str}/stats", opt=needs(), responses=described.MODEL)
@@ -98,14 +98,14 @@ async def model_stats(request: AnyRequest, model: str) -> Response[bytes]:
 
     `queue` is from acceptance to the start of the job, `compute_infer` the batches that it ran in.
     """
-    router = _router(request)
+    router = router_of(request)
     return _stats(router, router.rules.catalogue.named_by(model))
 
 
 @get("/v2/models/{model:str}/versions/{version:str}/stats", opt=needs(), responses=described.MODEL)
 async def version_stats(request: AnyRequest, model: str, version: str) -> Response[bytes]:
     """The same for one version."""
-    return _stats(_router(request), [_resolved(request, model, version)])
+    return _stats(router_of(request), [_resolved(request, model, version)])
 
 
 ENDPOINTS = (repository_index, repository_load, repository_unload, model_config, all_stats, model_stats, version_stats)
@@ -201,8 +201,4 @@ def _stats(router: HttpRouter, models: list[Model]) -> Response[bytes]:
 
 
 def _resolved(request: AnyRequest, model: str, version: str | None) -> Model:
-    return _router(request).rules.catalogue.resolve(reference_of(model, version))
-
-
-def _router(request: AnyRequest) -> HttpRouter:
-    return services_of(request).router
+    return router_of(request).rules.catalogue.resolve(reference_of(model, version))

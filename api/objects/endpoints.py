@@ -27,7 +27,7 @@ from api.objects.batches import (
 from api.objects.line_calls import check_endpoint
 from api.openai.requests import read_fields
 from api.openai_errors import ErrorContent
-from api.services import services_of, tenant_of
+from api.services import router_of, services_of, tenant_of
 from api.storage.objects import (
     Contents,
     Deleted,
@@ -304,7 +304,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     """Run the calls in a file."""
     fields, call = read_fields(await request.body(), BatchCall, 10_000)
     seconds = window_of(call.completion_window)
-    check_endpoint(call.endpoint, services_of(request).router.rules)
+    check_endpoint(call.endpoint, router_of(request).rules)
     stored, record = services_of(request).stored, await _file(request, call.input_file_id)
     terms = _terms(request, fields)
     webhook = terms.pop("webhook", None)
@@ -484,7 +484,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = terms_in(fields)
     take_terms(request.scope, given, REFUSED_TERMS)
-    _check_classes(parse_terms(given), services_of(request).router.rules.topology)
+    _check_classes(parse_terms(given), router_of(request).rules.topology)
     owner = owner_of(tenant_of(request))
     if (tenant := given.pop("tenant", owner)) != owner:
         raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
@@ -500,7 +500,7 @@ async def _file(request: AnyRequest, name: str) -> FileRecord:
 
 
 def _is_over(request: AnyRequest, record: FileRecord) -> bool:
-    return record.expires_at is not None and record.expires_at <= services_of(request).router.store.clock.now()
+    return record.expires_at is not None and record.expires_at <= router_of(request).store.clock.now()
 
 
 def _check_classes(terms: Terms, topology: Topology) -> None:

@@ -19,7 +19,7 @@ from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai.requests import read_fields
 from api.openai_errors import ErrorContent
 from api.routing.webhooks import WebhookRegistry, hint_of
-from api.services import services_of, tenant_of
+from api.services import router_of, tenant_of
 from api.storage.objects import Deleted, Page, owner_of, page_of
 from broker.valkey.webhooks import DeadEvent
 from router.decide.webhooks import WebhookEndpoint, message_of
@@ -293,4 +293,4 @@ def _seen_by(request: AnyRequest) -> str | None:
 
 
 def _webhooks(request: AnyRequest) -> WebhookRegistry:
-    return services_of(request).router.registry
+    return router_of(request).registry

@@ -34,7 +34,7 @@ from api.openai.requests import (
     tier_of,
 )
 from api.openai_errors import ErrorContent
-from api.services import jobs_of, services_of
+from api.services import jobs_of, router_of, services_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
@@ -117,14 +117,14 @@ class Read:
 @get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: AnyRequest) -> Response[bytes]:
     """The models that these calls can use now. They also answer by version (`chat:1`) and alias (`chat@stable`)."""
-    rules = services_of(request).router.rules
+    rules = router_of(request).rules
     return json_answer(listed(rules.catalogue, rules.unloaded))
 
 
 @get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
 async def model(request: AnyRequest, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
-    rules, model = services_of(request).router.rules, model.removeprefix("/")
+    rules, model = router_of(request).rules, model.removeprefix("/")
     found = rules.catalogue.resolve(model)
     if not is_used(found) or found.id in rules.unloaded:
         raise UnknownModelError(f"model {quoted(model)} cannot be used by these calls", model=model)
@@ -157,7 +157,7 @@ ENDPOINTS = (models, model, chat_completions, completions, embed)
 
 async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
-    body, rules = await request.body(), services_of(request).router.rules
+    body, rules = await request.body(), router_of(request).rules
     return await beside(len(body), read_call, body, kind, rules.topology.limits)
 
 
@@ -175,7 +175,7 @@ async def read_request(
     Raises:
         InvalidRequestError: it is invalid; or it has another locality than `label`, which what it continues has.
     """
-    rules, size = services_of(request).router.rules, size + len(await request.body())
+    rules, size = router_of(request).rules, size + len(await request.body())
     found = rules.catalogue.resolve(parsed.call.model)
     terms = dict(parsed.terms)
     take_terms(request.scope, terms)

@@ -18,7 +18,7 @@ from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet, read_timeline
 from api.routing.router import HttpRouter
-from api.services import JsonResponse, services_of
+from api.services import JsonResponse, router_of
 from taxiway.errors import BrokerUnavailableError, quoted
 
 _encode = msgspec.json.Encoder().encode
@@ -46,7 +46,7 @@ async def live() -> JsonResponse:
 @get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=NONE)
 async def ready(request: AnyRequest) -> JsonResponse:
     """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
-    router = services_of(request).router
+    router = router_of(request)
     there = not router.leaving and not router.fleet.snapshot.stale
     return Response({"ready": there}, status_code=200 if there else 503)
 
@@ -54,20 +54,20 @@ async def ready(request: AnyRequest) -> JsonResponse:
 @get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: AnyRequest) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
-    return json_answer(await read_fleet(services_of(request).router))
+    return json_answer(await read_fleet(router_of(request)))
 
 
 @get("/v2/fleet/timeline", responses=described.FLEET_TIMELINE)
 async def fleet_timeline(request: AnyRequest) -> Response[bytes]:
     """The last 15 minutes, oldest first: a sample of each class every 5 seconds, moves, and latencies by service."""
-    router = services_of(request).router
+    router = router_of(request)
     return json_answer(await read_timeline(router.operators, router.store.clock.stored_now()))
 
 
 @get("/v2/fleet/stream", responses=described.FLEET_STREAM)
 async def fleet_stream(request: AnyRequest) -> Stream:
     """The same each second, as server-sent events."""
-    router = services_of(request).router
+    router = router_of(request)
     first = await read_fleet(router)
 
     async def events() -> AsyncIterator[bytes]:
@@ -103,7 +103,7 @@ async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonRespon
 
 def _scalable(request: AnyRequest, hardware_class: str) -> HttpRouter:
     """The router, after a check that the class exists."""
-    router = services_of(request).router
+    router = router_of(request)
     if hardware_class not in router.rules.topology.hardware:
         known = sorted(router.rules.topology.hardware)
         raise NotFoundException(f"expected one of {known}, got {quoted(hardware_class)}")
@@ -124,7 +124,7 @@ def _target(router: HttpRouter, hardware_class: str) -> JsonResponse:
 @get("/metrics", responses=described.METRICS)
 async def metrics(request: AnyRequest) -> Response[bytes]:
     """The fleet's metrics in Prometheus's text format."""
-    router = services_of(request).router
+    router = router_of(request)
     content = exposition(await read_fleet(router), router.counted(), router.outcomes.latency)
     return Response(content, media_type=CONTENT_TYPE)
 
@@ -132,7 +132,7 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
 @posts("/v2/reload", responses=described.FLEET_CHANGE)
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
-    return Response(await services_of(request).router.repository.reload())
+    return Response(await router_of(request).repository.reload())
 
 
 ENDPOINTS = (

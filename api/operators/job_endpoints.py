@@ -12,7 +12,7 @@ from litestar.params import Parameter, QueryParameter
 from api.described import deletes, posts
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
 from api.operators import described
-from api.services import JsonResponse, jobs_of, services_of
+from api.services import JsonResponse, jobs_of, router_of, services_of
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, list_jobs, states_of
 from taxiway.contract.request import TERMS
@@ -47,7 +47,7 @@ async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Respon
 @get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
 async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
     """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
-    content = (await services_of(request).router.values.blobs([ref]))[ref]
+    content = (await router_of(request).values.blobs([ref]))[ref]
     if content is None:
         raise gone(ref)
     return Response(bytes(content), media_type=OCTETS)
@@ -86,7 +86,7 @@ async def jobs(
     cursor: _Cursor = "",
 ) -> Response[bytes]:
     """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
-    router = services_of(request).router
+    router = router_of(request)
     filters = {"tenant": tenant} if tenant else {}
     claim(caller_of(request.scope), filters)
     wanted = JobFilter(

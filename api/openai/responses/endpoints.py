@@ -34,7 +34,7 @@ from api.openai.responses.response import (
 )
 from api.openai.responses.stored import Responses
 from api.openai_errors import ErrorContent
-from api.services import services_of, tenant_of
+from api.services import router_of, services_of, tenant_of
 from api.storage.objects import Deleted, Page, owner_of, page_of
 from taxiway.contract.job import Result
 from taxiway.errors import wrong_field
@@ -144,7 +144,7 @@ class _Making:
         if call.previous_response_id is not None:
             owner = owner_of(tenant_of(request))
             earlier = await _responses(request).conversation(call.previous_response_id, owner)
-        topology = services_of(request).router.rules.topology
+        topology = router_of(request).rules.topology
         tier = tier_for_later(call.service_tier, topology) if call.background else call.service_tier
         fields = partial(response_fields, before=earlier.items)
         size = len(msgspec.json.encode(earlier.items)) if earlier.items else 0
@@ -204,4 +204,4 @@ def _responses(request: AnyRequest) -> Responses:
 
 
 def _now(request: AnyRequest) -> int:
-    return int(services_of(request).router.store.clock.now())
+    return int(router_of(request).store.clock.now())
