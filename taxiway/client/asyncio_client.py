@@ -318,7 +318,7 @@ class AsyncClient:
             async for event in events:
                 yield event
 
-    async def map(
+    def map(
         self,
         model: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
@@ -327,18 +327,15 @@ class AsyncClient:
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],
-    ) -> AsyncIterator[Result]:
+    ) -> AsyncGenerator[Result, None]:
         """Yield the result of each of `inputs`, in order, with at most `window` requests in progress.
 
         The first failed request raises when its turn comes; requests in progress then are not awaited, and still run.
         `timeout` applies to each request. `progress` is called after each result with the number of results so far.
         """
-        infer_one = self.inference_of(model, timeout, options)
-        async with contextlib.aclosing(in_input_order(infer_one, inputs, window, progress)) as answers:
-            async for answer in answers:
-                yield answer
+        return in_input_order(self.inference_of(model, timeout, options), inputs, window, progress)
 
-    async def map_as_completed(
+    def map_as_completed(
         self,
         model: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
@@ -347,12 +344,9 @@ class AsyncClient:
         timeout: float | None = None,
         progress: Progress = no_progress,
         **options: Unpack[Options],
-    ) -> AsyncIterator[tuple[int, Result]]:
+    ) -> AsyncGenerator[tuple[int, Result], None]:
         """As `map`, but in order of completion; each result comes with its input's index, from 0."""
-        infer_one = self.inference_of(model, timeout, options)
-        async with contextlib.aclosing(in_completion_order(infer_one, inputs, window, progress)) as answers:
-            async for answer in answers:
-                yield answer
+        return in_completion_order(self.inference_of(model, timeout, options), inputs, window, progress)
 
     async def array(
         self, model: str, inputs: Iterable[Any], *, within: str = WITHIN, **options: Unpack[Options]
