@@ -27,6 +27,8 @@ from api.operators import fleet
 from api.operators import job_endpoints as jobs
 from api.pages import endpoints as pages
 from api.paths import Divided, Named
+from api.peers.connection import PeerDesk
+from api.peers.socket import WithPeers
 from api.routing.router import HttpRouter
 from api.services import SERVICES, Services
 from taxiway.errors import TaxiwayError
@@ -45,7 +47,7 @@ ENDPOINTS = [
 ]
 
 
-def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> Divided:
+def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> WithPeers:
     """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
     limits = router.rules.topology.limits
     limit = int(limits.payload)
@@ -67,7 +69,9 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> 
     app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
-    return Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, TenantRates(router.rules.topology)))
+    rates = TenantRates(router.rules.topology)
+    http = Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, rates))
+    return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys)
 
 
 def _version() -> str:

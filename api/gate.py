@@ -74,6 +74,10 @@ class Gate:
         else:
             await self._behind(scope, receive, send)
 
+    def knows(self, scope: Mapping[str, Any]) -> bool:
+        """Whether the key of a request that was admitted is valid still."""
+        return self._keys is None or self._keys.caller(_secret(scope["headers"])) is not None
+
     def _known(self, scope: dict[str, Any], keys: KeyFile) -> Caller:
         """The caller whose key came with the request; `UNAUTHENTICATED` if none is needed.
 

@@ -29,6 +29,7 @@ import uvicorn
 from api.errors import unforeseen
 from api.gate import Application, Receive, Send
 from tasks.queues.limits import Limits
+from taxiway.contract.peers import BESIDE
 
 HEAD = 2**16
 """Limit on a request's head, and on what follows the last chunk of a body, in bytes."""
@@ -59,7 +60,9 @@ class HttpServer:
         config = uvicorn.Config(
             self._answer,
             http="h11",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=int(limits.payload) + BESIDE,
+            ws_per_message_deflate=False,  # tensors and short texts: it would cost each job more than it takes itself
             lifespan="off",
             interface="asgi3",
             log_config=None,
@@ -136,7 +139,7 @@ class HttpServer:
         try:
             await self._app(scope, receive, answering)
         except Exception as error:
-            unforeseen(scope["method"], scope["path"], error)
+            unforeseen(scope.get("method", "GET"), scope["path"], error)
             raise
 
 

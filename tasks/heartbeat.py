@@ -14,6 +14,7 @@ import msgspec
 
 from tasks.models.discovered import Announced
 from tasks.topology import DeviceKind, HardwareClass, Topology
+from taxiway.contract.peers import SiteOffer
 
 HEARTBEAT = 1.0
 """Seconds between two heartbeats of a device."""
@@ -187,6 +188,24 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache: float = 0.0
 
 
+class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker knows of the fleet that it hands work to: the `site`, and its `offers` by variant and service."""
+
+    site: str
+    round_trip: float = 0.0
+    """Seconds of the line, there and back."""
+    age: float = 0.0
+    """Seconds since the offers came."""
+    offers: dict[str, dict[str, SiteOffer]] = {}
+    dropped: int = 0
+    """Answers that came for an attempt which had been given up here, or was never sent."""
+
+    def offer(self, variant: str, service: str) -> SiteOffer | None:
+        """What it offers for a variant and service, else for its own default service; None if nothing."""
+        made = self.offers.get(variant, {})
+        return made.get(service, made.get(""))
+
+
 class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker knows of its endpoint: the `state` of its circuit breaker, what rate limits allow, and `curves`.
 
@@ -198,6 +217,8 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     allowed: Allowed | None = None
     curves: dict[str, LearnedCurve] = {}
     engine: EngineLoad | None = None
+    peer: PeerFacts | None = None
+    """Of another fleet alone."""
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -267,6 +288,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The worker's counters by class, since its start."""
     usd_per_hour: float | None = None
     """Price of its node; None where the worker has none (`dollars_per_hour`)."""
+
+    def offer(self, variant: str, service: str) -> SiteOffer | None:
+        """What the fleet behind it offers for a variant and service; None of any other device."""
+        peer = None if self.endpoint is None else self.endpoint.peer
+        return None if peer is None else peer.offer(variant, service)
 
     @property
     def host(self) -> str:

@@ -25,7 +25,7 @@ from tasks.document import (
     parse_document,
     read_document,
 )
-from tasks.queues.endpoints import Endpoint, Tariff
+from tasks.queues.endpoints import HOME, Endpoint, Tariff
 from tasks.queues.endpoints import contradictions as endpoint_contradictions
 from tasks.queues.hours import Hours, flaw
 from tasks.queues.limits import Limits
@@ -161,8 +161,8 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The link from the routers to its devices."""
 
     # What it costs, and how many there are
-    price: Price
-    """What one device costs."""
+    price: Price = Price()
+    """What one device costs; another fleet says its prices itself."""
     capacity: Literal["on-demand", "spot"] = "on-demand"
     """`spot` capacity costs the spot price, may be reclaimed, and takes only services that are preemptible."""
     reclaims_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -327,6 +327,8 @@ class Webhooks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of queues.yaml."""
 
+    site: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "site"
+    """What this fleet is called among others. Example: edge"""
     hardware: Annotated[dict[ClassName, HardwareClass], msgspec.Meta(min_length=1)]
     """Hardware classes by name. Example: {cpu.batch: {device: cpu, runtimes: [onnx], max_batch: 16, max_wait: 0.005,
     price: {usd_per_hour: 0.05}}}"""
@@ -369,8 +371,10 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
 
 
 def _completed(hardware: HardwareClass) -> HardwareClass:
-    """The class with the fields that follow from its endpoint, if it has one."""
+    """The class with the fields that follow from its endpoint, if it has one, and the label of what is here."""
     endpoint = hardware.endpoint
+    if endpoint is None or not endpoint.is_peer:
+        hardware = msgspec.structs.replace(hardware, labels=tuple(dict.fromkeys((*hardware.labels, HOME))))
     if endpoint is None:
         return hardware
     runtimes: tuple[str, ...] = (endpoint.protocol,)
@@ -482,6 +486,10 @@ def _device_contradictions(hardware: HardwareClass) -> Contradictions:
 
 def price_contradictions(price: Price, protocol: str | None) -> Contradictions:
     """Prices that a class whose endpoint speaks a protocol, or that has none, must not have, or lacks."""
+    if protocol == "taxiway":
+        dollars = {name: figure for name, figure in msgspec.structs.asdict(price).items() if figure}
+        yield from ((f"price.{name}", "nothing, as the other fleet says its prices", dollars[name]) for name in dollars)
+        return
     used = [name for name in _PRICES_OF_USE if getattr(price, name)]
     if price.usd_per_hour == 0 and (protocol is None or not used):
         others = "" if protocol is None else ", or another price, as somebody pays for the endpoint"
@@ -536,9 +544,15 @@ def _labels_of_no_class(topology: Topology) -> Contradictions:
         for place, label in enumerate(hardware.labels):
             if JOINT in label or not label:
                 yield f"hardware.{name}.labels.{place}", f"text without {JOINT}", label
+            if label == HOME:
+                yield (
+                    f"hardware.{name}.labels.{place}",
+                    "another label, as classes that are no peer have this one",
+                    label,
+                )
     given = {f"tenants.{name}.locality": tenant.locality for name, tenant in topology.tenants.items()}
     for where, locality in {"locality.default": topology.locality.default, **given}.items():
-        if all(missing(locality, hardware.labels) for hardware in topology.hardware.values()):
+        if all(missing(locality, (*hardware.labels, HOME)) for hardware in topology.hardware.values()):
             yield where, "labels that one class has", locality
 
 

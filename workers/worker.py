@@ -238,6 +238,7 @@ def _drive_device(context: WorkerContext, device: Device, shared: Shared) -> tup
 def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> tuple[DeviceDriver, DeviceQueue]:
     """What drives an endpoint, and its queue."""
     from workers.endpoints.http import EndpointConfigError  # workers of other devices start sooner without aiohttp
+    from workers.endpoints.peers import Origin
     from workers.endpoints.stage import EndpointStage
 
     endpoint, folder = context.hardware.endpoint, context.folder
@@ -246,7 +247,8 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
     jobs = DeviceQueue()
     try:
-        stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared)
+        origin = Origin(context.topology.site, tuple(context.topology.service), context.topology.limits.lease)
+        stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared, origin)
     except EndpointConfigError as error:
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error
 

@@ -91,6 +91,12 @@ def carry(headers: dict[str, Any]) -> None:
         headers.update(context)
 
 
+def continue_trace(traceparent: str) -> None:
+    """Have what the present task asks for continue a trace context, if it is one."""
+    if 0 < len(traceparent) <= _TRACESTATE_BYTES:
+        _carried.set({TRACEPARENT: traceparent})
+
+
 def carried_on(headers: Mapping[str, Any]) -> None:
     """Make the answer return the trace context that a message continues with."""
     context = _carried.get()

@@ -77,7 +77,8 @@ class CandidateTable:
     beyond: Column
     """What a job waits for it beyond `load`, where more than a few jobs meet a cold device."""
     concurrent: Column
-    """Device seconds of work that runs beside a new job: a full batch if rows join between steps, else 0."""
+    """Device seconds of work that runs beside a new job: a full batch if rows join between steps, of another fleet as
+    many rows as may be there, else 0."""
     billed: Column | None
     """Rows that share a generated row's price; None if batches run as a whole and share their price."""
     blocked: np.ndarray
@@ -142,7 +143,7 @@ def build_table(
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = with_place(place, *classify(model, constraints, topology, known), model, topology)
     starting = {} if fleet.stale else starting_in(topology, fleet)
-    seen = [_Seen.of(candidate, model, book, starting=starting) for candidate in candidates]
+    seen = [_Seen.of(candidate, model, book, constraints.service, starting=starting) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     total = sum(flows.values())
@@ -167,7 +168,7 @@ def build_table(
         blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         prompt=_prompt(seen),
-        metered=_metered(candidates),
+        metered=_metered(candidates, model, constraints.service),
         allowed=_allowed(candidates),
         rates=np.stack([[flows[c.hardware_class] for c in candidates], np.full(len(candidates), total)]) / servers,
         sharers=total * RESIDENCE,
@@ -180,10 +181,15 @@ def build_table(
 
 
 def starting_in(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]:
-    """Seconds until a device serves, of each class whose devices are started on demand or at the hour it opens."""
+    """Seconds until a device serves, of each class whose devices are started on demand or at the hour it opens.
+
+    Another fleet that cannot be reached may be back as soon.
+    """
     found = {name: topology.hardware[name].scaling.start for name in fleet.startable if name in topology.hardware}
     for name, hardware in topology.hardware.items():
         start = hardware.scaling.start
+        if hardware.endpoint is not None and hardware.endpoint.is_peer:
+            found[name] = start
         if left := opens_in(hardware.available, fleet.now - start):  # it opens, or has opened so lately
             found[name] = left
     return found
@@ -192,10 +198,15 @@ def starting_in(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]
 def _live(
     candidates: Sequence[Candidate], fleet: FleetSnapshot, topology: Topology, starting: Collection[str]
 ) -> np.ndarray:
-    """The table's `live`: which candidates have devices, or get some."""
+    """The table's `live`: which candidates have devices, or get some.
+
+    Another fleet that cannot be reached takes only what nothing else can: it waits there.
+    """
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     coming = last_seen if fleet.stale else starting
-    return np.array([bool(c.devices) or c.hardware_class in coming for c in candidates], dtype=bool)
+    live = [bool(c.devices) or c.hardware_class in coming for c in candidates]
+    here = [one and (bool(c.devices) or not _is_peer(c)) for one, c in zip(live, candidates, strict=True)]
+    return np.array(here if any(here) else live, dtype=bool)
 
 
 def billed(limit: Column) -> Column:
@@ -211,13 +222,19 @@ def _prompt(seen: Sequence[_Seen]) -> np.ndarray | None:
     return more.reshape(-1, 2).T if more.any() else None
 
 
-def _metered(candidates: Sequence[Candidate]) -> np.ndarray | None:
-    """The table's `metered`."""
-    tariffs = [candidate.hardware.price.tariff for candidate in candidates]
-    if not any(tariffs):
-        return None
-    free = (0.0, 0.0, 0.0)
-    return np.array([free if t is None else (t.request, t.input, t.output) for t in tariffs], dtype=np.float64).T
+def _metered(candidates: Sequence[Candidate], model: Model, service: str) -> np.ndarray | None:
+    """The table's `metered`: by the class's tariff, or by what other fleets offer, the dearest of its devices."""
+    tariffs = [_tariff(candidate, variant_key(model.id, candidate.variant_name), service) for candidate in candidates]
+    return np.array(tariffs, dtype=np.float64).T if any(map(any, tariffs)) else None
+
+
+def _tariff(candidate: Candidate, key: str, service: str) -> tuple[float, float, float]:
+    """US dollars for each row, token of input and token of output."""
+    offers = [offer for device in candidate.devices if (offer := device.offer(key, service)) is not None]
+    tariff = candidate.hardware.price.tariff
+    if offers:
+        return max((offer.usd, offer.usd_read, offer.usd_written) for offer in offers)
+    return (0.0, 0.0, 0.0) if tariff is None else (tariff.request, tariff.input, tariff.output)
 
 
 def _allowed(candidates: Sequence[Candidate]) -> np.ndarray | None:
@@ -309,13 +326,15 @@ class _Seen:
     warning: str | None
 
     @classmethod
-    def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, starting: Mapping[str, float]) -> _Seen:
+    def of(
+        cls, candidate: Candidate, model: Model, book: ProfileBook, service: str, *, starting: Mapping[str, float]
+    ) -> _Seen:
         """The aggregate of the candidate's devices; without any, `start` is the start of a device."""
         coming = not candidate.devices and candidate.hardware_class in starting
         start = starting[candidate.hardware_class] if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
-        profiles = [_profile(device, k, key) for device, k in known]
+        profiles = [_profile(device, k, key, service) for device, k in known]
         paces = expected([device.pace for device, _ in known], key)
         loads = expected([device.loading for device, _ in known], key)
         full = _limit(candidate), model.expected_size
@@ -336,9 +355,10 @@ class _Seen:
                 prompt_slope=mean(lambda one: one.of_prompt[1]),
             ),
             start=start,
-            concurrent=mean(lambda one: one.latency(*full)) if generates(model) else 0.0,
-            residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
-            warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
+            concurrent=mean(lambda one: one.latency(*full))
+            * (_limit(candidate) if _is_peer(candidate) else generates(model)),
+            residual=tuple(_residual(known, key, level, service) for level in range(LEVELS)),
+            warning=_absent(candidate, start) if coming else _warning(known, key, service),
         )
 
 
@@ -381,8 +401,13 @@ def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[
     return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
 
 
-def _profile(device: DeviceFacts, known: KnownProfile, key: str) -> Profile:
-    """What the device learned of the variant with this key; its profile if it learned nothing."""
+def _profile(device: DeviceFacts, known: KnownProfile, key: str, service: str) -> Profile:
+    """What the device learned of the variant with this key, or another fleet offers; else its profile."""
+    offer = device.offer(key, service)
+    if offer is not None:
+        assert device.endpoint is not None and device.endpoint.peer is not None
+        base = offer.base + device.endpoint.peer.round_trip
+        return Profile(base=base, step=offer.each_written, load=0.0, prompt_step=offer.each_read)
     curve = device.endpoint.curves.get(key) if device.endpoint is not None else None
     if curve is None:
         return known.profile
@@ -396,16 +421,34 @@ def _profile(device: DeviceFacts, known: KnownProfile, key: str) -> Profile:
     )
 
 
-def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]]) -> str | None:
+def _is_peer(candidate: Candidate) -> bool:
+    """Whether it is another fleet: its offers have in them what waits there."""
+    return candidate.hardware.endpoint is not None and candidate.hardware.endpoint.is_peer
+
+
+def _absent(candidate: Candidate, start: float) -> str:
+    """What is to be said of a candidate without devices that will have some."""
+    if _is_peer(candidate):
+        return "no line to the site: what only it can do waits for it"
+    return f"no device is live: one starts in {start:g} s"
+
+
+def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, service: str) -> str | None:
+    for device, _ in known:
+        offer = device.offer(key, service)
+        if offer is not None and device.endpoint is not None and (peer := device.endpoint.peer) is not None:
+            more = f"{peer.age:.1f} s old, {1000 * peer.round_trip:.0f} ms away"
+            return f"offer of site {peer.site}, {more}: it takes {offer.takes} more"
     return next((k.warning for _, k in known if k.warning), None)
 
 
-def _residual(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, level: int) -> float:
-    """The largest residual that a device learned for the level.
+def _residual(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, level: int, service: str) -> float:
+    """The largest residual that a device learned for the level, or another fleet offers.
 
-    If none did, the largest in the profiles, or of all variants that the devices ran, at least `UNLEARNED`.
+    If there is none, the largest in the profiles, or of all variants that the devices ran, at least `UNLEARNED`.
     """
     learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
+    learned += [offer.bound for device, _ in known if (offer := device.offer(key, service)) is not None]
     usual = [r for device, _ in known if (r := device.residual_of(ANY, level)) is not None]
     return max(learned) if learned else max(UNLEARNED, *usual, *(k.residual for _, k in known))
 

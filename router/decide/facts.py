@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_hosts, with_occupied
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
@@ -132,9 +133,13 @@ def snapshot_from(facts: FleetFacts, outage: WriteOutage = NEVER, starts: Set[st
 
 def _since(device: DeviceFacts, age: float) -> DeviceFacts:
     """A device's facts, reported `age` seconds ago, adjusted to the present."""
+    endpoint = device.endpoint
+    if endpoint is not None and endpoint.peer is not None:
+        peer = replace(endpoint.peer, age=endpoint.peer.age + max(age, 0.0))
+        device = replace(device, endpoint=replace(endpoint, peer=peer))
     if not device.blocked:
         return device
-    return msgspec.structs.replace(device, blocked=max(device.blocked - age, 0.0))
+    return replace(device, blocked=max(device.blocked - age, 0.0))
 
 
 def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:

@@ -44,6 +44,10 @@ class FleetSnapshot:
         """The live devices that serve a class, its own and those retargeted to it, by name."""
         return tuple(sorted((d for d in self.devices if hardware_class in d.classes), key=lambda d: d.worker))
 
+    def serving(self, hardware_class: str) -> int:
+        """How many live devices surely serve what waits for a class: it may be for a model that an endpoint lacks."""
+        return sum(d.endpoint is None or not d.unavailable for d in self.devices if hardware_class in d.classes)
+
     def own(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
         """A class's own live devices that are not draining, whatever they serve now, by name."""
         own = (d for d in self.devices if d.hardware_class == hardware_class and not d.draining)

@@ -207,9 +207,10 @@ class WorkingSnapshot:
         classes = tuple(sorted(topology.hardware))
         self.backlog = Backlog(classes, {} if fleet.stale else fleet.work)
         self.held = Backlog(classes, {} if fleet.stale else fleet.held)
-        self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
+        self._devices = np.array([float(fleet.serving(name)) for name in self.backlog.classes])
         engines = np.array([topology.hardware[name].endpoint is not None for name in classes])
-        self.prefixes = prefixes if (engines & (self._devices > 1)).any() else None
+        several = np.array([len(fleet.of_class(name)) > 1 for name in classes])
+        self.prefixes = prefixes if (engines & several).any() else None
         self._topology = topology
         self._book = book
         self._tables: dict[tuple[str, Constraints, tuple[str, str] | None], CandidateTable] = {}

@@ -15,6 +15,7 @@ import msgspec
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import DISCOVERED, Alias, Model, Parameter, Profile, Variant, is_second_name
 from tasks.models.tensor_spec import MOST_SOURCE, Datatype, TensorSpec
+from tasks.topology import Topology
 
 MOST_MODELS = 64
 """Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""
@@ -22,6 +23,10 @@ MOST_MODELS = 64
 MOST_TENSORS = 32
 """Inputs, and outputs, of a model that is served without a model.yaml."""
 
+PEER = "taxiway"
+"""The variant of models that another fleet runs, and the protocol between fleets."""
+
+_BEFORE_OFFERS = Profile(base=1.0)  # that fleet's offers replace it
 _LONGEST_NAME = 64
 _ANSWER_TOKENS = 1024  # most tokens of an answer whose request does not say it
 _NOT_NAMED = re.compile(r"[^a-z0-9]+")
@@ -119,6 +124,27 @@ def with_discovered(catalogue: Catalogue, found: Found) -> Catalogue:
     disabled = {name: why for name, why in catalogue.disabled.items() if name not in catalogue.others}
     served = {**catalogue.models, **more}
     return Catalogue(served, disabled, catalogue.outdated, catalogue.files, {**second, **catalogue.others})
+
+
+def with_peers(catalogue: Catalogue, topology: Topology) -> Catalogue:
+    """The catalogue, each model with a variant `taxiway` if a class of queues.yaml hands it to another fleet."""
+    peers = [one.endpoint for one in topology.hardware.values() if one.endpoint is not None and one.endpoint.is_peer]
+    handed = {
+        name: _with_peer(model)
+        for name, model in catalogue.models.items()
+        if PEER not in model.variants and any(peer.name_of(model.name, model.version, PEER) for peer in peers)
+    }
+    if not handed:
+        return catalogue
+    models = {**catalogue.models, **handed}
+    return Catalogue(models, catalogue.disabled, catalogue.outdated, catalogue.files, catalogue.others)
+
+
+def _with_peer(model: Model) -> Model:
+    """The model with a variant that runs there; what that honours of a chat is what some variant here does."""
+    honours = tuple(sorted({name for one in model.variants.values() for name in one.honoured}))
+    variant = Variant(runtime=PEER, honours=honours, profiles={"endpoint": _BEFORE_OFFERS})
+    return msgspec.structs.replace(model, variants={**model.variants, PEER: variant})
 
 
 def tensor(called: str, datatype: Datatype, shape: Sequence[int]) -> TensorSpec:

@@ -26,7 +26,7 @@ import msgspec
 
 from tasks.document import Contradictions, Verbatim, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
-from tasks.models.discovered import Found, with_discovered
+from tasks.models.discovered import Found, with_discovered, with_peers
 from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
 from tasks.models.model import Alias, LocalFile, Model, ModelError, parse_file, sources_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
@@ -92,7 +92,7 @@ class ModelsFolder:
             if closely:
                 forget()
             stamps = self._stamp(self._written)
-            if stamps == self._stamps and self.discovered == self._added and not closely:
+            if stamps == self._stamps and self.discovered == self._added and not (closely or renewed):
                 return renewed
             before, known = self.catalogue, self.book
             self._stamps = stamps
@@ -112,7 +112,7 @@ class ModelsFolder:
     def _read(self) -> None:
         """Read everything; files that change meanwhile differ from `stamps` and are read again."""
         self._written, self._added = load_catalogue(self.root, self._written, self.discovered), self.discovered
-        self.catalogue = with_discovered(self._written, self._added)
+        self.catalogue = with_peers(with_discovered(self._written, self._added), self.queues.topology)
         today = datetime.datetime.now(datetime.UTC).date()
         self.book, self._broken_profiles = load_book(self.root, today, self._packages)
         self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}

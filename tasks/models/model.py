@@ -232,7 +232,11 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return [name for name in asks if name not in self.honoured]
 
 
-SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
+SERVED_BY: Mapping[str, Collection[str]] = {
+    "openai": ("chat", "generation", "text"),
+    "oip": ("tensors",),
+    "taxiway": ("tensors", "text", "image", "generation", "chat"),
+}
 """The pipelines that endpoints of each protocol serve."""
 
 _ENGINES_ONLY = ("chat", "generation")

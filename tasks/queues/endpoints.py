@@ -8,13 +8,16 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from tasks.document import Contradictions
+from tasks.document import Contradictions, Verbatim
 from taxiway.contract.job import Tokens
 
-EndpointProtocol = Literal["openai", "oip"]
+EndpointProtocol = Literal["openai", "oip", "taxiway"]
 
 PROTOCOLS: tuple[str, ...] = get_args(EndpointProtocol)
 """Protocols that endpoints speak. A variant whose runtime has such a name runs on endpoints, in-process on nothing."""
+
+HOME = "home"
+"""The label of all classes but those of other fleets, in a fleet that has such: what has it as locality stays here."""
 
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", max_length=2048)]
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
@@ -131,10 +134,10 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     # Where it is
     protocol: EndpointProtocol
-    """What it speaks: OpenAI's API, or the Open Inference Protocol."""
+    """What it speaks: OpenAI's API, the Open Inference Protocol, or `taxiway`, which is another fleet's HTTP API."""
     url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
-    """Where the protocol's paths begin: of `openai` it usually ends in `/v1`, of `oip` it is the server's root. Several
-    are replicas, each driven by a worker of its own. Example: http://10.0.0.5:8000/v1"""
+    """Where the protocol's paths begin: of `openai` it usually ends in `/v1`, of the others it is the server's root.
+    Several are replicas, each driven by a worker of its own. Example: http://10.0.0.5:8000/v1"""
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     """How many of the addresses that each URL's name has are replicas; not given: the name is one. Example: 3"""
     slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
@@ -166,6 +169,11 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How it is probed."""
     rate: Rate = Rate()
     """The most that it may be sent; what its answers tell of that holds, too."""
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is another fleet."""
+        return self.protocol == "taxiway"
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -224,25 +232,33 @@ def _start_contradictions(endpoint: Endpoint) -> Contradictions:
         yield "protocol", "openai, which llama.cpp speaks", endpoint.protocol
 
 
+def _of_other_protocols(endpoint: Endpoint) -> Contradictions:
+    """Fields that endpoints of the protocol do not have."""
+    protocol = endpoint.protocol
+    if endpoint.is_peer and endpoint.discover:
+        yield "discover", "false, as another fleet announces no tensors", endpoint.discover
+    if endpoint.is_peer and endpoint.start is not None:
+        yield "start", "nothing, as another fleet runs without us", Verbatim("a way to start it")
+    if protocol == "openai":
+        return
+    if endpoint.forwards:
+        yield "forwards", f"nothing, as {protocol} has no chats", list(endpoint.forwards)
+    if endpoint.rate.tokens_per_minute is not None:
+        yield "rate.tokens_per_minute", f"nothing, as {protocol} counts no tokens", endpoint.rate.tokens_per_minute
+    if endpoint.priority:
+        yield "priority", f"false, as {protocol} has no such field", endpoint.priority
+
+
 def contradictions(endpoint: Endpoint) -> Contradictions:
     """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
     tls = endpoint.tls
     if not endpoint.models and not endpoint.discover:
         yield "models", "a model, or discover: true", {}
     yield from _start_contradictions(endpoint)
+    yield from _of_other_protocols(endpoint)
     if tls.key is not None and tls.certificate is None:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):
         yield "url", "https:// where tls is given", endpoint.url
-    if endpoint.protocol != "openai" and endpoint.forwards:
-        yield "forwards", f"nothing, as {endpoint.protocol} has no chats", list(endpoint.forwards)
-    if endpoint.protocol != "openai" and endpoint.rate.tokens_per_minute is not None:
-        yield (
-            "rate.tokens_per_minute",
-            f"nothing, as {endpoint.protocol} counts no tokens",
-            endpoint.rate.tokens_per_minute,
-        )
-    if endpoint.priority and endpoint.protocol != "openai":
-        yield "priority", f"false, as {endpoint.protocol} has no such field", endpoint.priority
     if len(set(endpoint.urls)) < len(endpoint.urls):
         yield "url", "each replica once", endpoint.url

@@ -194,7 +194,7 @@ def dollars(job: RunningJob, device: Device, exchange: Exchange, share: float) -
     """US dollars of a row for its tokens, and for its share of the endpoint's time in seconds."""
     ticket, name = job.ticket, job.delivery.hardware_class
     tariff = ticket.tariffs.get(name)
-    used = 0.0 if tariff is None else tariff.bill(exchange.tokens, 1)
+    used = exchange.cost if tariff is None else tariff.bill(exchange.tokens, 1)
     return used, device.prices.get(name, ticket.prices[name]) / 3600 * share
 
 

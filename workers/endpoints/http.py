@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from tasks.heartbeat import PeerFacts
 from tasks.queues.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import (
@@ -89,6 +90,11 @@ class EndpointLink:
         parts = urlsplit(url)
         self.root = f"{parts.scheme}://{parts.netloc}"
         self.received = 0.0
+
+    @property
+    def peer(self) -> PeerFacts | None:
+        """None: an engine offers nothing."""
+        return None
 
     async def open(self) -> None:
         """Be ready to connect."""

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from tasks.queues.endpoints import Endpoint, connection
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.health import EndpointHealth, Target
-from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.http import EndpointConfigError
+from workers.endpoints.peers import Origin, open_link
 from workers.endpoints.protocol import EndpointProtocol
 from workers.endpoints.variants import EndpointVariants
 
@@ -38,13 +39,14 @@ class Places:
         variants: EndpointVariants,
         *,
         stall: float,
+        origin: Origin,
         wake: Callable[[], None],
         resized: Callable[[Endpoint], None],
     ) -> None:
         self.endpoint = endpoint
         self._protocol, self._key = protocol, key
         self._variants = variants
-        self._stall = stall
+        self._stall, self._origin = stall, origin
         self._wake = wake
         self._resized = resized
         self.target = self._target_of(endpoint, variants.device)
@@ -100,7 +102,7 @@ class Places:
         leaving.add_done_callback(self._left.discard)
 
     def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
-        link = EndpointLink(endpoint, device.address, self._key, self._stall)
+        link = open_link(endpoint, device.address, self._key, self._stall, self._origin)
         health = EndpointHealth(link, self._protocol, endpoint, self._wake, self._announced)
         return Target(link, health)
 

@@ -191,6 +191,21 @@ class EngineRequest:
         return replace(self, body=b'%b,"priority":%d}' % (self.body[:-1], level))
 
 
+@dataclass(frozen=True, slots=True)
+class Behalf:
+    """For which job a request is sent, which engines do not need to know, and other fleets do."""
+
+    key: str
+    """The job, its attempt and the row."""
+    left: float | None
+    """Seconds to its deadline; None without one."""
+    body: bytes
+    """The job's request, which has the rest of its terms."""
+    streams: bool
+    trace: str
+    """Its trace context; empty for none."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request and its answer in progress."""
@@ -198,6 +213,10 @@ class Exchange:
     ask: EngineRequest
     prompt: int
     """Tokens that the request is expected to have."""
+    behalf: Behalf | None = None
+    """Of a request to another fleet alone."""
+    size: int = 0
+    """What its row reads, and may have written, in the model's unit."""
     # Seconds on the monotonic clock, 0 before
     sent: float = 0.0
     first: float = 0.0
@@ -206,6 +225,10 @@ class Exchange:
     """The endpoint did not run it."""
     aborted: bool = False
     """We closed its connection."""
+    expected: float = 0.0
+    """Seconds that another fleet offered; 0 of an engine, which offers nothing."""
+    cost: float = 0.0
+    """US dollars that another fleet bills for it."""
     reader: AnswerReader | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     """Of the answer."""

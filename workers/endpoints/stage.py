@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_fields
+
 from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
@@ -34,9 +36,11 @@ from workers.decide.faults import RETRIES, describe
 from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
 from workers.endpoints.health import Target, is_full
+from workers.endpoints.peers import Origin
 from workers.endpoints.places import Places
 from workers.endpoints.protocol import (
     AskItem,
+    Behalf,
     EndpointError,
     EndpointProtocol,
     EngineRequest,
@@ -69,6 +73,9 @@ SLOT_POLL = 0.05
 ABSENT = 1.0
 """Seconds for which a job is kept from its queue whose model the endpoint does not list."""
 
+SEEN = 0.75
+"""Seconds after that in which nothing is fetched, so that a router sees it there and may move it."""
+
 _IDLE_WAIT = 1.0  # seconds; any arrival ends the wait
 
 
@@ -77,6 +84,7 @@ class EndpointStage:
 
     Args:
         key: the endpoint's API key; empty for none.
+        origin: this fleet, as another one is told.
 
     Raises:
         EndpointConfigError: the endpoint's certificates cannot be read.
@@ -90,6 +98,7 @@ class EndpointStage:
         variants: EndpointVariants,
         inbox: DeviceQueue,
         shared: Shared,
+        origin: Origin,
     ) -> None:
         self.variants = variants
         self.ahead = math.inf
@@ -97,12 +106,14 @@ class EndpointStage:
         self._shared = shared
         self._slots = Slots(endpoint.slots)
         self._gate = RateGate(endpoint.rate)
-        stall = shared.store.limits.stall
-        self._places = Places(endpoint, protocol, key, variants, stall=stall, wake=inbox.wake, resized=self._resize)
+        stall, wake = shared.store.limits.stall, inbox.wake
+        self._places = Places(
+            endpoint, protocol, key, variants, stall=stall, origin=origin, wake=wake, resized=self._resize
+        )
         self.use = EndpointUse(endpoint.slots, lambda: self._places.target.health)
         self._tasks: dict[RunningJob, asyncio.Task[None]] = {}
         self._rows = 0
-        self._turned = math.inf
+        self._turned, self._rest_until = math.inf, 0.0
         self._stopping = threading.Event()
         self._generations = Generations(shared.store, self.use, self._stopping)
 
@@ -112,12 +123,18 @@ class EndpointStage:
         return self._places.gone or self._places.target.health.fault
 
     @property
+    def resting(self) -> bool:
+        """See `SEEN`. Thread-safe."""
+        return time.monotonic() < self._rest_until
+
+    @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
         health = self._places.target.health
-        return EndpointFacts(
-            state=health.state, allowed=self._gate.allowed, curves=self.variants.curves(), engine=health.engine
-        )
+        facts = EndpointFacts(state=health.state, allowed=self._gate.allowed, engine=health.engine)
+        if (peer := health.peer) is None:
+            return replace_fields(facts, curves=self.variants.curves())
+        return replace_fields(facts, peer=replace_fields(peer, offers=self.variants.offered(peer.offers)))
 
     @property
     def yieldable(self) -> tuple[Yieldable, ...]:
@@ -251,7 +268,7 @@ class EndpointStage:
 
     def _capacity(self) -> int:
         health, running = self._places.target.health, self.use.running
-        slots = 0 if self._places.gone else health.slots
+        slots = 0 if self._places.gone or self.resting else health.slots
         if is_full(health.engine):
             slots = min(slots, max(running, 1))
         waiting = self._rows - running + self._inbox.rows
@@ -283,6 +300,7 @@ class EndpointStage:
     async def _put_off(self, job: RunningJob) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""
         await asyncio.sleep(ABSENT)
+        self._rest_until = time.monotonic() + SEEN
         self._shared.endings.put([Returned(job.delivery, counts=False)])
 
     def _prepared(self, job: RunningJob) -> Loaded | None:
@@ -359,7 +377,9 @@ class EndpointStage:
                 job.answers[index] = ask
                 return
             ask = ask.with_priority(job.ticket.level) if self._places.endpoint.priority else ask
-            exchange = Exchange(ask, ran_size(job.model, item.size, item.parameters, {}) + _kept_of(job).tokens)
+            prompt = ran_size(job.model, item.size, item.parameters, {}) + _kept_of(job).tokens
+            behalf = self._behalf(job, index) if self._places.endpoint.is_peer else None
+            exchange = Exchange(ask, prompt, behalf, item.size)
             seat = self.use.enter(time.monotonic())
             self._generations.begin(job, exchange, seat)
             try:
@@ -383,6 +403,13 @@ class EndpointStage:
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
         self.variants.learn(loaded, item, exchange, rows=max(mates, 1.0), seconds=seconds)
+
+    def _behalf(self, job: RunningJob, row: int) -> Behalf:
+        delivery = job.delivery
+        left = None if math.isinf(job.deadline) else max(job.deadline - self._now(), 1e-3)
+        trace = delivery.headers.traceparent if delivery.headers is not None else None
+        key = f"{delivery.job}#{job.attempt}.{row}"
+        return Behalf(key, left, delivery.body, job.stream, trace if isinstance(trace, str) else "")
 
     async def _let_in(self, target: Target, size: int, job: RunningJob) -> None:
         """Wait for the rate limits; a wait that is long is a pause of the endpoint."""

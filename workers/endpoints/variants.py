@@ -14,6 +14,7 @@ from tasks.models.discovered import Announced, discovered, named
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import KnownProfile, ProfileBook, generates
 from tasks.queues.endpoints import Endpoint
+from taxiway.contract.peers import Offers, SiteOffer
 from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, is_readable, observe
@@ -91,6 +92,10 @@ class EndpointVariants(LearnedTimes):
         Prompts count with the length that they were expected to have: placement knows no other. What the engine had in
         its cache does not count: placement takes it off itself.
         """
+        if self._endpoint.is_peer:
+            seen = observe(self.track(loaded), predicted=exchange.expected, seconds=seconds, levels={item.level})
+            self._tracks[loaded.key] = seen
+            return
         tokens = exchange.tokens
         read = exchange.prompt * (1 - tokens.cached / tokens.input if tokens.cached else 1.0)
         written = exchange.tokens.output if generates(loaded.model) else 0
@@ -113,6 +118,11 @@ class EndpointVariants(LearnedTimes):
     def curve(self, loaded: Loaded) -> Profile:
         """The variant's profile as its answers have corrected it."""
         return curve_of(self._learned.get(loaded.key, Learned()), loaded.known.profile, self._endpoint.slots)
+
+    def offered(self, offers: Offers) -> dict[str, dict[str, SiteOffer]]:
+        """Another fleet's offers, which are by what it calls the models, by variant. Thread-safe."""
+        served = {one.key: offers.get(_name(one)) for one in list(self._served.values())}
+        return {key: dict(made) for key, made in served.items() if made}
 
     def curves(self) -> dict[str, LearnedCurve]:
         """What heartbeats report of the variants of which enough was learned. Thread-safe."""

@@ -54,6 +54,7 @@ class DeviceStage:
     """
 
     fault = ""
+    resting = False
     endpoint = None
 
     def __init__(

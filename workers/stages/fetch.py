@@ -124,7 +124,7 @@ class FetchStage:
         fetches = self._queue.wait(queues, longest, levels, capacity if announces else 0)
         self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < capacity, False
         for fetched in fetches:
-            if self._resumed.is_set() and fetched.queue in self._queues():
+            if self._resumed.is_set() and fetched.queue in self._queues() and not self._device.resting:
                 self._receive(fetched, alone=len(fetches) == 1)
             else:
                 self._return(fetched)
@@ -162,7 +162,7 @@ class FetchStage:
         return self._ran_alone
 
     def _return(self, fetched: TakenMessages) -> None:
-        """Return messages from a queue that the worker no longer consumes."""
+        """Return messages that the worker does not take any more."""
         self._shared.store.release([(one.job, one.token) for one in fetched.messages if one.token])
         self._queue.put_back([one.tag for one in fetched.messages])
 

@@ -384,6 +384,10 @@ class DeviceDriver(Protocol):
     def fault(self) -> str:
         """Why the device takes no work now, though its worker does; empty if it takes some."""
 
+    @property
+    def resting(self) -> bool:
+        """Whether it takes nothing for a moment, not even what was fetched just now."""
+
     def memory(self) -> tuple[str, bytes]:
         """A key of the state store and what to keep there of what was learned; empty if nothing is kept."""
 

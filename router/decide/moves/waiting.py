@@ -38,7 +38,7 @@ Q = TypeVar("Q", bound=Queued)
 
 def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
     """The classes with more work than they serve within a tick; empty if all work is on the only live class."""
-    devices = {name: len(working.fleet.of_class(name)) for name in working.backlog.classes}
+    devices = {name: working.fleet.serving(name) for name in working.backlog.classes}
     behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 

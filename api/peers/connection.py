@@ -1,0 +1,376 @@
+"""One peer's connection: runs the jobs that come on it beside each other, and tells the peer what it is offered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from api.access import Bodies, TenantRates
+from api.inference.infer import Inference, Running, continue_trace
+from api.inference.streaming import Streaming
+from api.jobs import Jobs
+from api.peers.offers import changed, offers_of
+from api.routing.router import HttpRouter
+from tasks.large_bodies import beside
+from tasks.queues.endpoints import HOME
+from tasks.ticket import job_id
+from taxiway.contract.job import Result
+from taxiway.contract.peers import (
+    BESIDE,
+    MOST_JOBS,
+    MOST_OFFERS,
+    OFFER_EVERY,
+    STALE,
+    VERSION,
+    WRONG_FRAME,
+    WRONG_VERSION,
+    PeerAnswer,
+    PeerCancel,
+    PeerContent,
+    PeerFailure,
+    PeerHello,
+    PeerOffers,
+    PeerPiece,
+    PeerPing,
+    PeerPong,
+    PeerRefused,
+    PeerSubmit,
+    PeerTaken,
+    SiteOffer,
+    ToCaller,
+    ToSite,
+    encode_frames,
+    messages_of,
+    read_to_site,
+)
+from taxiway.contract.request import Request, Terms, check_content, check_terms
+from taxiway.contract.stream import Piece, StreamEntry
+from taxiway.errors import (
+    UNREADABLE,
+    FleetUnavailable,
+    RateLimitedError,
+    RequestTooLargeError,
+    TaxiwayError,
+    cut,
+    unreadable,
+)
+
+HELLO_WITHIN = 10.0
+"""Seconds within which a peer says who it is."""
+
+MOST_UNREAD = 4 * 2**20
+"""Bytes that wait for a peer to read them; then its jobs wait."""
+
+_RETRY_AFTER = 1.0  # seconds, for a refusal that does not say it
+
+_read_content = msgspec.msgpack.Decoder(PeerContent).decode
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDesk:
+    """What all peers' connections share."""
+
+    router: HttpRouter
+    inference: Inference
+    rates: TenantRates
+    bodies: Bodies
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the largest message that is read."""
+        return int(self.router.rules.topology.limits.payload) + BESIDE
+
+    @property
+    def home(self) -> str | None:
+        """The locality of peers' work where this fleet has peers itself: it is not handed on, nor back."""
+        hardware = self.router.rules.topology.hardware.values()
+        return HOME if any(one.endpoint is not None and one.endpoint.is_peer for one in hardware) else None
+
+
+class PeerError(Exception):
+    """The connection cannot go on: the code and the reason with which it is closed."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class PeerConnection:
+    """One connection of a tenant; None is the default one, at an API without keys.
+
+    Args:
+        send: sends one message.
+        valid: whether the tenant's key still is.
+    """
+
+    def __init__(
+        self, desk: PeerDesk, tenant: str | None, send: Callable[[bytes], Awaitable[None]], valid: Callable[[], bool]
+    ) -> None:
+        self._desk, self._send, self._valid = desk, send, valid
+        self._tenant, self._limited = tenant or Terms().tenant, tenant is not None
+        self._home = desk.home
+        self._most = 0
+        self._out: list[bytes] = []
+        self._unread = 0
+        self._news, self._free = asyncio.Event(), asyncio.Event()
+        self._free.set()
+        self._jobs: dict[str, _PeerJob] = {}
+        self._cancels: set[asyncio.Task[None]] = set()
+
+    async def serve(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
+        """Serve until the peer leaves. Its jobs go on: it comes back for their answers, or cancels them.
+
+        Raises:
+            PeerError: what it sends cannot be read, or its key has ended.
+        """
+        try:
+            async with asyncio.timeout(HELLO_WITHIN):
+                first = _frames(await receive() or b"")
+        except TimeoutError as error:
+            raise PeerError(WRONG_FRAME, f"no hello within {HELLO_WITHIN:g} s") from error
+        hello = self._greet(first)
+        loops: list[Coroutine[Any, Any, None]] = [self._read(receive), self._write(), self._offer(hello)]
+        running = [asyncio.create_task(loop) for loop in loops]
+        try:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            ending = [*running, *(job.task for job in self._jobs.values())]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, *self._cancels, return_exceptions=True)
+
+    def _greet(self, frames: Iterable[ToSite]) -> PeerHello:
+        hello = next(iter(frames), None)
+        if not isinstance(hello, PeerHello):
+            raise PeerError(WRONG_FRAME, "expected hello first")
+        if hello.version != VERSION:
+            raise PeerError(WRONG_VERSION, f"expected version {VERSION} of the protocol, got {hello.version}")
+        self._most = hello.bytes
+        self._tell(PeerHello(VERSION, self._desk.router.rules.topology.site, self._desk.most_bytes))
+        return hello
+
+    async def _read(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
+        while (message := await receive()) is not None:
+            for frame in _frames(message):
+                self._take(frame)
+            await self._free.wait()
+
+    def _take(self, frame: ToSite) -> None:
+        match frame:
+            case PeerSubmit(key=key) if key in self._jobs:
+                pass  # it will be answered
+            case PeerSubmit(key=key) if len(self._jobs) >= MOST_JOBS:
+                refusal = f"the connection has {MOST_JOBS} jobs that are not answered"
+                self._tell(PeerRefused(key, refusal, _RETRY_AFTER))
+            case PeerSubmit(key=key):
+                job = self._jobs[key] = _PeerJob(frame)
+                job.task = asyncio.create_task(self._answer(job))
+            case PeerCancel(key=key):
+                task = asyncio.create_task(self._cancel(key))
+                self._cancels.add(task)
+                task.add_done_callback(self._cancels.discard)
+            case PeerPing(number=number):
+                self._tell(PeerPong(number))
+            case PeerHello():
+                raise PeerError(WRONG_FRAME, "expected hello once")
+
+    async def _answer(self, job: _PeerJob) -> None:
+        """Accept a job, and send its answer once it has one."""
+        submit = job.submit
+        try:
+            running = await self._accepted(submit)
+        except FleetUnavailable as error:
+            after = error.details.get("retry_after") or _RETRY_AFTER
+            last: ToCaller | None = PeerRefused(submit.key, cut(error.message), float(after))
+        except TaxiwayError as error:
+            last = _failure(submit.key, error)
+        else:
+            job.accepted.set()
+            self._tell(PeerTaken(submit.key))
+            with contextlib.closing(running):
+                last = await self._ending(submit, running)
+        finally:
+            job.accepted.set()
+            self._jobs.pop(submit.key, None)
+        if last is not None:
+            await self._free.wait()
+            self._tell(last)
+
+    async def _accepted(self, submit: PeerSubmit) -> Running:
+        """Accept a job as an infer request of the tenant. Raises what `Inference.run` raises."""
+        size, tenant, desk = len(memoryview(submit.content)), self._tenant, self._desk
+        if self._limited and (wait := desk.rates.wait(tenant, time.monotonic())) > 0:
+            raise RateLimitedError(f"rate limit exceeded by tenant {tenant!r}", tenant=tenant, retry_after=wait)
+        desk.bodies.take(tenant, size)
+        try:
+            request = await beside(size, _request, submit, self._tenant, self._home)
+            continue_trace(submit.trace)
+            return await desk.inference.run(request, size)
+        finally:
+            desk.bodies.give_back(tenant, size)
+
+    async def _ending(self, submit: PeerSubmit, running: Running) -> ToCaller | None:
+        """How an accepted job ended; None if the router stops first. What it generates is sent as it comes."""
+        try:
+            if submit.terms.stream:
+                result: Result | None = await self._streamed(submit.key, running.job)
+            else:
+                result = await self._waited(running)
+        except TaxiwayError as error:
+            return _failure(submit.key, error)
+        if result is None:
+            return None
+        answer = PeerAnswer(submit.key, result.outputs, result.report.cost, result.report.tokens)
+        if (size := len(encode_frames(answer))) > self._most:
+            message = f"the answer has {size} bytes, more than the site that asked reads ({self._most})"
+            return _failure(submit.key, RequestTooLargeError(message))
+        return answer
+
+    async def _waited(self, running: Running) -> Result | None:
+        router = self._desk.router
+        while not router.results.hurried.is_set():
+            if (meta := await running.wait(router.rules.topology.limits.wait)) is not None:
+                return await self._desk.inference.result(meta)
+        return None
+
+    async def _streamed(self, key: str, job: str) -> Result | None:
+        router, inference = self._desk.router, self._desk.inference
+        streaming = Streaming(router, Jobs(router, self._tenant), inference)
+        async with contextlib.aclosing(streaming.followed(job, _Pieces(key))) as parts:
+            async for part in parts:
+                if isinstance(part, Result):
+                    return part
+                await self._free.wait()
+                self._tell(part)
+        return None
+
+    async def _cancel(self, key: str) -> None:
+        """End a job, also one that came on an earlier connection."""
+        job, router = self._jobs.get(key), self._desk.router
+        if job is not None:
+            await job.accepted.wait()
+            job.task.cancel()
+        named = job_id(_key_of(self._tenant, key), router.rules.secret[0])
+        with contextlib.suppress(TaxiwayError):  # it has ended, or never began
+            await Jobs(router, self._tenant).cancel(named)
+
+    async def _offer(self, hello: PeerHello) -> None:
+        """Send offers once they change, and often enough that the peer does not take them for stale."""
+        told: dict[str, dict[str, SiteOffer]] = {}
+        at = -math.inf
+        while True:
+            if not self._valid():
+                raise PeerError(WRONG_FRAME, "the key has ended")
+            offers = await self._offers(hello)
+            if changed(told, offers) or time.monotonic() - at > STALE / 3:
+                told, at = offers, time.monotonic()
+                self._tell(PeerOffers(told))
+            await asyncio.sleep(OFFER_EVERY)
+
+    async def _offers(self, hello: PeerHello) -> dict[str, dict[str, SiteOffer]]:
+        rules, fleet = self._desk.router.rules, self._desk.router.fleet
+        terms, found = Terms(tenant=self._tenant, locality=self._home), {}
+        for name in hello.models[:MOST_OFFERS]:
+            if not fleet.working.fleet.stale and rules.catalogue.serves(name):
+                model = rules.catalogue.resolve(name)
+                found[name] = offers_of(model, terms, hello.services, rules.topology, fleet.working)
+                await asyncio.sleep(0)  # requests are placed meanwhile
+        return {name: offers for name, offers in found.items() if offers}
+
+    def _tell(self, frame: ToCaller) -> None:
+        encoded = encode_frames(frame)
+        self._out.append(encoded)
+        self._unread += len(encoded)
+        if self._unread > MOST_UNREAD:
+            self._free.clear()
+        self._news.set()
+
+    async def _write(self) -> None:
+        """Send what there is to tell, all of it in one message unless that is too long."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            frames, self._out, self._unread = self._out, [], 0
+            for message in messages_of(frames, self._most):
+                await self._send(message)
+            if self._unread <= MOST_UNREAD:
+                self._free.set()
+
+
+@dataclass(slots=True)
+class _PeerJob:
+    """A job that is not answered; `accepted` is set once that is decided."""
+
+    submit: PeerSubmit
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] = field(init=False)
+
+
+class _Pieces:
+    """What a peer is told of a job's stream: the pieces of its first row, each with its place in the answer."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self.entry = "0-0"
+
+    def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[PeerPiece]:
+        """See `stream.Following`."""
+        for self.entry, piece in entries:
+            if isinstance(piece, Piece) and not piece.row:
+                yield PeerPiece(self._key, piece.at, piece.text, piece.sent, piece.beside)
+
+    def end(self, result: Result) -> Iterable[PeerPiece]:
+        """Nothing: the answer follows, and has it all."""
+        return ()
+
+
+def _frames(message: bytes) -> list[ToSite]:
+    try:
+        return read_to_site(message)
+    except UNREADABLE as error:
+        raise PeerError(WRONG_FRAME, f"malformed: {cut(str(error), 80)}") from error
+
+
+def _key_of(tenant: str, key: str) -> Terms:
+    return Terms(tenant=tenant, idempotency_key=key)
+
+
+def _request(submit: PeerSubmit, tenant: str, locality: str | None) -> Request:
+    """The request in a frame. Raises `RequestError`."""
+    try:
+        content = _read_content(submit.content)
+    except UNREADABLE as error:
+        raise unreadable(error, "content") from error
+    terms = submit.terms
+    request = Request(
+        model=submit.model,
+        inputs=content.inputs,
+        parameters=content.parameters,
+        deadline=terms.left,
+        service=terms.service,
+        priority=terms.priority,
+        budget=terms.budget,
+        stream=terms.stream or None,
+        outputs=terms.outputs,
+        tenant=tenant,
+        idempotency_key=submit.key,
+        locality=locality,
+    )
+    check_terms(request)
+    check_content(request)
+    return request
+
+
+def _failure(key: str, error: TaxiwayError) -> PeerFailure:
+    details = {name: value for name, value in error.details.items() if isinstance(value, str | int | float)}
+    return PeerFailure(key, error.code, error.message, details)

@@ -1,0 +1,229 @@
+"""What a fleet does with those that connect to it: a wrong, old or hostile caller costs only its own jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from taxiway.contract.keys import job_key
+from taxiway.contract.peers import (
+    BESIDE,
+    MOST_JOBS,
+    PATH,
+    VERSION,
+    WRONG_FRAME,
+    WRONG_VERSION,
+    PeerAnswer,
+    PeerCancel,
+    PeerContent,
+    PeerFailure,
+    PeerHello,
+    PeerOffers,
+    PeerPing,
+    PeerPong,
+    PeerRefused,
+    PeerSubmit,
+    PeerTaken,
+    PeerTerms,
+    ToCaller,
+    ToSite,
+    encode_frames,
+    messages_of,
+    read_to_caller,
+)
+from tests.routing import eventually
+from tests.sites import FAR, OpenSite, open_fleet
+from tests.stored import record_of
+from tests.working import LASTING
+
+QUICK: dict[str, Any] = {"samples": [4], "seed": [3]}
+HELLO = PeerHello(VERSION, "edge", 2**20, ("slab", "nothing"), ("bulk", "unknown"))
+
+
+@pytest.fixture(scope="module")
+def site(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSite]:
+    """A fleet that keeps only small messages."""
+    queues = FAR.replace("limits: {lease: 3}", "limits: {payload: 64KiB}")
+    folder = tmp_path_factory.mktemp("far") / "site"
+    with open_fleet(valkey_url, folder, queues, "cpu.batch", lasting=True) as (opened, _):
+        yield opened
+
+
+class Caller:
+    """Speaks frames on one connection."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.heard: list[ToCaller] = []
+
+    async def say(self, *frames: ToSite) -> None:
+        for message in messages_of([encode_frames(frame) for frame in frames], 2**16):
+            await self.socket.send_bytes(message)
+
+    async def hear(self, *kinds: type[ToCaller], key: str = "") -> Any:
+        """The next frame of one of these kinds, of a job if one is named."""
+        while True:
+            for place, frame in enumerate(self.heard):
+                if isinstance(frame, kinds) and (not key or getattr(frame, "key", "") == key):
+                    return self.heard.pop(place)
+            async with asyncio.timeout(60):
+                message = await self.socket.receive()
+            assert message.type is aiohttp.WSMsgType.BINARY, message
+            self.heard += read_to_caller(message.data)
+
+    async def closed(self) -> tuple[int | None, str]:
+        """The code and reason with which the connection is closed."""
+        async with asyncio.timeout(60):
+            while (message := await self.socket.receive()).type is aiohttp.WSMsgType.BINARY:
+                pass
+        return self.socket.close_code, str(message.extra)
+
+
+@asynccontextmanager
+async def calling(site: OpenSite, *first: ToSite) -> AsyncIterator[Caller]:
+    """A connection, on which the caller says this first."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(site.url + PATH) as socket:
+        caller = Caller(socket)
+        await caller.say(*first)
+        yield caller
+
+
+def speak(site: OpenSite, talk: Callable[[Caller], Awaitable[Any]], *first: ToSite) -> Any:
+    """What a caller's talk gives."""
+
+    async def run() -> Any:
+        async with calling(site, *(first or (HELLO,))) as caller:
+            return await talk(caller)
+
+    return asyncio.run(run())
+
+
+def submit(key: str, inputs: dict[str, Any] = QUICK, model: str = "slab", **terms: Any) -> PeerSubmit:
+    return PeerSubmit(key, model, msgspec.Raw(encode_frames(PeerContent(inputs))), PeerTerms(**terms))
+
+
+def test_offers_come_for_the_models_and_services_that_both_know(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> None:
+        assert (await caller.hear(PeerHello)).site == "cloud"
+        offers: dict[str, Any] = {}
+        while not offers:
+            offers = (await caller.hear(PeerOffers)).offers
+        assert offers.keys() == {"slab"}
+        assert offers["slab"].keys() == {"", "bulk"}
+        assert 0 < offers["slab"][""].seconds(1, 0) < 60
+
+    speak(site, talk)
+
+
+def test_a_key_that_was_seen_is_answered_from_the_same_job(site: OpenSite) -> None:
+    async def first(caller: Caller) -> Any:
+        await caller.say(submit("again#1.0"), submit("again#1.0"))
+        await caller.hear(PeerTaken, key="again#1.0")
+        return await caller.hear(PeerAnswer, key="again#1.0")
+
+    def jobs() -> int:
+        return len(list(site.state.scan_iter(job_key("*"))))
+
+    before = jobs()
+    answers = [speak(site, first) for _ in range(2)]
+    assert answers[0].outputs == answers[1].outputs == {"estimate": [0.75]}
+    assert jobs() == before + 1
+
+
+def test_a_job_goes_on_when_its_caller_leaves_and_ends_when_it_comes_back_to_cancel_it(site: OpenSite) -> None:
+    async def leave(caller: Caller) -> None:
+        await caller.say(submit("left#1.0", LASTING))
+        await caller.hear(PeerTaken)
+
+    async def come_back(caller: Caller) -> None:
+        await caller.say(PeerCancel("left#1.0"))
+        await caller.say(PeerPing(7))
+        assert (await caller.hear(PeerPong)).number == 7
+
+    def states() -> list[str]:
+        keys: list[Any] = list(site.state.scan_iter(job_key("*")))
+        return [str(record_of(site.state, key.decode().removeprefix(job_key(""))).state) for key in keys]
+
+    speak(site, leave)
+    eventually(lambda: "running" in states())
+    speak(site, come_back)
+    eventually(lambda: "running" not in states() and "cancelled" in states())
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "reason"),
+    [
+        (PeerHello(VERSION + 1, "later", 2**20), WRONG_VERSION, f"expected version {VERSION} of the protocol, got 2"),
+        (submit("early"), WRONG_FRAME, "expected hello first"),
+        (PeerPing(1), WRONG_FRAME, "expected hello first"),
+    ],
+)
+def test_a_caller_of_another_version_is_refused_by_name(site: OpenSite, frame: ToSite, code: int, reason: str) -> None:
+    assert speak(site, Caller.closed, frame) == (code, reason)
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\xc1", b"\x91\x93\xa6submit", b"\x91\x92\xa4kill\x01", b"\xdd\xff\xff\xff\xff"]
+)
+def test_what_cannot_be_read_ends_the_connection_alone(site: OpenSite, message: bytes) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.hear(PeerHello)
+        await caller.socket.send_bytes(message)
+        return await caller.closed()
+
+    code, reason = speak(site, talk)
+    assert code == WRONG_FRAME
+    assert reason.startswith("malformed: ")
+    assert site.client.infer("slab", QUICK, timeout=60).outputs["estimate"] == [0.75]
+
+
+def test_a_message_without_an_end_is_refused(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        most = (await caller.hear(PeerHello)).bytes
+        assert most == 64 * 2**10 + BESIDE
+        await caller.socket.send_bytes(bytes(most + 1))
+        return (await caller.closed())[0]
+
+    assert speak(site, talk) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (submit("bad#1.0", {"samples": ["text"], "seed": [1]}), "invalid_request"),
+        (submit("unknown#1.0", model="nothing"), "unknown_model"),
+        (submit("late#1.0", left=-1.0), "invalid_request"),
+        (submit("big#1.0", {"samples": [1] * 30_000, "seed": [1] * 30_000}), "too_large"),
+        (PeerSubmit("odd#1.0", "slab", msgspec.Raw(b"\xc0")), "invalid_request"),
+        (submit("two\nlines"), "invalid_request"),
+        (submit("again#1.0", {"samples": [8], "seed": [3]}), "idempotency_conflict"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else case.key.strip().replace("\n", "-"),
+)
+def test_a_job_that_is_wrong_fails_alone(site: OpenSite, frame: PeerSubmit, code: str) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(frame, submit("right#1.0"))
+        assert (await caller.hear(PeerAnswer, key="right#1.0")).outputs == {"estimate": [0.75]}
+        return await caller.hear(PeerFailure, PeerRefused, key=frame.key)
+
+    failure = speak(site, talk)
+    assert isinstance(failure, PeerFailure)
+    assert failure.code == code
+
+
+def test_more_jobs_than_a_connection_may_have_are_refused_for_now(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(*(submit(f"many{n}#1.0", LASTING) for n in range(MOST_JOBS + 1)))
+        refused = await caller.hear(PeerRefused)
+        await caller.say(*(PeerCancel(f"many{n}#1.0") for n in range(MOST_JOBS)))
+        return refused
+
+    refused = speak(site, talk)
+    assert "jobs that are not answered" in refused.reason
+    assert refused.retry_after > 0

@@ -1,0 +1,251 @@
+"""What a fleet does with a site that it hands work to: one that lies or never ends costs its own jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType, web
+
+from taxiway.contract.job import Tokens
+from taxiway.contract.peers import (
+    PATH,
+    VERSION,
+    PeerAnswer,
+    PeerFailure,
+    PeerHello,
+    PeerOffers,
+    PeerPiece,
+    PeerPing,
+    PeerPong,
+    PeerRefused,
+    PeerSubmit,
+    SiteOffer,
+    ToCaller,
+    encode_frames,
+    messages_of,
+    read_to_site,
+)
+from tests.routing import eventually
+from tests.sites import NEAR, PEER, OpenSite, open_fleet
+from tests.stored import facts_of, record_of
+
+QUICK = {"samples": [4], "seed": [3]}
+CHEAP = SiteOffer(0.001, 0.0, 0.0, 1.0, 1e-9, 0.0, 0.0, 100)
+
+
+class FalseSite:
+    """A site that does as it is told: `answers` are the frames with which it answers each job, made from its frame."""
+
+    def __init__(self) -> None:
+        self.version = VERSION
+        self.offers: dict[str, dict[str, SiteOffer]] = {"slab": {"": CHEAP}}
+        self.answers: Any = lambda submit: [PeerAnswer(submit.key, {"estimate": [0.75]}, 1e-9)]
+        self.garbage = b""
+        self.submitted: list[PeerSubmit] = []
+        self.connections = 0
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._sockets: set[web.WebSocketResponse] = set()
+
+    @contextmanager
+    def serving(self) -> Iterator[FalseSite]:
+        """It listens."""
+        app = web.Application()
+        app.router.add_get(PATH, self._serve)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.port = runner.addresses[0][1]
+        thread = threading.Thread(target=self._loop.run_forever)
+        thread.start()
+        try:
+            yield self
+        finally:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), self._loop).result(30)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join()
+            self._loop.close()
+
+    def say(self, *frames: ToCaller) -> None:
+        """Say this on all connections."""
+        for socket in list(self._sockets):
+            asyncio.run_coroutine_threadsafe(_send(socket, *frames), self._loop).result(30)
+
+    def hang_up(self) -> None:
+        """Close all connections."""
+        for socket in list(self._sockets):
+            asyncio.run_coroutine_threadsafe(socket.close(), self._loop).result(30)
+
+    async def _serve(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=0)
+        await socket.prepare(request)
+        self.connections += 1
+        self._sockets.add(socket)
+        try:
+            async with asyncio.TaskGroup() as both:
+                offering = both.create_task(self._offer(socket))
+                async for message in socket:
+                    assert message.type is WSMsgType.BINARY
+                    for frame in read_to_site(message.data):
+                        await self._take(socket, frame)
+                offering.cancel()
+        except* ConnectionError:
+            pass
+        self._sockets.discard(socket)
+        return socket
+
+    async def _take(self, socket: web.WebSocketResponse, frame: Any) -> None:
+        match frame:
+            case PeerHello():
+                await _send(socket, PeerHello(self.version, "false", 2**24))
+            case PeerPing(number=number):
+                await _send(socket, PeerPong(number))
+            case PeerSubmit():
+                self.submitted.append(frame)
+                await _send(socket, *self.answers(frame))
+                if self.garbage:
+                    await socket.send_bytes(self.garbage)
+
+    async def _offer(self, socket: web.WebSocketResponse) -> None:
+        while not socket.closed:
+            await asyncio.sleep(0.1)
+            await _send(socket, PeerOffers(self.offers))
+
+
+async def _send(socket: web.WebSocketResponse, *frames: ToCaller) -> None:
+    for message in messages_of([encode_frames(frame) for frame in frames], 2**26):
+        await socket.send_bytes(message)
+
+
+class Watched:
+    """A near fleet that hands work to a false site."""
+
+    def __init__(self, near: OpenSite, false: FalseSite, worker: str) -> None:
+        self.near, self.false, self._worker = near, false, worker
+
+    def facts(self) -> Any:
+        device = facts_of(self.near.state, self._worker)
+        return device, None if device.endpoint is None else device.endpoint.peer
+
+
+@pytest.fixture
+def watched(valkey_url: str, tmp_path: Path) -> Iterator[Watched]:
+    with FalseSite().serving() as false:
+        queues = NEAR.replace("URL", f"http://127.0.0.1:{false.port}")
+        with open_fleet(valkey_url, tmp_path / "near", queues, PEER, "cpu.batch") as (near, workers):
+            yield Watched(near, false, workers[PEER].name)
+
+
+def offered(watched: Watched) -> bool:
+    _, peer = watched.facts()
+    return peer is not None and bool(peer.offers)
+
+
+def test_an_honest_site_of_this_kind_is_used(watched: Watched) -> None:
+    eventually(lambda: offered(watched))
+    assert watched.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
+    (sent,) = watched.false.submitted
+    assert (sent.model, sent.terms.service, sent.terms.priority) == ("slab", None, None)
+    assert 0 < (sent.terms.left or 0) <= 60
+
+
+def test_a_site_of_another_version_gets_no_work(watched: Watched) -> None:
+    watched.false.version = VERSION + 1
+    watched.false.hang_up()
+    eventually(lambda: f"version {VERSION + 1} of the protocol" in watched.facts()[0].fault)
+    assert watched.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == "cpu.batch"
+    assert not watched.false.submitted
+
+
+def test_a_bill_above_the_offer_is_not_believed(watched: Watched) -> None:
+    watched.false.answers = lambda one: [PeerAnswer(one.key, {"estimate": [0.75]}, 1e5, Tokens(10**9, 10**9, 10**9))]
+    eventually(lambda: offered(watched))
+    report = watched.near.client.infer("slab", QUICK, timeout=60).report
+    assert report.hardware_class == PEER
+    assert report.cost <= 2e-9
+    assert report.tokens is not None and report.tokens.output <= 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda one: PeerAnswer(one.key, {}, 0.0),
+        lambda one: PeerAnswer(one.key, {"estimate": 0.75}, 0.0),
+        lambda one: PeerAnswer(one.key, {"estimate": [1.0, 2.0]}, 0.0),
+        lambda one: PeerAnswer(one.key, {"estimate": {"shape": [2**62], "datatype": "FP64", "data": b""}}, 0.0),
+        lambda one: PeerAnswer(one.key, {"estimate": [nested(200)]}, 0.0),
+        lambda one: PeerFailure(one.key, "device_fault", "it burns", {"message": "x", "self": 1}),
+        lambda one: PeerRefused(one.key, "not now", 0.2),
+        lambda one: PeerRefused(one.key, "never", 1e9),
+    ],
+)
+def test_a_site_that_never_answers_properly_loses_the_job_to_another_class(watched: Watched, answer: Any) -> None:
+    watched.false.answers = lambda one: [answer(one)]
+    eventually(lambda: offered(watched))
+    job = watched.near.client.submit("slab", QUICK)
+    eventually(lambda: watched.false.submitted)
+    watched.false.offers = {}
+    result = job.result(timeout=60)
+    assert (result.report.hardware_class, result.outputs["estimate"]) == ("cpu.batch", [0.75])
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("garbage", [b"\xc1", b"text", b"\x91\x92\xa5hello\x01", b"\x91" * 100_000])
+def test_what_cannot_be_read_ends_the_line_and_its_jobs_run_elsewhere(watched: Watched, garbage: bytes) -> None:
+    watched.false.answers, watched.false.garbage = (lambda one: []), garbage
+    eventually(lambda: offered(watched))
+    job = watched.near.client.submit("slab", QUICK)
+    eventually(lambda: watched.false.submitted)
+    watched.false.offers = {}
+    assert job.result(timeout=60).report.hardware_class == "cpu.batch"
+
+
+def test_answers_that_come_again_or_for_other_jobs_are_dropped_and_counted(watched: Watched) -> None:
+    watched.false.answers = lambda one: [
+        PeerAnswer("stranger#1.0", {"estimate": [9.0]}, 0.0),
+        PeerAnswer(one.key, {"estimate": [0.75]}, 1e-9),
+        PeerAnswer(one.key, {"estimate": [8.0]}, 1e-9),
+        PeerFailure(one.key, "execution", "after all"),
+        PeerPiece(one.key, 0, "late"),
+    ]
+    eventually(lambda: offered(watched))
+    jobs = [watched.near.client.submit("slab", QUICK) for _ in range(5)]
+    assert [job.result(timeout=60).outputs["estimate"] for job in jobs] == [[0.75]] * 5
+    eventually(lambda: watched.facts()[1].dropped == 3 * 5)
+    assert {record_of(watched.near.state, job.id).state for job in jobs} == {"succeeded"}
+
+
+def test_offers_for_models_that_were_not_asked_for_change_nothing(watched: Watched) -> None:
+    watched.false.offers = {"slab": {"": CHEAP, "nobody": CHEAP}, **{f"model-{n}": {"": CHEAP} for n in range(5000)}}
+    eventually(lambda: offered(watched))
+    assert watched.facts()[1].offers.keys() == {"slab:1/taxiway"}
+    assert watched.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
+
+
+def test_a_site_that_takes_far_longer_than_it_offers_is_believed_less(watched: Watched) -> None:
+    eventually(lambda: offered(watched))
+
+    def slow(one: PeerSubmit) -> list[ToCaller]:
+        threading.Timer(1.0, lambda: watched.false.say(PeerAnswer(one.key, {"estimate": [0.75]}, 1e-9))).start()
+        return []
+
+    watched.false.answers = slow
+    for _ in range(3):
+        watched.near.client.infer("slab", QUICK, timeout=60)
+    eventually(lambda: watched.facts()[0].pace.get("slab:1/taxiway", 0.0) > 10)
+    expected = watched.near.client.what_if("slab", QUICK)
+    (there,) = [one for one in expected["considered"] if one["hardware_class"] == PEER]
+    assert there["finish"] > 0.01

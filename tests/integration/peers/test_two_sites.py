@@ -1,0 +1,162 @@
+"""A fleet that hands work to another one: it is answered there, explained here, and goes on when the line is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import taxiway
+from taxiway.contract.keys import job_key, priority_lists
+from tests.engine import Engine, serving
+from tests.narrowing import as_bytes
+from tests.routing import eventually
+from tests.sites import FAR, NEAR, PEER, TwoSites, two_sites
+from tests.stored import record_of
+from tests.working import LASTING, let_go
+
+QUICK = {"samples": [4], "seed": [3]}
+
+
+@pytest.fixture(scope="module")
+def sites(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoSites]:
+    with two_sites(valkey_url, tmp_path_factory.mktemp("sites"), "cpu.batch", lasting=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def fresh(valkey_url: str, tmp_path: Path) -> Iterator[TwoSites]:
+    """Sites whose near one has learned nothing yet of how long the far one takes."""
+    with two_sites(valkey_url, tmp_path / "sites", "cpu.batch") as opened:
+        yield opened
+
+
+def explained(sites: TwoSites, job: str) -> Any:
+    """Why a job of the near fleet is where it is."""
+    answer = httpx.get(f"{sites.near.url}/v2/jobs/{job}/placement", timeout=60, trust_env=False)
+    return answer.raise_for_status().json()
+
+
+def running_there(sites: TwoSites) -> list[str]:
+    """The far fleet's jobs that run."""
+    keys: list[Any] = list(sites.far.state.scan_iter(job_key("*")))
+    found = [as_bytes(key).decode().removeprefix(job_key("")) for key in keys]
+    return [job for job in found if record_of(sites.far.state, job).state == "running"]
+
+
+def test_a_job_runs_at_the_other_site_where_that_is_cheaper_and_explains_the_offer(sites: TwoSites) -> None:
+    job = sites.near.client.submit("slab", QUICK)
+    result = job.result(timeout=60)
+    assert (result.report.hardware_class, result.outputs["estimate"]) == (PEER, [0.75])
+    (chosen,) = [one for one in explained(sites, job.id)["considered"] if one["chosen"]]
+    assert chosen["hardware_class"] == PEER
+    assert chosen["warning"].startswith("offer of site cloud, ")
+    assert " s old, " in chosen["warning"]
+
+
+def test_several_rows_are_a_job_each_at_the_other_site_and_one_answer_here(sites: TwoSites) -> None:
+    result = sites.near.client.infer("slab", {"samples": [4, 4, 8], "seed": [0, 1, 2]}, timeout=60)
+    assert result.report.hardware_class == PEER
+    assert len(result.outputs["estimate"]) == 3
+
+
+def test_labelled_work_is_neither_sent_nor_named_there(sites: TwoSites) -> None:
+    job = sites.near.client.submit("slab", QUICK, locality="ward", idempotency_key="canary-4711")
+    assert job.result(timeout=60).report.hardware_class == "cpu.batch"
+    refusals = explained(sites, job.id)["refused"]
+    (refused,) = [one for one in refusals if (one["hardware_class"], one["variant"]) == (PEER, "taxiway")]
+    assert refused["reason"] == "the data must stay on 'ward', which the class is not"
+    assert not sites.far.state.exists(job_key(job.id))
+    assert sites.near.client.infer("slab", QUICK, locality="home", timeout=60).report.hardware_class == "cpu.batch"
+
+
+def test_an_error_of_the_request_is_the_same_as_at_home(sites: TwoSites) -> None:
+    with pytest.raises(taxiway.TaxiwayError) as caught:
+        sites.near.client.infer("slab", {"samples": [0], "seed": [1]}, timeout=60)
+    assert "slab" in str(caught.value)
+
+
+def test_a_cancelled_job_is_cancelled_there(sites: TwoSites) -> None:
+    job = sites.near.client.submit("slab", LASTING)
+    (there,) = eventually(lambda: running_there(sites))
+    job.cancel()
+    eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
+
+
+def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(valkey_url: str, tmp_path: Path) -> None:
+    with two_sites(valkey_url, tmp_path / "sites", queues=NEAR.replace("lease: 3", "lease: 60")) as sites:
+        job = sites.near.client.submit("slab", LASTING)
+        (there,) = eventually(lambda: running_there(sites))
+        sites.line.pull()
+        eventually(lambda: not sites.offered())
+        sites.line.plug()
+        eventually(sites.offered)
+        let_go(sites.far.settings)
+        assert job.result(timeout=60).report.hardware_class == PEER
+        assert record_of(sites.near.state, job.id).attempts == 1
+        assert record_of(sites.far.state, there).state == "succeeded"
+
+
+def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_cancelled(
+    fresh: TwoSites,
+) -> None:
+    sites = fresh
+    job = sites.near.client.submit("slab", LASTING)
+    (there,) = eventually(lambda: running_there(sites))
+    sites.line.pull()
+    try:
+        eventually(lambda: record_of(sites.near.state, job.id).hardware_class == "cpu.batch")
+        eventually(lambda: record_of(sites.near.state, job.id).state == "running")
+        let_go(sites.near.settings)
+        result = job.result(timeout=60)
+        assert result.report.hardware_class == "cpu.batch"
+        assert record_of(sites.far.state, there).state == "running"
+    finally:
+        sites.line.plug()
+        (sites.near.settings.models.parent / "over").unlink()
+    eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
+    eventually(sites.offered)
+
+
+def test_work_that_only_the_other_site_can_do_waits_for_the_line(valkey_url: str, tmp_path: Path) -> None:
+    with two_sites(valkey_url, tmp_path / "sites") as sites:
+        sites.line.pull()
+        eventually(lambda: not sites.offered())
+        job = eventually(lambda: submitted(sites))
+        assert any(sites.near.state.llen(name) for name in priority_lists(PEER))
+        sites.line.plug()
+        assert job.result(timeout=60).report.hardware_class == PEER
+
+
+def submitted(sites: TwoSites) -> taxiway.Job | None:
+    """A bulk job, if the fleet takes one."""
+    job = sites.near.client.submit("slab", QUICK, service="bulk")
+    reason = sites.near.client.what_if("slab", QUICK, service="bulk")["considered"][0]["warning"]
+    return job if reason.startswith("no line to the site") else None
+
+
+ENGINE = """
+  engine:
+    device: endpoint
+    endpoint: {protocol: openai, url: "ENGINE", slots: 4, models: {chat: served}, health: {every: 0.2}}
+    price: {usd_per_hour: 1}
+service:"""
+
+
+def test_tokens_stream_from_an_engine_of_the_other_site(valkey_url: str, tmp_path: Path) -> None:
+    with serving(Engine(script="calm wait=0.05 skies ahead")) as engine:
+        far = FAR.replace("service:", ENGINE.replace("ENGINE", engine.url), 1)
+        near = NEAR.replace("models: {", "models: {chat: chat, ")
+        with two_sites(valkey_url, tmp_path / "sites", far=far, queues=near, classes=("engine",)) as sites:
+            eventually(lambda: "chat:1/taxiway" in sites.facts().offers)
+            asked = {"messages": [{"role": "user", "content": "How is the weather?"}], "max_tokens": 9}
+            job = sites.near.client.submit("chat", asked, stream=True)
+            parts = [part for part in job.stream() if isinstance(part, str)]
+            assert "".join(parts).split() == ["calm", "skies", "ahead"]
+            assert len(parts) > 1
+            report = job.result(timeout=60).report
+            assert report.hardware_class == PEER
+            assert report.tokens is not None and report.tokens.output == 3

@@ -1,0 +1,161 @@
+"""Two fleets of real processes: a far one, and a near one that hands work to it over a line that can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+
+import taxiway
+from tasks.settings import TREE, Settings
+from tests.cable import Cable
+from tests.routing import RouterProcess, eventually, router_process
+from tests.stored import facts_of
+from tests.working import WorkerProcess, empty_fleet, worker_process, worker_settings
+
+PEER = "cloud"
+"""The class of the near fleet that is the far one."""
+
+FAR = """
+site: cloud
+hardware:
+  cpu.batch:
+    device: cpu
+    runtimes: [python, echo]
+    max_batch: 16
+    max_wait: 0
+    price: {usd_per_hour: 0.1}
+    warm: [echo, slab]
+service:
+  standard: {deadline: 60}
+  bulk: {deadline: 3600}
+default_service: standard
+limits: {lease: 3}
+"""
+
+NEAR = """
+site: edge
+hardware:
+  cpu.batch:
+    device: cpu
+    runtimes: [python, echo]
+    max_batch: 16
+    max_wait: 0
+    price: {usd_per_hour: 30}
+    labels: [ward]
+    warm: [echo, slab]
+  cloud:
+    device: endpoint
+    endpoint:
+      {protocol: taxiway, url: "URL", slots: 32, models: {slab: slab, echo: echo},
+       health: {every: 0.2}}
+service:
+  standard: {deadline: 60}
+  bulk: {deadline: 3600}
+default_service: standard
+limits: {lease: 3}
+"""
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """A fleet that runs, and a client of its router."""
+
+    settings: Settings
+    router: RouterProcess
+    client: taxiway.Client
+    state: redis.Redis
+
+    @property
+    def url(self) -> str:
+        """Of its HTTP API."""
+        return self.router.http
+
+
+@dataclass(frozen=True)
+class TwoSites:
+    """A near and a far fleet, the line between them, and the worker of the near one that is at its end."""
+
+    near: OpenSite
+    far: OpenSite
+    line: Cable
+    peer: WorkerProcess
+
+    def facts(self) -> Any:
+        """What the near fleet knows of the far one."""
+        endpoint = facts_of(self.near.state, self.peer.name).endpoint
+        return None if endpoint is None else endpoint.peer
+
+    def offered(self) -> bool:
+        """Whether the far fleet offers something."""
+        facts = self.facts()
+        return facts is not None and bool(facts.offers)
+
+
+@contextmanager
+def open_fleet(
+    valkey_url: str, folder: Path, queues: str, *classes: str, options: tuple[str, ...] = (), lasting: bool = False
+) -> Iterator[tuple[OpenSite, dict[str, WorkerProcess]]]:
+    """A fleet with one worker for each of these classes."""
+    folder.mkdir()
+    settings = worker_settings(empty_fleet(valkey_url, lasting=lasting), folder, queues)
+    (settings.models / "chat").symlink_to(TREE / "models" / "chat")
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(worker_process(settings, "--class", name)) for name in classes}
+        router = stack.enter_context(router_process(settings, None, options))
+        client = stack.enter_context(taxiway.Client(router.http))
+        state = stack.enter_context(redis.Redis.from_url(settings.broker))
+        yield OpenSite(settings, router, client, state), workers
+
+
+@contextmanager
+def line_to(url: str) -> Iterator[Cable]:
+    """A line to a router."""
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    line = Cable(parts.hostname, parts.port)
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+@contextmanager
+def two_sites(
+    valkey_url: str,
+    folder: Path,
+    *near: str,
+    far: str = FAR,
+    queues: str = NEAR,
+    classes: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+    lasting: bool = False,
+) -> Iterator[TwoSites]:
+    """Both fleets, once the far one has made offers, with workers of these further `classes` there, and of `near`.
+
+    `lasting`: they live through the tests of a module.
+    """
+    folder.mkdir(exist_ok=True)
+    with (
+        open_fleet(valkey_url, folder / "far", far, "cpu.batch", *classes, options=options, lasting=lasting) as (
+            there,
+            _,
+        ),
+        line_to(there.url) as line,
+        open_fleet(
+            valkey_url,
+            folder / "near",
+            queues.replace("URL", f"http://127.0.0.1:{line.port}"),
+            PEER,
+            *near,
+            lasting=lasting,
+        ) as (here, workers),
+    ):
+        sites = TwoSites(here, there, line, workers[PEER])
+        eventually(sites.offered)
+        yield sites

@@ -1,0 +1,110 @@
+"""The WebSocket to another fleet: opened here, opened again when it is lost, and silent for at most `STALE` seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import aiohttp
+
+from taxiway.contract.peers import (
+    BESIDE,
+    STALE,
+    PeerHello,
+    ToCaller,
+    ToSite,
+    encode_frames,
+    messages_of,
+    read_to_caller,
+)
+from taxiway.errors import UNREADABLE, cut
+from workers.endpoints.protocol import MAX_ANSWER, EndpointError
+
+AGAIN = 0.5
+"""Seconds between two attempts to connect."""
+
+_SHOWN = 100  # characters of what the other side says
+
+
+class BrokenProtocolError(Exception):
+    """What the other fleet sends is not what was agreed."""
+
+
+class SiteLine:
+    """Carries frames both ways. For one event loop. `most` is the largest message that the other side reads, in bytes.
+
+    Args:
+        hello: what is said first on each connection.
+        greet: takes in the first frame of each connection, and may say more.
+        take: takes in all frames after it.
+        lost: is told why there is no line, and whether the other fleet broke the protocol.
+
+    `greet` and `take` raise `BrokenProtocolError` to end the connection.
+    """
+
+    def __init__(
+        self,
+        hello: PeerHello,
+        *,
+        greet: Callable[[ToCaller], None],
+        take: Callable[[ToCaller], None],
+        lost: Callable[[str, bool], None],
+    ) -> None:
+        self._hello, self._greet, self._take, self._lost = hello, greet, take, lost
+        self._out: list[bytes] = []
+        self._news = asyncio.Event()
+        self.most = BESIDE
+
+    def say(self, frame: ToSite) -> None:
+        """Send a frame; without a line it is lost."""
+        self._out.append(encode_frames(frame))
+        self._news.set()
+
+    async def stay(self, session: aiohttp.ClientSession, url: str, fault: Callable[[Exception], EndpointError]) -> None:
+        """Connect again whenever the connection is lost. `fault` says what a failure of the connection means."""
+        while True:
+            try:
+                async with session.ws_connect(url, max_msg_size=MAX_ANSWER, compress=0) as socket:
+                    self._lost(await self._converse(socket), False)
+            except aiohttp.WSServerHandshakeError as error:
+                self._lost(f"it refuses the connection: {error.status}", False)
+            except BrokenProtocolError as error:
+                self._lost(f"it broke the protocol: {error}", True)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                self._lost(fault(error).reason, False)
+            await asyncio.sleep(AGAIN)
+
+    async def _converse(self, socket: aiohttp.ClientWebSocketResponse) -> str:
+        """Speak until the connection ends; returns why it did."""
+        self._out, self.most = [], BESIDE
+        self.say(self._hello)
+        take = self._greet
+        writing = asyncio.create_task(self._write(socket))
+        try:
+            while True:
+                message = await socket.receive(timeout=STALE)
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    return f"it closed the connection: {cut(str(message.extra or message.data or ''), _SHOWN)}"
+                for frame in _frames(message.data):
+                    take(frame)
+                    take = self._take
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # who reads learns why
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                frames, self._out = self._out, []
+                for message in messages_of(frames, self.most):
+                    await socket.send_bytes(message)
+
+
+def _frames(message: bytes) -> list[ToCaller]:
+    try:
+        return read_to_caller(message)
+    except UNREADABLE as error:
+        raise BrokenProtocolError(cut(str(error), _SHOWN)) from error
