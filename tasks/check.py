@@ -15,6 +15,7 @@ import msgspec
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
+from tasks.models.discovered import with_peers
 from tasks.models.files import ENTRIES, CodeError, entry_code, runtime_code
 from tasks.models.folder import graph_contradictions, load_catalogue
 from tasks.models.model import Derived, Model, ModelError
@@ -46,6 +47,8 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[CheckVe
     """
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
+    if topology is not None:
+        catalogue = with_peers(catalogue, topology)
     if not catalogue.models and not catalogue.disabled:
         text, hint = "expected model folders, found none", "TAXIWAY_MODELS names the folder that holds them"
         verdicts.append(CheckVerdict(subject=str(models), level="error", text=text, hint=hint))
