@@ -147,7 +147,7 @@ service:"""
 
 
 def test_tokens_stream_from_an_engine_of_the_other_site(valkey_url: str, tmp_path: Path) -> None:
-    with serving(Engine(script="calm wait=0.05 skies ahead")) as engine:
+    with serving(Engine(script="calm wait=0.5 skies ahead")) as engine:
         far = FAR.replace("service:", ENGINE.replace("ENGINE", engine.url), 1)
         near = NEAR.replace("models: {", "models: {chat: chat, ")
         with two_sites(valkey_url, tmp_path / "sites", far=far, queues=near, classes=("engine",)) as sites:
