@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem, ShellComplete
 
 from taxiway.cli import CONTEXT, INTERRUPTED, MISSING, CommandError, exit_with_reader, report
 
@@ -34,6 +36,15 @@ class FleetVerb(click.Command):
     def invoke(self, ctx: click.Context) -> NoReturn:
         """Run the module in place of this process."""
         become(self._module, [*self._first, *ctx.args], verb=self._verb)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What the module completes; nothing where only the client is installed."""
+        try:
+            package = hasattr(importlib.import_module(self._module), "__path__")
+            module = importlib.import_module(f"{self._module}.__main__" if package else self._module)
+        except ImportError:
+            return []
+        return ShellComplete(module.main, {}, self._verb, "").get_completions([*self._first, *ctx.args], incomplete)
 
 
 up = FleetVerb("up", "local", "up")

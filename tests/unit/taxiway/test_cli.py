@@ -32,6 +32,13 @@ def test_every_verb_has_help_that_begins_as_the_table_says(cli: CommandLine, ver
     assert "--json" in answer.stdout
 
 
+@pytest.mark.parametrize(("typed", "option"), [("up", "--detach"), ("check", "--show"), ("keys new", "--scope")])
+def test_a_shell_completes_the_options_of_the_fleets_verbs(cli: CommandLine, typed: str, option: str) -> None:
+    asked = {"_TAXIWAY_COMPLETE": "bash_complete", "COMP_WORDS": f"taxiway {typed} {option[:4]}"}
+    answer = cli(env={**asked, "COMP_CWORD": str(len(typed.split()) + 1)}, prog_name="taxiway")
+    assert f"plain,{option}" in answer.stdout.splitlines()
+
+
 @pytest.mark.cases("arguments")
 def test_wrong_usage_exits_with_2(cli: CommandLine, arguments: list[str]) -> None:
     assert cli(*arguments).exit_code == 2
