@@ -51,8 +51,7 @@ async def job_stream(request: AnyRequest, job: str) -> Stream:
 
 
 def _streaming(request: AnyRequest) -> Streaming:
-    services = services_of(request)
-    return Streaming(services.router, jobs_of(request), services.inference)
+    return Streaming(jobs_of(request), services_of(request).inference)
 
 
 async def _read_generate(request: AnyRequest) -> GenerateRequest:

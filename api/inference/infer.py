@@ -159,7 +159,7 @@ class Inference:
     """Implements the infer endpoint."""
 
     def __init__(self, router: HttpRouter) -> None:
-        self._router = router
+        self.router = router
         self._jobs = Jobs(router)
         self._limits = router.rules.topology.limits
 
@@ -215,9 +215,9 @@ class Inference:
         Raises:
             TaxiwayError: as `accept` raises it.
         """
-        prepared = await self._prepared(request, size, reply=self._router.name, notify=notify)
+        prepared = await self._prepared(request, size, reply=self.router.name, notify=notify)
         job, admitted = prepared.order.job, await self._placed(prepared)
-        expected = self._router.results.expect(job)
+        expected = self.router.results.expect(job)
         try:
             fresh = await self._forward(prepared, admitted)
         except BaseException:
@@ -234,7 +234,7 @@ class Inference:
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
-        model = self._router.rules.catalogue.resolve(reference)
+        model = self.router.rules.catalogue.resolve(reference)
         request, classes = await self._converted(reference, infer, size)
         with closing(await self.run(request, size)) as running:
             meta = await running.wait(min(longest, self._limits.wait))
@@ -251,7 +251,7 @@ class Inference:
         """
         request, _ = await self._converted(reference, infer, size)
         order = (await self._prepared(request, size, reply="")).order
-        model, table = preview(order, self._router.rules, self._router.fleet.working)
+        model, table = preview(order, self.router.rules, self.router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
 
@@ -262,17 +262,17 @@ class Inference:
             TaxiwayError: the error that the job ended with.
         """
         result, size = await self._read(meta)
-        return await beside(size, answer_of, self._router.rules.model_of(result.model), job, result, wants)
+        return await beside(size, answer_of, self.router.rules.model_of(result.model), job, result, wants)
 
     async def _converted(self, reference: str, infer: InferRequest, size: int) -> tuple[Request, Mapping[str, int]]:
         """A request in our form, and the number of classes wanted of its outputs."""
-        model = self._router.rules.catalogue.resolve(reference)
+        model = self.router.rules.catalogue.resolve(reference)
         request = await beside(size, request_of, reference, infer, self._limits.elements)
         return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
 
     async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
         """A request as an order, before admission."""
-        job = job_id(request, self._router.rules.secret[0])
+        job = job_id(request, self.router.rules.secret[0])
         envelope, body, blobs = await beside(size, self._checked, request, job)
         carry(envelope.headers)
         order = Order(
@@ -280,7 +280,7 @@ class Inference:
             request,
             envelope,
             body,
-            accepted=self._router.store.clock.stored_now(),
+            accepted=self.router.store.clock.stored_now(),
             reply=reply,
             blobs={ref: len(content) for ref, content in blobs.items()},
             notify=notify,
@@ -289,26 +289,26 @@ class Inference:
 
     def _checked(self, request: Request, job: str) -> tuple[Envelope, bytes, Mapping[str, Buffer]]:
         """The message of a request that fits its model, its body, and the blobs taken out of it."""
-        model = self._router.rules.catalogue.resolve(request.model)
+        model = self.router.rules.catalogue.resolve(request.model)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
         check_stream(model, bound, request.stream)
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
         check_size(len(body) + sum(map(len, blobs.contents.values())), self._limits.payload)
-        envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
+        envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self.router.name}")
         return envelope, body, blobs.contents
 
     async def _placed(self, prepared: _Prepared) -> Place | None:
         """The placed request, with its blobs in the store; None if it cannot be placed, but was accepted before."""
         try:
-            admitted = await self._router.place(prepared.order)
+            admitted = await self.router.place(prepared.order)
         except TaxiwayError:
             if await self._is_copy(prepared.order):
                 return None
             raise
         carried_on(admitted.outgoing.envelope.headers)
         if prepared.blobs:
-            await self._router.values.keep(prepared.blobs)
+            await self.router.values.keep(prepared.blobs)
         return admitted
 
     async def _forward(self, prepared: _Prepared, admitted: Place | None) -> bool:
@@ -321,10 +321,10 @@ class Inference:
         if admitted is None:
             return False
         try:
-            fresh = await self._router.forward(admitted)
+            fresh = await self.router.forward(admitted)
         except OverloadedError:  # nothing was recorded
             if prepared.blobs:
-                await self._router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
+                await self.router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
             raise
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
             # with a key it will be sent again, and may already have been accepted
@@ -332,7 +332,7 @@ class Inference:
                 await self._withdraw(prepared, error)
             raise
         if prepared.blobs and not fresh:
-            await self._router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
+            await self.router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
         if not fresh and admitted.outgoing.use is not None:
             await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
@@ -341,22 +341,22 @@ class Inference:
         """Whether the request's idempotency key has a job already, of an equal request."""
         if order.request.idempotency_key is None:
             return False
-        [known] = await self._router.store.jobs.accepted_before([(order.job, digest_at(order, self._router.rules))])
+        [known] = await self.router.store.jobs.accepted_before([(order.job, digest_at(order, self.router.rules))])
         return known
 
     async def _check_first(self, order: Order, digest: str) -> None:
         """Refuse a request whose idempotency key was first used for another one."""
-        first = await self._router.jobs.first_digest(order.job)
+        first = await self.router.jobs.first_digest(order.job)
         if first and first != digest:
             raise conflict(order.request, first, digest)
 
     async def _withdraw(self, prepared: _Prepared, error: Exception) -> None:
         """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""
-        job, store = prepared.order.job, self._router.store
+        job, store = prepared.order.job, self.router.store
         reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
-                if await self._router.jobs.record(job):
+                if await self.router.jobs.record(job):
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
                 await store.jobs.drop_blobs(job, prepared.blobs)
 
@@ -374,7 +374,7 @@ class Inference:
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
             return result, len(meta)
-        contents = await self._router.values.blobs(found)
+        contents = await self.router.values.blobs(found)
         size = sum(len(content) for content in contents.values() if content is not None)
         resolve = partial(resolved, result.outputs, contents)
         return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
@@ -382,9 +382,9 @@ class Inference:
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job just forwarded."""
         try:
-            return await self._router.wait_timeouts.wait(future, wait)
+            return await self.router.wait_timeouts.wait(future, wait)
         except TimeoutError:
-            return await self._router.jobs.result(job)
+            return await self.router.jobs.result(job)
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key created."""

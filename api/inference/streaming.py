@@ -17,7 +17,6 @@ import msgspec
 from api.inference.infer import Accepted, Inference
 from api.inference.protocol import InferAnswer, InferRequest, InputTensor
 from api.jobs import Jobs
-from api.routing.router import HttpRouter
 from tasks.models.profiles import generates
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
@@ -81,8 +80,8 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
 class Streaming:
     """Implements the streaming endpoints."""
 
-    def __init__(self, router: HttpRouter, jobs: Jobs, inference: Inference) -> None:
-        self._router = router
+    def __init__(self, jobs: Jobs, inference: Inference) -> None:
+        self._router = inference.router
         self._jobs = jobs
         self._inference = inference
 

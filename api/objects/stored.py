@@ -39,7 +39,7 @@ class StoredObjects:
         self.bodies = Bodies(router.rules.topology)
         lines = LineWindow(WINDOW_BYTES)
         self.runner = BatchRunner(Desk(router, self.inference, self.objects, self.contents, self.bodies, lines))
-        self.responses = Responses(router, self.inference, self.objects)
+        self.responses = Responses(self.inference, self.objects)
         self.limit = int(router.rules.topology.limits.file)
         self._running: list[asyncio.Task[None]] = []
 

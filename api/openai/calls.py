@@ -93,10 +93,10 @@ class Begun:
 class Calls:
     """Runs calls at one router for a caller who may see `jobs`."""
 
-    def __init__(self, router: HttpRouter, jobs: Jobs, inference: Inference) -> None:
-        self._router = router
+    def __init__(self, jobs: Jobs, inference: Inference) -> None:
+        self._router = inference.router
         self._inference = inference
-        self._streaming = Streaming(router, jobs, inference)
+        self._streaming = Streaming(jobs, inference)
 
     async def run(self, request: Request, size: int, receive: Receive) -> tuple[str, Result]:
         """Run a request whose body has `size` bytes; returns its job and its result.

@@ -235,5 +235,4 @@ async def stream(request: AnyRequest, read: Read, begin: Callable[[str], Awaitab
 
 def calls_of(request: AnyRequest) -> Calls:
     """Runs calls for the request's caller."""
-    services = services_of(request)
-    return Calls(services.router, jobs_of(request), services.inference)
+    return Calls(jobs_of(request), services_of(request).inference)

@@ -245,7 +245,7 @@ class PeerConnection:
 
     async def _streamed(self, key: str, job: str) -> Result | None:
         router, inference = self._desk.router, self._desk.inference
-        streaming = Streaming(router, Jobs(router, self._tenant), inference)
+        streaming = Streaming(Jobs(router, self._tenant), inference)
         async with contextlib.aclosing(streaming.followed(job, _Pieces(key))) as parts:
             async for part in parts:
                 if isinstance(part, Result):

@@ -21,7 +21,6 @@ from api.openai.responses.response import (
     succeeded,
     waiting,
 )
-from api.routing.router import HttpRouter
 from api.storage.objects import Objects
 from taxiway.contract.job import JobStatus, is_answer
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
@@ -41,8 +40,8 @@ class Responses:
     was stopped or killed.
     """
 
-    def __init__(self, router: HttpRouter, inference: Inference, objects: Objects) -> None:
-        self._router = router
+    def __init__(self, inference: Inference, objects: Objects) -> None:
+        self._router = router = inference.router
         self._inference = inference
         self._jobs = Jobs(router)
         self._objects = objects

@@ -32,7 +32,7 @@ class Store:
         stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
         self.kept = msgspec.json.encode(stored)
         self.blobs_of: dict[str, bytes] | None = None
-        self.responses = Responses(cast(Any, self._router()), Inference(cast(Any, self._router())), cast(Any, self))
+        self.responses = Responses(Inference(cast(Any, self._router())), cast(Any, self))
 
     def _router(self) -> SimpleNamespace:
         rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
