@@ -14,13 +14,14 @@ from api.routing.stores import OperatorStore, StoredJobs, ValueStore
 from api.routing.submissions import Submissions
 from api.routing.webhooks import WebhookRegistry
 from broker.port import ForwardOutcome
-from router.decide.fairness import check_store, over_depth
+from router.decide.fairness import RETRY_AFTER, Depths, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
 from router.service.admission import Order, Place, Rules, admit
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
-from taxiway.errors import BrokerUnavailableError, NoDeviceError, TaxiwayError
+from tasks.topology import Topology
+from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, TaxiwayError
 
 ACCEPT = 1.75
 """Seconds, plus up to `CHECK_EVERY`, that a caller waits for the broker: it gets an answer within two."""
@@ -121,3 +122,17 @@ class HttpRouter(Router):
                 self.outcomes.update(working.fleet.devices)
                 self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), now)
             await asyncio.sleep(_OBSERVE)
+
+
+def check_store(depths: Depths, topology: Topology) -> None:
+    """Refuse every request while the state store is nearly full or accepts no writes.
+
+    Raises:
+        BrokerFullError: the store cannot write to its disk, or uses more than `limits.memory` of its memory limit.
+    """
+    if depths.refuses:
+        message = "the state store cannot write to its disk and accepts no requests: free disk space"
+        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="disk")
+    if depths.used > topology.limits.memory:
+        message = f"the state store uses {depths.used:.0%} of its memory, more than limits.memory allows"
+        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="memory", used=depths.used)

@@ -17,7 +17,7 @@ from router.decide.classify import Allowance, Constraints
 from tasks.models.profiles import Lengths, read_lengths
 from tasks.topology import Tenant, Topology
 from taxiway.contract.keys import COUNT, WAITING, lengths_cell
-from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
+from taxiway.errors import OverloadedError, RequestTooLargeError
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: several snapshots later."""
@@ -58,20 +58,6 @@ def depths_from(
             hardware_class = place.rpartition("|")[0].removeprefix(f"{WAITING}|")
             depths.classes[hardware_class] = depths.classes.get(hardware_class, 0) + jobs
     return depths
-
-
-def check_store(depths: Depths, topology: Topology) -> None:
-    """Refuse every request while the state store is nearly full or accepts no writes.
-
-    Raises:
-        BrokerFullError: the store cannot write to its disk, or uses more than `limits.memory` of its memory limit.
-    """
-    if depths.refuses:
-        message = "the state store cannot write to its disk and accepts no requests: free disk space"
-        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="disk")
-    if depths.used > topology.limits.memory:
-        message = f"the state store uses {depths.used:.0%} of its memory, more than limits.memory allows"
-        raise BrokerFullError(message, retry_after=RETRY_AFTER, resource="memory", used=depths.used)
 
 
 def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) -> None:

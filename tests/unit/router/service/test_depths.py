@@ -2,8 +2,9 @@
 
 import pytest
 
+from api.routing.router import check_store
 from router.decide.facts import work_from
-from router.decide.fairness import Depths, check_class, check_store, check_tenant, depths_from
+from router.decide.fairness import Depths, check_class, check_tenant, depths_from
 from tasks.topology import Topology, parse_topology
 from taxiway.contract.keys import held_cell, jobs_cell, work_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
