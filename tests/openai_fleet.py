@@ -6,10 +6,11 @@ Its models are `talk` (chats), `tale` (completions) and `vector` (embeddings of 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -23,6 +24,9 @@ from tests.routing import RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
 
 QUEUES = recorded("fleets/openai.yaml")
+
+Caller = Callable[..., Any]
+"""Calls a method of OpenAI's SDK."""
 
 SECOND = "meta-llama/Llama-3.1-8B"
 """A name as other servers have it."""

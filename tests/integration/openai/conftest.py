@@ -1,6 +1,6 @@
 """A fleet for OpenAI's clients that the tests of a module share, and their calls."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.openai_fleet import OpenAIFleet, openai_fleet, sdk
+from tests.openai_fleet import Caller, OpenAIFleet, openai_fleet, sdk
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def http(fleet: OpenAIFleet) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def call(client: openai.OpenAI) -> Callable[..., Any]:
+def call(client: openai.OpenAI) -> Caller:
     """Calls a method of the SDK by its dotted name; what it streams or lists comes as a list."""
 
     def asked(name: str, *names: str, **fields: Any) -> Any:

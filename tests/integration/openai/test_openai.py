@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 
 import taxiway
 from taxiway.errors import ModelUnavailableError
-from tests.openai_fleet import SECOND, OpenAIFleet
+from tests.openai_fleet import SECOND, Caller, OpenAIFleet
 from tests.routing import eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello dear world"}]
@@ -24,7 +24,7 @@ def text_of(chunks: list[ChatCompletionChunk]) -> str:
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
-def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Callable[..., Any]) -> None:
+def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Caller) -> None:
     answer = call("chat.completions.create", model="talk", messages=HELLO)
 
     assert answer.usage is not None
@@ -40,7 +40,7 @@ def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Calla
     )
 
 
-def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[..., Any]) -> None:
+def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Caller) -> None:
     chunks = call(
         "chat.completions.create", model="talk", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
@@ -54,7 +54,7 @@ def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[...,
 
 
 def test_usage_says_what_the_engine_had_cached_and_what_it_reasoned(
-    call: Callable[..., Any], fleet: OpenAIFleet, monkeypatch: pytest.MonkeyPatch
+    call: Caller, fleet: OpenAIFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
     monkeypatch.setattr(fleet.engine, "usage", details)
@@ -69,14 +69,14 @@ def test_usage_says_what_the_engine_had_cached_and_what_it_reasoned(
     assert response.usage.output_tokens_details.reasoning_tokens == 1
 
 
-def test_a_streamed_chat_has_usage_only_if_asked(call: Callable[..., Any]) -> None:
+def test_a_streamed_chat_has_usage_only_if_asked(call: Caller) -> None:
     chunks = call("chat.completions.create", model="talk@stable", messages=HELLO, stream=True)
 
     assert [chunk.usage for chunk in chunks if chunk.usage] == []
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_several_choices_are_rows_of_one_job(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
+def test_several_choices_are_rows_of_one_job(call: Caller, fleet: OpenAIFleet) -> None:
     before = len(fleet.engine.chats)
     answer = call("chat.completions.create", model="talk", messages=HELLO, n=3, seed=5)
 
@@ -107,7 +107,7 @@ def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: Op
     assert (asked["max_completion_tokens"], asked["top_k"], "user" in asked) == (7, 3, False)
 
 
-def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Callable[..., Any]) -> None:
+def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Caller) -> None:
     asked = {"model": "talk", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
     (choice,) = call("chat.completions.create", **asked).choices
     chunks = call("chat.completions.create", **asked, stream=True)
@@ -124,7 +124,7 @@ TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"t
 CALLING: Any = [{"role": "user", "content": 'think=hm think=so Well call=add:{"a":1} call=sub:{} finish=tool_calls'}]
 
 
-def test_calls_and_reasoning_are_streamed_as_the_engine_sends_them(call: Callable[..., Any]) -> None:
+def test_calls_and_reasoning_are_streamed_as_the_engine_sends_them(call: Caller) -> None:
     chunks = call("chat.completions.create", model="talk", messages=CALLING, tools=TOOLS, stream=True)
 
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
@@ -175,7 +175,7 @@ def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> N
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_choices_of_prompts_are_streamed_by_their_index(call: Callable[..., Any]) -> None:
+def test_choices_of_prompts_are_streamed_by_their_index(call: Caller) -> None:
     asked = {"model": "tale", "prompt": ["one two", "three"], "n": 2, "max_tokens": 9}
     chunks = call("completions.create", **asked, stream=True, stream_options={"include_usage": True})
 
@@ -189,7 +189,7 @@ def test_choices_of_prompts_are_streamed_by_their_index(call: Callable[..., Any]
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (6, 6)
 
 
-def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Callable[..., Any]) -> None:
+def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Caller) -> None:
     asked = {"model": "tale", "prompt": "one two", "logprobs": 1}
     (choice,) = call("completions.create", **asked).choices
     chunks = call("completions.create", **asked, stream=True)
@@ -202,7 +202,7 @@ def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Calla
     assert call("completions.create", model="tale", prompt="one").choices[0].logprobs is None
 
 
-def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., Any]) -> None:
+def test_completions_of_several_prompts_come_in_their_order(call: Caller) -> None:
     answer = call("completions.create", model="tale", prompt=["one two", "three"], n=2, max_tokens=9, top_p=1)
 
     assert [choice.text for choice in answer.choices] == ["one two ", "one two ", "three ", "three "]
@@ -213,7 +213,7 @@ def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., 
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Any]) -> None:
+def test_embeddings_are_one_job_with_a_row_for_each_text(call: Caller) -> None:
     texts = ["a", "bb", "ccc"]
     plain = call("embeddings.create", model="vector", input=texts, encoding_format="float")
     packed = call("embeddings.create", model="vector", input=texts)  # the SDK asks for base64 and unpacks it
@@ -225,7 +225,7 @@ def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Any
     assert single.data[0].embedding == [1.0]
 
 
-def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_name(call: Callable[..., Any]) -> None:
+def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_name(call: Caller) -> None:
     models = call("models.list")
     assert sorted(one.id for one in models) == sorted(("talk", "tale", "vector", SECOND))
     assert all(0 < time.time() - one.created < 3600 for one in models)
@@ -233,7 +233,7 @@ def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_n
 
 
 def test_a_second_name_may_be_what_other_servers_call_the_model(
-    call: Callable[..., Any], fleet: OpenAIFleet, http: httpx.Client
+    call: Caller, fleet: OpenAIFleet, http: httpx.Client
 ) -> None:
     assert call("models.retrieve", model=SECOND).taxiway == call("models.retrieve", model="talk").taxiway
     assert call("chat.completions.create", model=SECOND, messages=HELLO).model == "talk:1"
@@ -281,7 +281,7 @@ CLASSES = {400: openai.BadRequestError, 404: openai.NotFoundError, 422: openai.U
 
 @pytest.mark.cases("name, fields, status, param, code", LARGE)
 def test_an_error_is_the_sdks_own_class_with_param_and_code(
-    call: Callable[..., Any], name: str, fields: dict[str, Any], status: int, param: str | None, code: str
+    call: Caller, name: str, fields: dict[str, Any], status: int, param: str | None, code: str
 ) -> None:
     with pytest.raises(CLASSES.get(status, openai.APIStatusError)) as caught:
         call(name, **fields)

@@ -1,7 +1,6 @@
 """The Responses API by the stock SDK, at real routers, a worker and Valkey; the engine behind them is scripted."""
 
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -9,7 +8,7 @@ import openai
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
-from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet, sdk
+from tests.openai_fleet import QUEUES, Caller, OpenAIFleet, openai_fleet, sdk
 from tests.routing import eventually, router_process
 
 ADD: Any = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}
@@ -25,10 +24,14 @@ def ended(client: openai.OpenAI, name: str) -> Response:
     return found
 
 
-def test_a_text_is_answered_by_a_message_and_stored(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
-    answer = call(
-        "responses.create", model="talk", input="Hello dear world", instructions="Be kind.", max_output_tokens=9
-    )
+@pytest.fixture
+def respond(call: Caller) -> Caller:
+    """Makes a response to an input."""
+    return lambda asked, **fields: call("responses.create", model="talk", input=asked, **fields)
+
+
+def test_a_text_is_answered_by_a_message_and_stored(call: Caller, respond: Caller, fleet: OpenAIFleet) -> None:
+    answer = respond("Hello dear world", instructions="Be kind.", max_output_tokens=9)
 
     assert type(answer) is Response
     assert answer.usage is not None
@@ -43,12 +46,10 @@ def test_a_text_is_answered_by_a_message_and_stored(call: Callable[..., Any], fl
     assert (again.output, again.usage, again.instructions) == (answer.output, answer.usage, "Be kind.")
 
 
-def test_a_conversation_goes_on_after_the_previous_response(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
-    first = call("responses.create", model="talk", input="one two", instructions="Count.")
-    second = call(
-        "responses.create", model="talk", input=[{"role": "user", "content": "three"}], previous_response_id=first.id
-    )
-    third = call("responses.create", model="talk", input="four", previous_response_id=second.id, store=False)
+def test_a_conversation_goes_on_after_the_previous_response(call: Caller, respond: Caller, fleet: OpenAIFleet) -> None:
+    first = respond("one two", instructions="Count.")
+    second = respond([{"role": "user", "content": "three"}], previous_response_id=first.id)
+    third = respond("four", previous_response_id=second.id, store=False)
 
     assert third.output_text == "four "
     said = [(message["role"], message["content"]) for message in fleet.engine.chats[-1]["messages"]]
@@ -63,18 +64,12 @@ def test_a_conversation_goes_on_after_the_previous_response(call: Callable[..., 
         call("responses.retrieve", third.id)
     for wrong in (third.id, "resp_none"):
         with pytest.raises(openai.BadRequestError) as caught:
-            call("responses.create", model="talk", input="five", previous_response_id=wrong)
+            respond("five", previous_response_id=wrong)
         assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
 
-def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
-    first = call(
-        "responses.create",
-        model="talk",
-        input='call=add:{"a":1} finish=tool_calls',
-        tools=[ADD],
-        tool_choice="required",
-    )
+def test_a_function_is_called_and_its_output_goes_back_in(respond: Caller, fleet: OpenAIFleet) -> None:
+    first = respond('call=add:{"a":1} finish=tool_calls', tools=[ADD], tool_choice="required")
 
     (function,) = first.output
     assert isinstance(function, ResponseFunctionToolCall)
@@ -86,10 +81,8 @@ def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., An
     output: Any = {"type": "function_call_output", "call_id": function.call_id, "output": "3"}
     fleet.engine.script = "It is 3"
     try:
-        by_id = call("responses.create", model="talk", input=[output], previous_response_id=first.id, tools=[ADD])
-        whole = call(
-            "responses.create", model="talk", input=[{"role": "user", "content": "add"}, function.to_dict(), output]
-        )
+        by_id = respond([output], previous_response_id=first.id, tools=[ADD])
+        whole = respond([{"role": "user", "content": "add"}, function.to_dict(), output])
     finally:
         fleet.engine.script = ""
     assert by_id.output_text == whole.output_text == "It is 3 "
@@ -99,8 +92,8 @@ def test_a_function_is_called_and_its_output_goes_back_in(call: Callable[..., An
         assert returned == {"role": "tool", "tool_call_id": "call_add", "content": "3"}
 
 
-def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Callable[..., Any]) -> None:
-    events = call("responses.create", model="talk", input="one two", stream=True)
+def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Caller, respond: Caller) -> None:
+    events = respond("one two", stream=True)
 
     assert list(dict.fromkeys(event.type.removeprefix("response.") for event in events)) == [
         "created",
@@ -133,9 +126,9 @@ def test_the_sdks_own_stream_puts_text_and_calls_together(client: openai.OpenAI)
     assert sorted(item.type for item in final.output) == ["function_call", "message", "reasoning"]
 
 
-def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Callable[..., Any]) -> None:
+def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Caller, respond: Caller) -> None:
     said = "think=hm one two call=add:{} finish=tool_calls"
-    events = call("responses.create", model="talk", input=said, tools=[ADD], stream=True)
+    events = respond(said, tools=[ADD], stream=True)
     last = events[-1]
 
     again = call("responses.retrieve", last.response.id, stream=True)
@@ -175,8 +168,10 @@ def test_a_reader_that_comes_back_to_a_response_in_the_background_gets_the_rest_
         assert again.get_final_response().output_text == "a b c d "
 
 
-def test_a_response_in_the_background_is_queued_and_then_there(call: Callable[..., Any], client: openai.OpenAI) -> None:
-    begun = call("responses.create", model="talk", input="wait=0.2 one two", background=True, metadata={"for": "tests"})
+def test_a_response_in_the_background_is_queued_and_then_there(
+    call: Caller, respond: Caller, client: openai.OpenAI
+) -> None:
+    begun = respond("wait=0.2 one two", background=True, metadata={"for": "tests"})
 
     assert (begun.status, begun.output, begun.background) == ("queued", [], True)
     found = ended(client, begun.id)
@@ -185,9 +180,9 @@ def test_a_response_in_the_background_is_queued_and_then_there(call: Callable[..
     assert call("responses.cancel", begun.id).status == "completed"
 
 
-def test_a_response_in_the_background_is_cancelled(call: Callable[..., Any], fleet: OpenAIFleet) -> None:
+def test_a_response_in_the_background_is_cancelled(call: Caller, respond: Caller, fleet: OpenAIFleet) -> None:
     text = f"cancelled {id(call)} stall"
-    begun = call("responses.create", model="talk", input=text, background=True)
+    begun = respond(text, background=True)
     eventually(lambda: text in fleet.engine.begun)
 
     assert call("responses.cancel", begun.id).status == "cancelled"
@@ -204,11 +199,11 @@ def test_a_stream_of_the_background_goes_on_without_its_reader(client: openai.Op
 
 
 def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
-    call: Callable[..., Any], fleet: OpenAIFleet
+    call: Caller, respond: Caller, fleet: OpenAIFleet
 ) -> None:
     text = f"deleted {id(call)} stall"
-    done = call("responses.create", model="talk", input="one")
-    running = call("responses.create", model="talk", input=text, background=True)
+    done = respond("one")
+    running = respond(text, background=True)
     eventually(lambda: text in fleet.engine.begun)
 
     for name in (done.id, running.id):
@@ -219,16 +214,14 @@ def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
     eventually(lambda: text in fleet.engine.aborts)
 
 
-def test_the_probabilities_of_tokens_are_included_if_asked(call: Callable[..., Any]) -> None:
-    answer = call(
-        "responses.create", model="talk", input="one two", include=["message.output_text.logprobs"], top_logprobs=1
-    )
+def test_the_probabilities_of_tokens_are_included_if_asked(respond: Caller) -> None:
+    answer = respond("one two", include=["message.output_text.logprobs"], top_logprobs=1)
     assert [one.token for one in answer.output[0].content[0].logprobs] == ["one ", "two "]
 
 
-def test_the_input_is_listed_in_pages(call: Callable[..., Any]) -> None:
+def test_the_input_is_listed_in_pages(call: Caller, respond: Caller) -> None:
     texts = ["a", "b", "c"]
-    made = call("responses.create", model="talk", input=[{"role": "user", "content": text} for text in texts])
+    made = respond([{"role": "user", "content": text} for text in texts])
 
     latest_first = call("responses.input_items.list", made.id, limit=2)  # the SDK reads on, page by page
     assert [item.content[0].text for item in latest_first] == ["c", "b", "a"]
@@ -236,24 +229,22 @@ def test_the_input_is_listed_in_pages(call: Callable[..., Any]) -> None:
     assert len({item.id for item in latest_first}) == 3
 
 
-def test_an_answer_that_was_cut_is_incomplete(call: Callable[..., Any]) -> None:
-    answer = call("responses.create", model="talk", input="one finish=length")
+def test_an_answer_that_was_cut_is_incomplete(respond: Caller) -> None:
+    answer = respond("one finish=length")
 
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-    assert (
-        call("responses.create", model="talk", input="one finish=length", stream=True)[-1].type == "response.incomplete"
-    )
+    assert respond("one finish=length", stream=True)[-1].type == "response.incomplete"
 
 
-def test_a_job_that_fails_is_a_failed_response_with_the_reason(call: Callable[..., Any], client: openai.OpenAI) -> None:
-    begun = call("responses.create", model="talk", input="status=400 no such tool", background=True)
+def test_a_job_that_fails_is_a_failed_response_with_the_reason(respond: Caller, client: openai.OpenAI) -> None:
+    begun = respond("status=400 no such tool", background=True)
     failed: Any = ended(client, begun.id)
 
     assert (failed.status, failed.error.code) == ("failed", "invalid_prompt")
     assert "no such tool" in failed.error.message
     with pytest.raises(openai.BadRequestError):
-        call("responses.create", model="talk", input="status=400 no such tool")
-    last = call("responses.create", model="talk", input="status=400 no such tool", stream=True)[-1]
+        respond("status=400 no such tool")
+    last = respond("status=400 no such tool", stream=True)[-1]
     assert (last.type, last.response.status, last.response.error.code) == (
         "response.failed",
         "failed",
