@@ -91,16 +91,15 @@ def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
     assert b"kept" in asyncio.run(scenario())
 
 
-def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
-    async def scenario() -> bytes:
-        async with client_replies(settings.broker, name) as replies:
-            future = replies.expect("j")
-            await subscribed(store, name)
-            await asyncio.sleep(PAUSE)
-            store.set(result_key("j"), META)
-            return await replies.wait(future, SOON)
-
-    assert asyncio.run(scenario()) == META
+async def test_a_client_finds_a_result_that_was_never_announced(
+    settings: Settings, store: redis.Redis, name: str
+) -> None:
+    async with client_replies(settings.broker, name) as replies:
+        future = replies.expect("j")
+        await subscribed(store, name)
+        await asyncio.sleep(PAUSE)
+        store.set(result_key("j"), META)
+        assert await replies.wait(future, SOON) == META
 
 
 def test_a_router_gives_up_a_subscription_that_has_become_silent(

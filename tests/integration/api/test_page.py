@@ -110,79 +110,70 @@ async def drawn(page: Page) -> list[str]:
     return list(await page.until(f"document.querySelectorAll('#services svg').length && {DRAWN}"))
 
 
-def test_the_page_draws_the_last_fifteen_minutes_and_again_after_a_reload(fleet: tuple[str, str]) -> None:
-    async def look() -> None:
-        async with opened(fleet[0]) as page:
-            charts = await drawn(page)
-            samples = httpx.get(f"{fleet[0]}/v2/fleet/timeline", trust_env=False).json()["samples"]
-            moved = sum(jobs for one in samples for *_, jobs in one["moves"])
-            text = "; ".join(charts)
-            assert "busy now; at most 40 waiting in 15 minutes" in text
-            assert "standard: latency against deadline; " in text
-            assert "Dollars an hour: $0." in text
-            assert f"Moves and plans: {moved} jobs moved in 15 minutes" in text
-            marks = "['.came', '.stem', '.plan', '.bar', '.late', '.deadline', '.solid']"
-            counts = f"{marks}.map((kind) => document.querySelectorAll('#charts svg ' + kind).length)"
-            before = await page.value(counts)
-            assert min(before) >= 2
-            await page.call("Page.reload")
-            await drawn(page)
-            assert (await page.value(counts))[:2] == before[:2]  # the moves: the last minute adds to the others
-            assert page.errors == []
-
-    asyncio.run(look())
+async def test_the_page_draws_the_last_fifteen_minutes_and_again_after_a_reload(fleet: tuple[str, str]) -> None:
+    async with opened(fleet[0]) as page:
+        charts = await drawn(page)
+        samples = httpx.get(f"{fleet[0]}/v2/fleet/timeline", trust_env=False).json()["samples"]
+        moved = sum(jobs for one in samples for *_, jobs in one["moves"])
+        text = "; ".join(charts)
+        assert "busy now; at most 40 waiting in 15 minutes" in text
+        assert "standard: latency against deadline; " in text
+        assert "Dollars an hour: $0." in text
+        assert f"Moves and plans: {moved} jobs moved in 15 minutes" in text
+        marks = "['.came', '.stem', '.plan', '.bar', '.late', '.deadline', '.solid']"
+        counts = f"{marks}.map((kind) => document.querySelectorAll('#charts svg ' + kind).length)"
+        before = await page.value(counts)
+        assert min(before) >= 2
+        await page.call("Page.reload")
+        await drawn(page)
+        assert (await page.value(counts))[:2] == before[:2]  # the moves: the last minute adds to the others
+        assert page.errors == []
 
 
-def test_the_page_says_what_is_wrong_and_what_to_do_first(fleet: tuple[str, str]) -> None:
-    async def look() -> None:
-        async with opened(fleet[0]) as page:
-            await page.until("!document.getElementById('main').hidden")
-            assert (await page.until(f"{CLASSES}.length && {CLASSES}"))[0] == "cpu.batch"
-            shown = "document.getElementById('problems').textContent"
-            said = await page.until(f"{shown}.includes('dead letters') && {shown}")
-            assert said.startswith("2 things need attention")
-            assert "embed:1/torch: unavailable on" in said
-            assert "torch is broken" in said
-            assert "What to do: taxiway dead list, then replay or drop them" in said
-            before = await page.value("document.getElementById('state').textContent")
-            await page.until(f"document.getElementById('state').textContent !== {json.dumps(before)}")
-            assert any("Replay" in text for text in await page.until(f"{CELLS.format('dead-table')}"))
-            await page.value("document.querySelector('#dead button:last-of-type').click()")
-            assert page.errors == []
-
-    asyncio.run(look())
+async def test_the_page_says_what_is_wrong_and_what_to_do_first(fleet: tuple[str, str]) -> None:
+    async with opened(fleet[0]) as page:
+        await page.until("!document.getElementById('main').hidden")
+        assert (await page.until(f"{CLASSES}.length && {CLASSES}"))[0] == "cpu.batch"
+        shown = "document.getElementById('problems').textContent"
+        said = await page.until(f"{shown}.includes('dead letters') && {shown}")
+        assert said.startswith("2 things need attention")
+        assert "embed:1/torch: unavailable on" in said
+        assert "torch is broken" in said
+        assert "What to do: taxiway dead list, then replay or drop them" in said
+        before = await page.value("document.getElementById('state').textContent")
+        await page.until(f"document.getElementById('state').textContent !== {json.dumps(before)}")
+        assert any("Replay" in text for text in await page.until(f"{CELLS.format('dead-table')}"))
+        await page.value("document.querySelector('#dead button:last-of-type').click()")
+        assert page.errors == []
 
 
-def test_the_keyboard_reads_the_charts_and_finds_a_job_s_path(fleet: tuple[str, str]) -> None:
+async def test_the_keyboard_reads_the_charts_and_finds_a_job_s_path(fleet: tuple[str, str]) -> None:
     async def press(page: Page, key: str) -> None:
         event = f"new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}})"
         await page.value(f"document.activeElement.dispatchEvent({event})")
 
-    async def look() -> None:
-        async with opened(fleet[0]) as page:
-            await drawn(page)
-            await page.value("document.getElementById('charts').focus()")
-            await press(page, "ArrowLeft")
-            assert str(await page.value("document.getElementById('cursor').textContent")).startswith("at ")
-            read = "document.querySelector('#class-cpu\\\\.batch .then').textContent"
-            assert " waiting, " in await page.value(read)
-            await press(page, "Home")
-            assert await page.value(read) == "0 waiting, 10\u00a0% busy, 2 devices"
-            await press(page, "Escape")
-            assert await page.value("document.getElementById('cursor').textContent") == ""
-            await press(page, "/")
-            assert await page.value("document.activeElement.name") == "job"
-            value = f"document.activeElement.value = '{fleet[1]}'"
-            await page.value(f"{value}; document.getElementById('job').requestSubmit()")
-            path = "[...document.querySelectorAll('ol.path li.there')].map((step) => step.firstChild.textContent)"
-            assert await page.until(f"{path}.length && {path}") == ["accepted", "placed", "began", "succeeded"]
-            said = await page.until("document.querySelector('#flight svg')?.getAttribute('aria-label')")
-            assert "happened" in said
-            assert "run " in said
-            assert "chosen" in await page.value(CELLS.format("flight"))
-            assert page.errors == []
-
-    asyncio.run(look())
+    async with opened(fleet[0]) as page:
+        await drawn(page)
+        await page.value("document.getElementById('charts').focus()")
+        await press(page, "ArrowLeft")
+        assert str(await page.value("document.getElementById('cursor').textContent")).startswith("at ")
+        read = "document.querySelector('#class-cpu\\\\.batch .then').textContent"
+        assert " waiting, " in await page.value(read)
+        await press(page, "Home")
+        assert await page.value(read) == "0 waiting, 10\u00a0% busy, 2 devices"
+        await press(page, "Escape")
+        assert await page.value("document.getElementById('cursor').textContent") == ""
+        await press(page, "/")
+        assert await page.value("document.activeElement.name") == "job"
+        value = f"document.activeElement.value = '{fleet[1]}'"
+        await page.value(f"{value}; document.getElementById('job').requestSubmit()")
+        path = "[...document.querySelectorAll('ol.path li.there')].map((step) => step.firstChild.textContent)"
+        assert await page.until(f"{path}.length && {path}") == ["accepted", "placed", "began", "succeeded"]
+        said = await page.until("document.querySelector('#flight svg')?.getAttribute('aria-label')")
+        assert "happened" in said
+        assert "run " in said
+        assert "chosen" in await page.value(CELLS.format("flight"))
+        assert page.errors == []
 
 
 @pytest.mark.parametrize(
@@ -195,27 +186,24 @@ def test_the_keyboard_reads_the_charts_and_finds_a_job_s_path(fleet: tuple[str, 
         ("wide", 2560, True),
     ],
 )
-def test_everybody_can_use_the_page_light_and_dark_from_phone_to_wall(
+async def test_everybody_can_use_the_page_light_and_dark_from_phone_to_wall(
     fleet: tuple[str, str], axe: str, name: str, width: int, dark: bool
 ) -> None:
-    async def look() -> None:
-        async with opened(f"{fleet[0]}/#job={fleet[1]}", dark=dark) as page:
-            await page.resize(width)
-            await drawn(page)
-            await page.until("!!document.querySelector('#flight svg')")
-            light = await page.value("getComputedStyle(document.body).backgroundColor")
-            assert (light == "rgb(15, 18, 22)") is dark
-            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-            (SCREENSHOTS / f"{name}.png").write_bytes(await page.screenshot())
-            await page.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-            assert await page.value(TOO_WIDE) == 0
-            await page.value(f"{axe}; 0")
-            wrong = "axe.run().then(({violations}) => violations.map(({id, impact}) => [id, impact]))"
-            found = await page.value(wrong)
-            assert [one for one in found if one[1] in ("serious", "critical")] == []
-            assert page.errors == []
-
-    asyncio.run(look())
+    async with opened(f"{fleet[0]}/#job={fleet[1]}", dark=dark) as page:
+        await page.resize(width)
+        await drawn(page)
+        await page.until("!!document.querySelector('#flight svg')")
+        light = await page.value("getComputedStyle(document.body).backgroundColor")
+        assert (light == "rgb(15, 18, 22)") is dark
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        (SCREENSHOTS / f"{name}.png").write_bytes(await page.screenshot())
+        await page.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert await page.value(TOO_WIDE) == 0
+        await page.value(f"{axe}; 0")
+        wrong = "axe.run().then(({violations}) => violations.map(({id, impact}) => [id, impact]))"
+        found = await page.value(wrong)
+        assert [one for one in found if one[1] in ("serious", "critical")] == []
+        assert page.errors == []
 
 
 def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) -> None:

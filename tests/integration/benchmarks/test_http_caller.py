@@ -36,24 +36,18 @@ def caller(port: int, *bodies: bytes) -> HttpCaller:
     return HttpCaller(port=port, path="/", bodies=bodies, kind="text/plain", count=len)
 
 
-def test_the_caller_reads_each_answer_whole_and_uses_connections_again() -> None:
+async def test_the_caller_reads_each_answer_whole_and_uses_connections_again() -> None:
     pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"cde"]
     asked: list[bytes] = []
 
-    async def exchange() -> list[bytes]:
-        async with server(pieces, asked) as port, caller(port, b"one", b"two") as asking:
-            return [await asking.body(number) for number in range(3)]
-
-    assert asyncio.run(exchange()) == [b"abcde"] * 3
+    async with server(pieces, asked) as port, caller(port, b"one", b"two") as asking:
+        assert [await asking.body(number) for number in range(3)] == [b"abcde"] * 3
     assert asked == [b"connection", b"one", b"two", b"one"]
 
 
-def test_an_answer_that_is_no_success_is_a_failure() -> None:
+async def test_an_answer_that_is_no_success_is_a_failure() -> None:
     refusal = [b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"]
 
-    async def exchange() -> None:
+    with pytest.raises(ValueError, match="429"):
         async with server(refusal, []) as port, caller(port, b"") as asking:
             await asking.ask(0)
-
-    with pytest.raises(ValueError, match="429"):
-        asyncio.run(exchange())

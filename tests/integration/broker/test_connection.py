@@ -84,17 +84,14 @@ def test_a_script_runs_also_where_the_server_forgot_it(opened: Callable[..., Any
     assert [connection.run(Echo(("b",))), connection.run(Echo(("c",)))] == [[b"b"], [b"c"]]
 
 
-def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
-    async def scenario() -> bytes:
-        connection = AsyncConnection(settings.broker)
-        await connection.call("CLIENT", "SETNAME", "ended")
-        kill(settings, "ended")
-        await until(lambda: not connection.connected)
-        answer: bytes = await connection.call("ECHO", "again")
-        connection.close()
-        return answer
-
-    assert asyncio.run(scenario()) == b"again"
+async def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker)
+    await connection.call("CLIENT", "SETNAME", "ended")
+    kill(settings, "ended")
+    await until(lambda: not connection.connected)
+    answer: bytes = await connection.call("ECHO", "again")
+    connection.close()
+    assert answer == b"again"
     connections = ConnectionPool(settings.broker)
     connections.call("CLIENT", "SETNAME", "ended")
     kill(settings, "ended")
@@ -102,28 +99,22 @@ def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> 
     connections.close()
 
 
-def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
-    async def scenario() -> list[bytes]:
-        connection = AsyncConnection(settings.broker)
-        answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
-        connection.close()
-        return answers
-
-    assert asyncio.run(scenario()) == [b"%d" % n for n in range(20)]
+async def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker)
+    answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
+    connection.close()
+    assert answers == [b"%d" % n for n in range(20)]
 
 
-def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -> None:
-    async def scenario() -> bytes:
-        connection = AsyncConnection(settings.broker)
-        await connection.connect()
-        given_up = asyncio.ensure_future(connection.call("ECHO", "first"))
-        await asyncio.sleep(0)
-        given_up.cancel()
-        answer: bytes = await connection.call("ECHO", "second")
-        connection.close()
-        return answer
-
-    assert asyncio.run(scenario()) == b"second"
+async def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker)
+    await connection.connect()
+    given_up = asyncio.ensure_future(connection.call("ECHO", "first"))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    answer: bytes = await connection.call("ECHO", "second")
+    connection.close()
+    assert answer == b"second"
 
 
 def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(opened: Callable[..., Any]) -> None:
@@ -133,50 +124,41 @@ def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(opened: Call
     assert connection.call("ECHO", "next") == b"next"
 
 
-def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
-    async def scenario() -> None:
-        connection = AsyncConnection(settings.broker, answer=None)
-        waiting = asyncio.ensure_future(connection.call("BLMOVE", "from", "to", "LEFT", "LEFT", 0))
-        with redis.Redis.from_url(settings.broker) as store:
-            await until(lambda: store.info("clients")["blocked_clients"] > 0)
-            waiting.cancel()
-            await until(lambda: not connection.connected)
-            await until(lambda: store.info("clients")["blocked_clients"] == 0)
-
-    asyncio.run(scenario())
+async def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker, answer=None)
+    waiting = asyncio.ensure_future(connection.call("BLMOVE", "from", "to", "LEFT", "LEFT", 0))
+    with redis.Redis.from_url(settings.broker) as store:
+        await until(lambda: store.info("clients")["blocked_clients"] > 0)
+        waiting.cancel()
+        await until(lambda: not connection.connected)
+        await until(lambda: store.info("clients")["blocked_clients"] == 0)
 
 
-def test_calls_on_a_connection_that_is_closed_fail_at_once(settings: Settings) -> None:
-    async def scenario() -> None:
-        connection = AsyncConnection(settings.broker, answer=None)
-        waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
-        await until(lambda: connection.connected)
-        await asyncio.sleep(0)
-        connection.close()
-        with pytest.raises(ConnectionError):
-            await asyncio.wait_for(waiting, SOON)
-
-    asyncio.run(scenario())
+async def test_calls_on_a_connection_that_is_closed_fail_at_once(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker, answer=None)
+    waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
+    await until(lambda: connection.connected)
+    await asyncio.sleep(0)
+    connection.close()
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(waiting, SOON)
 
 
-def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repeated(
+async def test_a_call_whose_connection_is_closed_while_it_opens_fails_and_may_be_repeated(
     settings: Settings, cable: Cable
 ) -> None:
-    async def scenario() -> None:
-        connection = AsyncConnection(through(settings.broker, cable))
-        cable.delay = 2 * SOON
-        listening = asyncio.ensure_future(connection.listen([("SUBSCRIBE", "x")], lambda _: None))
-        asking = asyncio.ensure_future(connection.call("PING"))
-        await asyncio.sleep(0.01)  # it is connecting
-        connection.close()
-        for waiting in (listening, asking):
-            with pytest.raises(ConnectionError):
-                await asyncio.wait_for(waiting, SOON)
-        cable.delay = 0.0
-        assert await connection.call("PING") == b"PONG"
-        connection.close()
-
-    asyncio.run(scenario())
+    connection = AsyncConnection(through(settings.broker, cable))
+    cable.delay = 2 * SOON
+    listening = asyncio.ensure_future(connection.listen([("SUBSCRIBE", "x")], lambda _: None))
+    asking = asyncio.ensure_future(connection.call("PING"))
+    await asyncio.sleep(0.01)  # it is connecting
+    connection.close()
+    for waiting in (listening, asking):
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(waiting, SOON)
+    cable.delay = 0.0
+    assert await connection.call("PING") == b"PONG"
+    connection.close()
 
 
 def test_large_values_go_and_come_whole_among_small_ones(opened: Callable[..., Any]) -> None:
@@ -193,45 +175,38 @@ def test_an_error_of_the_server_is_raised_and_the_next_call_is_answered(opened: 
     assert connection.call("ECHO", "next") == b"next"
 
 
-def test_an_error_in_a_transaction_is_raised(settings: Settings) -> None:
-    async def scenario() -> None:
-        connection = AsyncConnection(settings.broker)
-        assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
-        with pytest.raises(ServerError, match="WRONGTYPE"):
-            await connection.transaction(("LPUSH", "one", 1), ("GET", "one"))
-        connection.close()
-
-    asyncio.run(scenario())
+async def test_an_error_in_a_transaction_is_raised(settings: Settings) -> None:
+    connection = AsyncConnection(settings.broker)
+    assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
+    with pytest.raises(ServerError, match="WRONGTYPE"):
+        await connection.transaction(("LPUSH", "one", 1), ("GET", "one"))
+    connection.close()
 
 
-def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: Cable) -> None:
+async def test_all_calls_to_a_silent_server_fail_together(settings: Settings, cable: Cable) -> None:
     """Also those who come while another connects: no wait is added to another."""
 
-    async def scenario() -> float:
-        connection = AsyncConnection(through(settings.broker, cable), answer=1, connect_timeout=1)
-        await connection.call("PING")
-        cable.forget()
-        began = time.monotonic()
-        answer = await asyncio.gather(*(connection.call("PING") for _ in range(20)), return_exceptions=True)
-        assert all(isinstance(one, TimeoutError) for one in answer), answer
-        return time.monotonic() - began
-
-    assert asyncio.run(scenario()) < 2 + BUSY  # one after the other they would take twenty seconds
+    connection = AsyncConnection(through(settings.broker, cable), answer=1, connect_timeout=1)
+    await connection.call("PING")
+    cable.forget()
+    began = time.monotonic()
+    answer = await asyncio.gather(*(connection.call("PING") for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(one, TimeoutError) for one in answer), answer
+    assert (time.monotonic() - began) < 2 + BUSY  # one after the other they would take twenty seconds
 
 
-def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(settings: Settings, cable: Cable) -> None:
+async def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silent(
+    settings: Settings, cable: Cable
+) -> None:
     """A busy server that still reads has not failed."""
 
-    async def scenario() -> float:
-        connection = AsyncConnection(through(settings.broker, cable), answer=2)
-        await connection.call("PING")
-        cable.delay = 0.05  # each MiB at most
-        began = time.monotonic()
-        await connection.call("SET", "large", bytes(48 * 2**20))
-        connection.close()
-        return time.monotonic() - began
-
-    assert asyncio.run(scenario()) > 2
+    connection = AsyncConnection(through(settings.broker, cable), answer=2)
+    await connection.call("PING")
+    cable.delay = 0.05  # each MiB at most
+    began = time.monotonic()
+    await connection.call("SET", "large", bytes(48 * 2**20))
+    connection.close()
+    assert (time.monotonic() - began) > 2
 
 
 def test_a_wrong_password_is_refused_at_once(settings: Settings, opened: Callable[..., Any]) -> None:
@@ -320,16 +295,13 @@ def test_a_connection_whose_caller_gave_up_while_it_opened_is_closed_with_the_ot
 PASSWORD = "hush-hush"
 
 
-def test_a_broker_that_is_away_is_named_without_its_password() -> None:
-    async def take() -> None:
+async def test_a_broker_that_is_away_is_named_without_its_password() -> None:
+    with pytest.raises(BrokerUnavailableError) as caught:
         transport = ValkeyTransport(f"redis://:{PASSWORD}@127.0.0.1:9/0", name="test", keep_record=1)
         try:
             await transport.take()
         finally:
             await transport.close()
-
-    with pytest.raises(BrokerUnavailableError) as caught:
-        asyncio.run(take())
 
     assert PASSWORD not in str(caught.value)
 

@@ -271,47 +271,40 @@ async def opened(settings: Settings) -> ValkeyTransport:
     return transport
 
 
-def test_a_session_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[bytes]:
-        transport = await opened(settings)
-        await transport.retire()
-        await transport.close()
-        return list(scores(store.client, SESSIONS))
+async def test_a_session_whose_moves_were_all_answered_is_forgotten_as_it_ends(
+    settings: Settings, store: Store
+) -> None:
+    transport = await opened(settings)
+    await transport.retire()
+    await transport.close()
+    assert not [session for session in list(scores(store.client, SESSIONS)) if session.startswith(b"router.")]
 
-    assert not [session for session in asyncio.run(sessions()) if session.startswith(b"router.")]
 
-
-def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[bytes]:
-        transport = await opened(settings)
-        await transport.wait(0.05)
-        await transport.retire()
-        await transport.close()
-        return list(scores(store.client, SESSIONS))
-
-    assert b"router.1" in asyncio.run(sessions())
+async def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
+    transport = await opened(settings)
+    await transport.wait(0.05)
+    await transport.retire()
+    await transport.close()
+    assert b"router.1" in list(scores(store.client, SESSIONS))
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_what_a_router_could_not_answer_or_took_before_its_session_ended_is_taken_again(
+async def test_what_a_router_could_not_answer_or_took_before_its_session_ended_is_taken_again(
     settings: Settings, store: Store, ended: bool
 ) -> None:
-    async def taken() -> list[int]:
-        transport = await opened(settings)
-        store.client.lpush(ARRIVALS, b"{}")
-        await transport.wait(10)
-        first = await transport.take()
-        if ended:
-            die(store, "router.1")
-            await transport.tidy()  # finds that the session ended
-            assert not (await transport.take()).arrivals  # and begins another
-        else:
-            transport.abandon()
-        again = await transport.take()
-        await transport.close()
-        return [len(first.arrivals), len(again.arrivals)]
-
-    assert asyncio.run(taken()) == [1, 1]
+    transport = await opened(settings)
+    store.client.lpush(ARRIVALS, b"{}")
+    await transport.wait(10)
+    first = await transport.take()
+    if ended:
+        die(store, "router.1")
+        await transport.tidy()  # finds that the session ended
+        assert not (await transport.take()).arrivals  # and begins another
+    else:
+        transport.abandon()
+    again = await transport.take()
+    await transport.close()
+    assert [len(first.arrivals), len(again.arrivals)] == [1, 1]
     assert store.client.llen(ARRIVALS) == 1
 
 
@@ -324,19 +317,18 @@ async def patiently_taken(transport: ValkeyTransport) -> InFlight:
     raise AssertionError("the broker is away")
 
 
-def test_a_router_whose_connections_break_as_it_waits_begins_another_session(settings: Settings, store: Store) -> None:
-    async def taken() -> tuple[int, list[bytes]]:
-        transport = await opened(settings)
-        waiting = asyncio.create_task(transport.wait(10))
-        await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
-        store.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        with pytest.raises(BrokerUnavailableError):
-            await waiting
-        store.client.lpush(ARRIVALS, b"{}")
-        found = await patiently_taken(transport)
-        await transport.close()
-        return len(found.arrivals), list(scores(store.client, SESSIONS))
-
-    arrivals, sessions = asyncio.run(taken())
+async def test_a_router_whose_connections_break_as_it_waits_begins_another_session(
+    settings: Settings, store: Store
+) -> None:
+    transport = await opened(settings)
+    waiting = asyncio.create_task(transport.wait(10))
+    await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
+    store.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(BrokerUnavailableError):
+        await waiting
+    store.client.lpush(ARRIVALS, b"{}")
+    found = await patiently_taken(transport)
+    await transport.close()
+    arrivals, sessions = len(found.arrivals), list(scores(store.client, SESSIONS))
     assert arrivals == 1
     assert b"router.1" in sessions  # a move on a broken connection may still come

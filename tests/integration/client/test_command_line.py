@@ -1,6 +1,5 @@
 """The client and its command line as processes of their own: imports, start-up, exit codes, streams and signals."""
 
-import asyncio
 import json
 import os
 import re
@@ -77,13 +76,10 @@ def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_t
     assert "hint: " in done.stderr
 
 
-def test_a_job_whose_fleet_stops_answering_can_be_waited_for_again() -> None:
-    async def wait() -> None:
+async def test_a_job_whose_fleet_stops_answering_can_be_waited_for_again() -> None:
+    with pytest.raises(CommandError) as caught:
         async with AsyncClient(NO_SERVER) as client:
             await answer_of(client.job("a-job"), 1.0, stream=False, as_json=True)
-
-    with pytest.raises(CommandError) as caught:
-        asyncio.run(wait())
     assert caught.value.hint == "`taxiway result a-job --wait SECONDS` waits for the job, which continues"
 
 

@@ -1,6 +1,5 @@
 """What a running callable reports, at every interface of a real router and worker."""
 
-import asyncio
 import io
 import json
 import os
@@ -64,15 +63,12 @@ def test_a_job_s_reports_are_iterated_over_until_it_ends(client: taxiway.Client)
 
 
 @pytest.mark.parametrize("interface", ["broker", "http"])
-def test_reports_are_iterated_over_on_an_event_loop_and_a_job_without_any_has_none(
+async def test_reports_are_iterated_over_on_an_event_loop_and_a_job_without_any_has_none(
     fleet: ServedFleet, interface: str
 ) -> None:
-    async def ask() -> tuple[list[taxiway.RunProgress], list[taxiway.RunProgress]]:
-        async with taxiway.AsyncClient(fleet.interfaces[interface]) as client:
-            walk, echo = await client.submit("walk", INPUTS), await client.submit("echo", "hello")
-            return [one async for one in walk.progress(60)], [one async for one in echo.progress(60)]
-
-    walked, echoed = asyncio.run(ask())
+    async with taxiway.AsyncClient(fleet.interfaces[interface]) as client:
+        walk, echo = await client.submit("walk", INPUTS), await client.submit("echo", "hello")
+        walked, echoed = [one async for one in walk.progress(60)], [one async for one in echo.progress(60)]
     assert walked and not echoed
 
 

@@ -134,13 +134,10 @@ def test_a_plain_celery_worker_runs_a_job_and_the_client_receives_it_on_celerys_
     assert result.outputs == {"payload": "from afar"}
 
 
-def test_submits_made_at_once_go_out_in_few_pushes(url: str, store: redis.Redis) -> None:
-    async def submit_all() -> None:
-        async with taxiway.AsyncClient(url) as client:
-            await asyncio.gather(*(client.submit("echo", n) for n in range(1000)))
-
+async def test_submits_made_at_once_go_out_in_few_pushes(url: str, store: redis.Redis) -> None:
     before = pushes(store)
-    asyncio.run(submit_all())
+    async with taxiway.AsyncClient(url) as client:
+        await asyncio.gather(*(client.submit("echo", n) for n in range(1000)))
 
     assert store.llen(ARRIVALS) == 1000
     assert pushes(store) - before <= 5
@@ -150,14 +147,11 @@ def pushes(store: redis.Redis) -> int:
     return store.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
 
 
-def test_arrivals_keep_the_order_in_which_they_were_submitted(url: str) -> None:
-    async def submit_all() -> list[str]:
+async def test_arrivals_keep_the_order_in_which_they_were_submitted(url: str) -> None:
+    with Responder(url) as responder:
         async with taxiway.AsyncClient(url) as client:
             jobs = await asyncio.gather(*(client.submit("echo", n) for n in range(700)))
-            return [job.id for job in jobs]
-
-    with Responder(url) as responder:
-        ids = asyncio.run(submit_all())
+            ids = [job.id for job in jobs]
         eventually(lambda: len(responder.taken) == 700)
 
     assert [envelope.headers["id"] for envelope in responder.taken] == ids
@@ -246,18 +240,16 @@ def test_map_yields_in_order_and_keeps_its_window(url: str, each: Callable[..., 
     assert max(ahead - payload for payload, ahead in given) == 8
 
 
-def test_map_of_an_asyncio_client_takes_an_asynchronous_iterator(url: str) -> None:
+async def test_map_of_an_asyncio_client_takes_an_asynchronous_iterator(url: str) -> None:
     async def inputs() -> AsyncIterator[int]:
         for n in range(20):
             await asyncio.sleep(0)
             yield n
 
-    async def ask() -> list[object]:
-        async with taxiway.AsyncClient(url) as client:
-            return [r.outputs["payload"] async for r in client.map("echo", inputs(), window=4, timeout=60)]
-
     with Responder(url):
-        assert asyncio.run(ask()) == list(range(20))
+        async with taxiway.AsyncClient(url) as client:
+            results = client.map("echo", inputs(), window=4, timeout=60)
+            assert [one.outputs["payload"] async for one in results] == list(range(20))
 
 
 def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, client: Client) -> None:
@@ -317,17 +309,14 @@ def test_progress_is_called_after_each_answer(url: str, each: Callable[..., None
     assert counts == [1, 2, 3, 4, 5]
 
 
-def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client: Client) -> None:
+async def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client: Client) -> None:
     drawn: list[int] = []
 
-    async def ask() -> None:
+    with Responder(url):
         async with taxiway.AsyncClient(url) as own:
             answers = own.map_as_completed("echo", map(drawn.append, range(50)), window=3, timeout=60)
             with pytest.raises(InvalidRequestError, match="inputs"):
                 await anext(answers)
-
-    with Responder(url):
-        asyncio.run(ask())
         seen = sorted(n for n, _ in client.map_as_completed("echo", range(50), window=3, timeout=60))
 
     assert len(drawn) <= 4
@@ -351,14 +340,11 @@ def reply_of(client: Client) -> str:
     return interface._name
 
 
-def test_an_async_job_is_awaited(url: str) -> None:
-    async def ask() -> list[object]:
+async def test_an_async_job_is_awaited(url: str) -> None:
+    with Responder(url):
         async with taxiway.AsyncClient(url) as client:
             jobs = [await client.submit("echo", n) for n in range(20)]
-            return [(await job).outputs["payload"] for job in jobs]
-
-    with Responder(url):
-        assert asyncio.run(ask()) == list(range(20))
+            assert [(await job).outputs["payload"] for job in jobs] == list(range(20))
 
 
 def test_a_closed_client_says_that_it_is_closed(url: str) -> None:

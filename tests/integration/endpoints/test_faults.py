@@ -1,6 +1,5 @@
 """Each fault of an engine a few times under load, before a router: `python -m benchmarks.engines --faults` has more."""
 
-import asyncio
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import TREE, Settings
-from tests.engine_faults import CLASSES, OF_PROMPTS, OF_SERVERS, FaultyEngine, Tally, table
+from tests.engine_faults import CLASSES, OF_PROMPTS, OF_SERVERS, FaultyEngine, table
 from tests.routing import RouterProcess, eventually, router_process
 from tests.serving import is_ready
 from tests.working import worker_process, worker_settings
@@ -39,13 +38,10 @@ def router(settings: Settings, tmp_path: Path, faulty: FaultyEngine) -> Iterator
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_no_fault_loses_a_job_or_is_silent_and_only_an_unknown_fate_is_sent_again(
+async def test_no_fault_loses_a_job_or_is_silent_and_only_an_unknown_fate_is_sent_again(
     router: RouterProcess, faulty: FaultyEngine
 ) -> None:
-    async def all_of_it() -> list[Tally]:
-        return [tally async for tally in table(router.http, faulty, COUNT)]
-
-    tallies = asyncio.run(all_of_it())
+    tallies = [tally async for tally in table(router.http, faulty, COUNT)]
     assert [tally.fault for tally in tallies] == [*OF_PROMPTS, *OF_SERVERS]
     assert all(tally.jobs for tally in tallies)
     assert [(tally.fault, tally.lost, tally.silent) for tally in tallies if tally.lost or tally.silent] == []

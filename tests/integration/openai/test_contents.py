@@ -29,40 +29,31 @@ async def read(contents: Contents, name: str) -> bytes:
     return b"".join([piece async for piece in contents.read(name)])
 
 
-def test_a_content_is_read_as_it_was_written(contents: Contents) -> None:
-    async def use() -> None:
-        assert await contents.write("a/b", pieces(b"x" * 2**20, b"", b"yz")) == 2**20 + 2
-        assert await read(contents, "a/b") == b"x" * 2**20 + b"yz"
-        assert await contents.write("a/b", pieces()) == 0
-        assert await read(contents, "a/b") == b""
-        await contents.delete("a/b", "a/none")
-        with pytest.raises(FileNotFoundError):
-            await read(contents, "a/b")
-
-    asyncio.run(use())
+async def test_a_content_is_read_as_it_was_written(contents: Contents) -> None:
+    assert await contents.write("a/b", pieces(b"x" * 2**20, b"", b"yz")) == 2**20 + 2
+    assert await read(contents, "a/b") == b"x" * 2**20 + b"yz"
+    assert await contents.write("a/b", pieces()) == 0
+    assert await read(contents, "a/b") == b""
+    await contents.delete("a/b", "a/none")
+    with pytest.raises(FileNotFoundError):
+        await read(contents, "a/b")
 
 
-def test_a_content_that_breaks_off_is_not_there(contents: Contents, tmp_path: Path) -> None:
-    async def use() -> None:
-        with pytest.raises(Exception, match="gone"):
-            await contents.write("c", pieces(b"x", ValueError("gone")))
-        with pytest.raises(FileNotFoundError):
-            await read(contents, "c")
-
-    asyncio.run(use())
+async def test_a_content_that_breaks_off_is_not_there(contents: Contents, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="gone"):
+        await contents.write("c", pieces(b"x", ValueError("gone")))
+    with pytest.raises(FileNotFoundError):
+        await read(contents, "c")
     assert not isinstance(contents, FolderContents) or [*tmp_path.iterdir()] == []
 
 
-def test_a_folder_is_deleted_with_all_that_is_in_it(contents: Contents) -> None:
-    async def use() -> None:
-        for name in ("d/1", "d/2", "e/1"):
-            await contents.write(name, pieces(b"x"))
-        await contents.delete_below("d/")
-        with pytest.raises(FileNotFoundError):
-            await read(contents, "d/1")
-        assert await read(contents, "e/1") == b"x"
-
-    asyncio.run(use())
+async def test_a_folder_is_deleted_with_all_that_is_in_it(contents: Contents) -> None:
+    for name in ("d/1", "d/2", "e/1"):
+        await contents.write(name, pieces(b"x"))
+    await contents.delete_below("d/")
+    with pytest.raises(FileNotFoundError):
+        await read(contents, "d/1")
+    assert await read(contents, "e/1") == b"x"
 
 
 def test_what_a_killed_router_left_unfinished_is_deleted_after_an_hour(tmp_path: Path) -> None:
