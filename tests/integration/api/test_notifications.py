@@ -62,33 +62,29 @@ async def subscribed(store: redis.Redis, name: str, *, times: int = 1) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
-    async def scenario() -> bytes:
-        async with router_results(settings.broker, name) as results:
-            await subscribed(store, name)
-            with closing(results.expect("j")) as expected:
-                store.hset(job_key("j"), "state", "queued")
-                await asyncio.sleep(PAUSE)  # what was looked up at the start is over
-                store.set(result_key("j"), META)
-                return await asyncio.wait_for(expected.future, SOON)
-
-    assert asyncio.run(scenario()) == META
-
-
-def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
+async def test_a_router_finds_a_result_that_was_never_announced(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
-    async def scenario() -> bytes:
-        async with router_results(settings.broker, name) as results:
-            await subscribed(store, name)
-            store.hset(job_key("kept"), "state", "queued")
-            with closing(results.expect("lost")) as lost, closing(results.expect("kept")) as kept:
-                with pytest.raises(BrokerUnavailableError, match="lost job lost"):
-                    await asyncio.wait_for(lost.future, SOON)
-                store.set(result_key("kept"), META.replace(b'"j"', b'"kept"'))
-                return await asyncio.wait_for(kept.future, SOON)
+    async with router_results(settings.broker, name) as results:
+        await subscribed(store, name)
+        with closing(results.expect("j")) as expected:
+            store.hset(job_key("j"), "state", "queued")
+            await asyncio.sleep(PAUSE)  # what was looked up at the start is over
+            store.set(result_key("j"), META)
+            assert await asyncio.wait_for(expected.future, SOON) == META
 
-    assert b"kept" in asyncio.run(scenario())
+
+async def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
+    settings: Settings, store: redis.Redis, name: str
+) -> None:
+    async with router_results(settings.broker, name) as results:
+        await subscribed(store, name)
+        store.hset(job_key("kept"), "state", "queued")
+        with closing(results.expect("lost")) as lost, closing(results.expect("kept")) as kept:
+            with pytest.raises(BrokerUnavailableError, match="lost job lost"):
+                await asyncio.wait_for(lost.future, SOON)
+            store.set(result_key("kept"), META.replace(b'"j"', b'"kept"'))
+            assert b"kept" in await asyncio.wait_for(kept.future, SOON)
 
 
 async def test_a_client_finds_a_result_that_was_never_announced(
