@@ -46,18 +46,15 @@ class OneOpenBatch:
         pytest.param(UnknownObjectError("no batch 'batch_1' is known"), 0, id="deleted"),
     ],
 )
-def test_a_batch_that_cannot_be_read_stays_open_unless_it_was_deleted(reason: TaxiwayError, left: int) -> None:
+async def test_a_batch_that_cannot_be_read_stays_open_unless_it_was_deleted(reason: TaxiwayError, left: int) -> None:
     objects = OneOpenBatch(reason)
 
-    async def looked() -> None:
-        unused = cast(Any, None)
-        router = SimpleNamespace(leaving=False, store=SimpleNamespace(clock=SimpleNamespace(now=lambda: 1.0)))
-        runner = BatchRunner(Desk(cast(Any, router), unused, cast(Any, objects), unused, unused, LineWindow(1)))
-        with suppress(BrokerUnavailableError):
-            await runner._look()
-        await asyncio.gather(*runner._tasks.values())
-
-    asyncio.run(looked())
+    unused = cast(Any, None)
+    router = SimpleNamespace(leaving=False, store=SimpleNamespace(clock=SimpleNamespace(now=lambda: 1.0)))
+    runner = BatchRunner(Desk(cast(Any, router), unused, cast(Any, objects), unused, unused, LineWindow(1)))
+    with suppress(BrokerUnavailableError):
+        await runner._look()
+    await asyncio.gather(*runner._tasks.values())
     assert len(objects.open) == left
 
 

@@ -63,63 +63,54 @@ async def ended(asked: list[asyncio.Future[ForwardOutcome]]) -> list[ForwardOutc
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
-def test_submissions_during_a_call_share_the_next_one() -> None:
-    async def scenario() -> list[ForwardOutcome | BaseException]:
-        interface = Interface()
-        first = interface.ask("a")
-        jobs, answer = await interface.lane.call()
-        assert jobs == ["a"]
-        others = interface.ask("b", "c")
-        answer.set_result([NEW])
-        assert await ended(first) == [NEW]
-        jobs, answer = await interface.lane.call()
-        assert jobs == ["b", "c"]
-        answer.set_result([NEW, COPY])
-        return await ended(others)
-
-    assert asyncio.run(scenario()) == [NEW, COPY]
+async def test_submissions_during_a_call_share_the_next_one() -> None:
+    interface = Interface()
+    first = interface.ask("a")
+    jobs, answer = await interface.lane.call()
+    assert jobs == ["a"]
+    others = interface.ask("b", "c")
+    answer.set_result([NEW])
+    assert await ended(first) == [NEW]
+    jobs, answer = await interface.lane.call()
+    assert jobs == ["b", "c"]
+    answer.set_result([NEW, COPY])
+    assert await ended(others) == [NEW, COPY]
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
-def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
+async def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
-    async def scenario() -> list[ForwardOutcome | BaseException]:
-        interface = Interface()
-        failing = interface.ask("a", "b")
-        _, answer = await interface.lane.call()
-        beside = interface.ask("c")
-        answer.set_exception(error)
-        reply = await ended(failing)
-        jobs, answer = await interface.lane.call()
-        assert jobs == ["c"]
-        answer.set_result([NEW])
-        assert await ended(beside) == [NEW]
-        later = interface.ask("d")
-        (await interface.lane.call())[1].set_result([NEW])
-        assert await ended(later) == [NEW]
-        return reply
-
-    assert asyncio.run(scenario()) == [error, error]
+    interface = Interface()
+    failing = interface.ask("a", "b")
+    _, answer = await interface.lane.call()
+    beside = interface.ask("c")
+    answer.set_exception(error)
+    reply = await ended(failing)
+    jobs, answer = await interface.lane.call()
+    assert jobs == ["c"]
+    answer.set_result([NEW])
+    assert await ended(beside) == [NEW]
+    later = interface.ask("d")
+    (await interface.lane.call())[1].set_result([NEW])
+    assert await ended(later) == [NEW]
+    assert reply == [error, error]
 
 
-def test_rows_without_an_answer_get_an_error() -> None:
-    async def scenario() -> list[ForwardOutcome | BaseException]:
-        interface = Interface()
-        asked = interface.ask("a", "b")
-        (await interface.lane.call())[1].set_result([NEW])
-        return await ended(asked)
-
-    fresh, error = asyncio.run(scenario())
+async def test_rows_without_an_answer_get_an_error() -> None:
+    interface = Interface()
+    asked = interface.ask("a", "b")
+    (await interface.lane.call())[1].set_result([NEW])
+    fresh, error = await ended(asked)
     assert fresh is NEW
     assert isinstance(error, ValueError)
 
 
 @pytest.mark.parametrize(("error", "logged"), [(BrokerUnavailableError("away"), []), (UNFORESEEN, [UNFORESEEN])])
-def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
+async def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
     caplog: pytest.LogCaptureFixture, error: BrokerUnavailableError | KeyError, logged: list[Exception]
 ) -> None:
-    async def scenario() -> None:
+    with caplog.at_level(logging.ERROR):
         interface = Interface()
         asked = interface.ask("a")
         _, answer = await interface.lane.call()
@@ -128,7 +119,4 @@ def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
         answer.set_exception(error)
         (await interface.lane.call())[1].set_result([NEW])
         await ended([*asked, *beside])
-
-    with caplog.at_level(logging.ERROR):
-        asyncio.run(scenario())
     assert [present(record.exc_info)[1] for record in caplog.records] == logged

@@ -16,40 +16,31 @@ async def ended(waits: Sequence[Awaitable[Any]]) -> list[Any]:
     return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), SOON)
 
 
-def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
-    async def scenario() -> list[Any]:
-        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-        came, late, never = (loop.create_future() for _ in range(3))
-        waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
-        first = asyncio.ensure_future(ended(waits))
-        loop.call_soon(came.set_result, "came")
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(never), SOON)
-        assert not late.done()
-        late.set_result("late")
-        return await first
-
-    came, late, never = asyncio.run(scenario())
+async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
+    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
+    came, late, never = (loop.create_future() for _ in range(3))
+    waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
+    first = asyncio.ensure_future(ended(waits))
+    loop.call_soon(came.set_result, "came")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(never), SOON)
+    assert not late.done()
+    late.set_result("late")
+    came, late, never = await first
     assert (came, late, type(never)) == ("came", "late", TimeoutError)
 
 
-def test_a_wait_after_others_had_ended_ends_too() -> None:
-    async def scenario() -> list[Any]:
-        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-        answer = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
-        return [type(error) for (error,) in answer]
-
-    assert asyncio.run(scenario()) == [TimeoutError] * 3
+async def test_a_wait_after_others_had_ended_ends_too() -> None:
+    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
+    answer = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
+    assert [type(error) for (error,) in answer] == [TimeoutError] * 3
 
 
-def test_a_wait_that_is_cancelled_is_forgotten() -> None:
-    async def scenario() -> tuple[type[Any], type[Any]]:
-        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-        given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
-        await asyncio.sleep(0)
-        given_up.cancel()
-        (answer,) = await ended([given_up])
-        (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
-        return type(answer), type(after)
-
-    assert asyncio.run(scenario()) == (asyncio.CancelledError, TimeoutError)
+async def test_a_wait_that_is_cancelled_is_forgotten() -> None:
+    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
+    given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    (answer,) = await ended([given_up])
+    (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
+    assert (type(answer), type(after)) == (asyncio.CancelledError, TimeoutError)
