@@ -1,0 +1,132 @@
+"""Three sites of one machine: work goes where it is cheap and in time, and what is private stays where it arose."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+import taxiway
+from tasks.settings import TREE
+from taxiway.errors import OverloadedError
+from tests.routing import eventually
+
+STORY = "Tell a long story of a calm flight over the sea."
+STARTS_WITHIN = 280  # seconds, on a busy machine
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The fleets of examples/sites: a client of the edge, the folder of each one's data, and where words are typed."""
+
+    edge: taxiway.Client
+    url: str
+    folder: Path
+    typed: IO[str]
+
+    def say(self, words: str) -> None:
+        self.typed.write(words + "\n")
+        self.typed.flush()
+
+    def explained(self, job: str) -> Any:
+        """Why a job of the edge is where it is."""
+        answer = httpx.get(f"{self.url}/v2/jobs/{job}/placement", timeout=60, trust_env=False)
+        return answer.raise_for_status().json()
+
+    def mentions(self, site: str, text: str) -> bool:
+        """Whether a log of a site has the text, or its store, where a message has its body in base64."""
+        files = [path.read_bytes() for path in (self.folder / site).rglob("*") if path.is_file()]
+        coded = [base64.b64encode(bytes(shift) + text.encode())[4:-4] for shift in range(3)]
+        return any(form in content for content in files for form in (text.encode(), *coded))
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+    folder = tmp_path_factory.mktemp("sites")
+    command = [sys.executable, str(TREE / "examples" / "sites" / "run.py"), "--data", str(folder)]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("TAXIWAY_")}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        addresses = json.loads(process.stdout.readline())
+        with taxiway.Client(addresses["edge"]) as edge:
+            eventually(lambda: placed(edge, "generate", STORY) == "cloud" and placed(edge, "embed", STORY) == "lab")
+            yield Sites(edge, addresses["edge"], folder, process.stdin)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(STARTS_WITHIN)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def placed(client: taxiway.Client, model: str, inputs: Any, **terms: Any) -> str | None:
+    """Where a request would go now; None if nowhere."""
+    found: str | None = client.what_if(model, inputs, **terms)["hardware_class"]
+    return found
+
+
+@pytest.mark.timeout(STARTS_WITHIN + 120)
+def test_each_kind_of_work_goes_to_the_site_that_suits_it(sites: Sites) -> None:
+    results = {
+        "cpu.batch": sites.edge.infer("sentiment", "A calm flight.", timeout=120),
+        "lab": sites.edge.infer("embed", "A calm flight.", timeout=120),
+        "cloud": sites.edge.infer("generate", STORY, timeout=120),
+    }
+    assert {name: result.report.hardware_class for name, result in results.items()} == {name: name for name in results}
+    assert len(results["cloud"].outputs["text"]) > 0
+    job = sites.edge.submit("generate", STORY)
+    job.result(timeout=120)
+    (chosen,) = [one for one in sites.explained(job.id)["considered"] if one["chosen"]]
+    assert chosen["warning"].startswith("offer of site cloud, ")
+
+
+@pytest.mark.timeout(240)
+def test_private_work_never_leaves_a_full_edge(sites: Sites) -> None:
+    canary = f"canary-{uuid.uuid4().hex}"
+    jobs, refused = [], 0
+    for n in range(150):
+        try:
+            jobs.append(sites.edge.submit("sentiment", f"{canary} {n}", tenant="clinic"))
+        except OverloadedError:  # the edge is full: it says so, and sends nothing away
+            refused += 1
+    assert jobs
+    assert {job.result(timeout=120).report.hardware_class for job in jobs} == {"cpu.batch"}
+    why = {
+        one["hardware_class"]: one["reason"]
+        for one in sites.explained(jobs[0].id)["refused"]
+        if one["variant"] == "taxiway"
+    }
+    assert why["lab"] == why["cloud"] == "the data must stay on 'ward', which the class is not"
+    eventually(lambda: sites.mentions("edge", canary))
+    assert not sites.mentions("lab", canary)
+    assert not sites.mentions("cloud", canary)
+
+
+@pytest.mark.timeout(240)
+def test_work_for_the_cloud_waits_while_the_line_is_cut_and_the_edge_goes_on(sites: Sites) -> None:
+    sites.say("cut cloud")
+    try:
+        warned = "no line to the site: what only it can do waits for it"
+        eventually(lambda: considered(sites, "generate", service="bulk").get("cloud") == warned)
+        job = sites.edge.submit("generate", STORY, service="bulk")
+        assert sites.edge.infer("sentiment", "A calm flight.", timeout=120).report.hardware_class == "cpu.batch"
+    finally:
+        sites.say("mend cloud")
+    assert job.result(timeout=120).report.hardware_class == "cloud"
+
+
+def considered(sites: Sites, model: str, **terms: Any) -> dict[str, Any]:
+    """What is to be said of each class that could run a request now."""
+    return {one["hardware_class"]: one["warning"] for one in sites.edge.what_if(model, STORY, **terms)["considered"]}
