@@ -280,6 +280,8 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
     if fleet.get("devices"):
         console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
+    if sites := [row for facts in fleet.get("devices", ()) for row in _site_rows(facts)]:
+        console.print(_table("sites", sites))
     if "models" in fleet:
         show_models(fleet["models"])
     if fleet.get("plan"):
@@ -439,6 +441,25 @@ def _state(facts: Mapping[str, Any]) -> str:
     if facts.get("draining"):
         return " (draining)"
     return f" (out of service: {facts['fault']})" if facts.get("fault") else ""
+
+
+def _site_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for the other fleet that a device is; none of any other device."""
+    peer = (facts.get("endpoint") or {}).get("peer")
+    if peer is None:
+        return []
+    models = sorted({key.partition(":")[0] for key in peer.get("offers", ())})
+    silent = facts.get("fault", "")
+    return [
+        {
+            "site": peer["site"] or "not reached yet",
+            "class": facts["hardware_class"],
+            "line": f"silent: {silent}" if silent else f"{1000 * peer.get('round_trip', 0.0):.0f} ms",
+            "offers": ", ".join(models) if models else "nothing",
+            "old": duration(peer.get("age", 0.0)) if models else "",
+            "dropped": peer.get("dropped", 0),
+        }
+    ]
 
 
 def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import aiohttp
 import msgspec
 import pytest
 
+from api.access import Key, Scope, digest_of
+from api.keys_file import write_keys
 from taxiway.contract.keys import job_key
 from taxiway.contract.peers import (
     BESIDE,
@@ -86,19 +89,20 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(site: OpenSite, *first: ToSite) -> AsyncIterator[Caller]:
+async def calling(site: OpenSite, *first: ToSite, key: str = "") -> AsyncIterator[Caller]:
     """A connection, on which the caller says this first."""
-    async with aiohttp.ClientSession() as session, session.ws_connect(site.url + PATH) as socket:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession() as session, session.ws_connect(site.url + PATH, headers=headers) as socket:
         caller = Caller(socket)
         await caller.say(*first)
         yield caller
 
 
-def speak(site: OpenSite, talk: Callable[[Caller], Awaitable[Any]], *first: ToSite) -> Any:
+def speak(site: OpenSite, talk: Callable[[Caller], Awaitable[Any]], *first: ToSite, key: str = "") -> Any:
     """What a caller's talk gives."""
 
     async def run() -> Any:
-        async with calling(site, *(first or (HELLO,))) as caller:
+        async with calling(site, *(first or (HELLO,)), key=key) as caller:
             return await talk(caller)
 
     return asyncio.run(run())
@@ -227,3 +231,56 @@ def test_more_jobs_than_a_connection_may_have_are_refused_for_now(site: OpenSite
     refused = speak(site, talk)
     assert "jobs that are not answered" in refused.reason
     assert refused.retry_after > 0
+
+
+KEYS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("edge", "reader", "poor")}
+TENANTS = "\ntenants: {poor: {requests_per_second: 1}}\n"
+
+
+@pytest.fixture(scope="module")
+def guarded(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSite]:
+    """A fleet that asks callers for keys."""
+    folder = tmp_path_factory.mktemp("guarded")
+    scopes: dict[str, tuple[Scope, ...]] = {"edge": ("submit",), "reader": ("read",), "poor": ("submit",)}
+    keys = [Key(id=name, digest=digest_of(KEYS[name]), tenant=name, scopes=scopes[name]) for name in KEYS]
+    write_keys(folder / "keys.jsonl", keys)
+    options = ("--keys", str(folder / "keys.jsonl"))
+    with open_fleet(valkey_url, folder / "site", FAR + TENANTS, "cpu.batch", options=options, lasting=True) as (
+        site,
+        _,
+    ):
+        yield site
+
+
+@pytest.mark.parametrize(("key", "status"), [("", 401), ("taxiway_wrong", 401), ("reader", 403)])
+def test_a_caller_without_a_key_that_may_submit_is_refused(guarded: OpenSite, key: str, status: int) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        speak(guarded, Caller.closed, key=KEYS.get(key, key))
+    assert caught.value.status == status
+
+
+def test_a_caller_is_the_tenant_of_its_key_with_its_quota(guarded: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(submit("mine#1.0"))
+        await caller.hear(PeerAnswer)
+
+    async def too_often(caller: Caller) -> Any:
+        await caller.say(*(submit(f"often{n}#1.0") for n in range(20)))
+        return await caller.hear(PeerRefused)
+
+    speak(guarded, talk, key=KEYS["edge"])
+    keys: list[Any] = list(guarded.state.scan_iter(job_key("*")))
+    (record,) = [record_of(guarded.state, key.decode().removeprefix(job_key(""))) for key in keys]
+    assert record.tenant == "edge"
+    refused = speak(guarded, too_often, key=KEYS["poor"])
+    assert "rate limit exceeded" in refused.reason
+    assert refused.retry_after > 0
+
+
+def test_a_key_that_is_revoked_ends_its_connection(guarded: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.hear(PeerHello)
+        write_keys(guarded.settings.queues.parent.parent / "keys.jsonl", [])
+        return await caller.closed()
+
+    assert speak(guarded, talk, key=KEYS["edge"]) == (WRONG_FRAME, "the key has ended")
