@@ -60,7 +60,7 @@ class HttpServer:
         config = uvicorn.Config(
             self._answer,
             http="h11",
-            ws="websockets-sansio",
+            ws="wsproto",
             ws_max_size=int(limits.payload) + BESIDE,
             ws_per_message_deflate=False,  # tensors and short texts: it would cost each job more than it takes itself
             lifespan="off",

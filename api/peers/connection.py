@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from api.access import Bodies, TenantRates
+from api.errors import unforeseen
 from api.inference.infer import Inference, Running, continue_trace
 from api.inference.streaming import Streaming
 from api.jobs import Jobs
@@ -27,6 +28,7 @@ from taxiway.contract.peers import (
     MOST_JOBS,
     MOST_OFFERS,
     OFFER_EVERY,
+    PATH,
     STALE,
     VERSION,
     WRONG_FRAME,
@@ -173,8 +175,8 @@ class PeerConnection:
                 refusal = f"the connection has {MOST_JOBS} jobs that are not answered"
                 self._tell(PeerRefused(key, refusal, _RETRY_AFTER))
             case PeerSubmit(key=key):
-                job = self._jobs[key] = _PeerJob(frame)
-                job.task = asyncio.create_task(self._answer(job))
+                job = self._jobs[key] = _PeerJob()
+                job.task = asyncio.create_task(self._answer(job, frame))
             case PeerCancel(key=key):
                 task = asyncio.create_task(self._cancel(key))
                 self._cancels.add(task)
@@ -184,24 +186,26 @@ class PeerConnection:
             case PeerHello():
                 raise PeerError(WRONG_FRAME, "expected hello once")
 
-    async def _answer(self, job: _PeerJob) -> None:
+    async def _answer(self, job: _PeerJob, submit: PeerSubmit) -> None:
         """Accept a job, and send its answer once it has one."""
-        submit = job.submit
+        key, streams = submit.key, submit.terms.stream
         try:
             running = await self._accepted(submit)
+            del submit  # its body is not kept while it runs
+            job.accepted.set()
+            self._tell(PeerTaken(key))
+            with contextlib.closing(running):
+                last = await self._ending(key, running, streams=streams)
         except FleetUnavailable as error:
             after = error.details.get("retry_after") or _RETRY_AFTER
-            last: ToCaller | None = PeerRefused(submit.key, cut(error.message), float(after))
+            last = PeerRefused(key, cut(error.message), float(after))
         except TaxiwayError as error:
-            last = _failure(submit.key, error)
-        else:
-            job.accepted.set()
-            self._tell(PeerTaken(submit.key))
-            with contextlib.closing(running):
-                last = await self._ending(submit, running)
+            last = _failure(key, error)
+        except Exception as error:  # unexpected: logged by `unforeseen`
+            last = _failure(key, unforeseen("GET", PATH, error))
         finally:
             job.accepted.set()
-            self._jobs.pop(submit.key, None)
+            self._jobs.pop(key, None)
         if last is not None:
             await self._free.wait()
             self._tell(last)
@@ -219,22 +223,13 @@ class PeerConnection:
         finally:
             desk.bodies.give_back(tenant, size)
 
-    async def _ending(self, submit: PeerSubmit, running: Running) -> ToCaller | None:
+    async def _ending(self, key: str, running: Running, *, streams: bool) -> ToCaller | None:
         """How an accepted job ended; None if the router stops first. What it generates is sent as it comes."""
         try:
-            if submit.terms.stream:
-                result: Result | None = await self._streamed(submit.key, running.job)
-            else:
-                result = await self._waited(running)
+            result = await (self._streamed(key, running.job) if streams else self._waited(running))
         except TaxiwayError as error:
-            return _failure(submit.key, error)
-        if result is None:
-            return None
-        answer = PeerAnswer(submit.key, result.outputs, result.report.cost, result.report.tokens)
-        if (size := len(encode_frames(answer))) > self._most:
-            message = f"the answer has {size} bytes, more than the site that asked reads ({self._most})"
-            return _failure(submit.key, RequestTooLargeError(message))
-        return answer
+            return _failure(key, error)
+        return None if result is None else PeerAnswer(key, result.outputs, result.report.cost, result.report.tokens)
 
     async def _waited(self, running: Running) -> Result | None:
         router = self._desk.router
@@ -289,6 +284,9 @@ class PeerConnection:
 
     def _tell(self, frame: ToCaller) -> None:
         encoded = encode_frames(frame)
+        if len(encoded) > self._most and isinstance(frame, PeerAnswer):
+            text = f"the answer has {len(encoded)} bytes, more than the site that asked reads ({self._most})"
+            encoded = encode_frames(_failure(frame.key, RequestTooLargeError(text)))
         self._out.append(encoded)
         self._unread += len(encoded)
         if self._unread > MOST_UNREAD:
@@ -311,7 +309,6 @@ class PeerConnection:
 class _PeerJob:
     """A job that is not answered; `accepted` is set once that is decided."""
 
-    submit: PeerSubmit
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] = field(init=False)
 

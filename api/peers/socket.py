@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -40,10 +41,11 @@ class WithPeers:
         await send({"type": "websocket.accept"})
         say = partial(_send_bytes, send)
         connection = PeerConnection(self._desk, caller.tenant, say, partial(self._gate.knows, scope))
-        try:
-            await connection.serve(partial(_message, receive))
-        except PeerError as error:
-            await send({"type": "websocket.close", "code": error.code, "reason": error.reason})
+        with contextlib.suppress(OSError):  # it has left
+            try:
+                await connection.serve(partial(_message, receive))
+            except PeerError as error:
+                await send({"type": "websocket.close", "code": error.code, "reason": error.reason})
 
 
 async def _message(receive: Receive) -> bytes | None:

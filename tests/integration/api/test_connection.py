@@ -204,16 +204,20 @@ def test_a_body_that_is_malformed_ends_its_connection_and_writes_no_error(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
-def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its_body(
-    port: int, protocol: bytes
-) -> None:
-    wish = b"connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\nupgrade: " + protocol + b"\r\n"
+def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its_body(port: int) -> None:
+    wish = b"connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\nupgrade: h2c\r\n"
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + wish + b"content-length: 5\r\n\r\nhello")
         assert b"\r\n5\r\n" in connection.recv(65536)
         connection.sendall(LAST)
         assert read(connection).count(b"HTTP/1.1 200 ") == 1
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+def test_a_request_for_a_websocket_that_is_none_is_refused(port: int, method: bytes) -> None:
+    with connected(port) as connection:
+        connection.sendall(method + b" /a HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        assert read(connection).startswith(b"HTTP/1.1 400 ")
 
 
 def test_requests_of_one_connection_are_served_one_after_another_and_in_order() -> None:

@@ -221,6 +221,16 @@ def test_a_job_that_is_wrong_fails_alone(site: OpenSite, frame: PeerSubmit, code
     assert failure.code == code
 
 
+def test_an_answer_that_the_caller_does_not_read_is_refused_by_name(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(submit("long#1.0", {"payload": ["x" * 5000]}, "echo"))
+        return await caller.hear(PeerAnswer, PeerFailure)
+
+    failure = speak(site, talk, PeerHello(VERSION, "edge", 1000))
+    assert (failure.key, failure.code) == ("long#1.0", "too_large")
+    assert "more than the site that asked reads (1000)" in failure.message
+
+
 def test_more_jobs_than_a_connection_may_have_are_refused_for_now(site: OpenSite) -> None:
     async def talk(caller: Caller) -> Any:
         await caller.say(*(submit(f"many{n}#1.0", LASTING) for n in range(MOST_JOBS + 1)))
