@@ -15,6 +15,7 @@ from tasks.settings import models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from taxiway.errors import TaxiwayError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.peers import Origin, open_link
 from workers.endpoints.protocol import EndpointError, Exchange, open_protocol
 
 TOKEN_WITHIN = 30.0
@@ -53,7 +54,7 @@ async def _check_replica(
     if endpoint.key_env and not key:
         return [problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
     try:
-        link = EndpointLink(endpoint, replica, key, TOKEN_WITHIN)
+        link = open_link(endpoint, replica, key, TOKEN_WITHIN, Origin("doctor", (), TOKEN_WITHIN))
     except EndpointConfigError as error:
         return [problem(subject, str(error), "correct the paths in tls")]
     await link.open()

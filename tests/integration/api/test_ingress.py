@@ -1,5 +1,6 @@
 """What slow clients may do to a server behind docker's and the chart's nginx: nothing that the server notices."""
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
@@ -18,6 +20,7 @@ from api.inference.streaming import STREAM_HEADERS
 from api.server import HttpServer
 from tasks.queues.limits import Limits
 from tasks.settings import TREE
+from taxiway.contract.peers import PATH
 from tests.integration.api.test_connection import GET, connected, read, served
 from tests.waiting import until
 
@@ -38,6 +41,11 @@ class Behind:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.send", "bytes": (await receive())["bytes"]})
+            return
         self.begun += 1
         while (message := await receive()).get("more_body"):
             pass
@@ -97,6 +105,15 @@ def is_served(port: int) -> bool:
         connection.sendall(GET)
         return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
     return False
+
+
+def test_the_websocket_of_another_fleet_passes(port: int) -> None:
+    async def echoed() -> Any:
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"http://127.0.0.1:{port}{PATH}") as socket:
+            await socket.send_bytes(b"hello")
+            return (await socket.receive(timeout=60)).data
+
+    assert asyncio.run(echoed()) == b"hello"
 
 
 @pytest.mark.parametrize("begin", [b"", GET[:-2]], ids=["silent", "half a head"])
