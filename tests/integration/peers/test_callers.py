@@ -206,7 +206,6 @@ def test_a_message_without_an_end_is_refused(site: OpenSite) -> None:
         (submit("big#1.0", {"samples": [1] * 30_000, "seed": [1] * 30_000}), "too_large"),
         (PeerSubmit("odd#1.0", "slab", msgspec.Raw(b"\xc0")), "invalid_request"),
         (submit("two\nlines"), "invalid_request"),
-        (submit("again#1.0", {"samples": [8], "seed": [3]}), "idempotency_conflict"),
     ],
     ids=lambda case: case if isinstance(case, str) else case.key.strip().replace("\n", "-"),
 )
@@ -219,6 +218,16 @@ def test_a_job_that_is_wrong_fails_alone(site: OpenSite, frame: PeerSubmit, code
     failure = speak(site, talk)
     assert isinstance(failure, PeerFailure)
     assert failure.code == code
+
+
+def test_a_key_under_which_another_request_came_is_refused(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(submit("twice#1.0"))
+        await caller.hear(PeerAnswer)
+        await caller.say(submit("twice#1.0", {"samples": [8], "seed": [3]}))
+        return (await caller.hear(PeerFailure)).code
+
+    assert speak(site, talk) == "idempotency_conflict"
 
 
 def test_an_answer_that_the_caller_does_not_read_is_refused_by_name(site: OpenSite) -> None:
