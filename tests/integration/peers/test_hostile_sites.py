@@ -47,6 +47,7 @@ class FalseSite:
         self.offers: dict[str, dict[str, SiteOffer]] = {"slab": {"": CHEAP}}
         self.answers: Any = lambda submit: [PeerAnswer(submit.key, {"estimate": [0.75]}, 1e-9)]
         self.garbage = b""
+        self.deaf = False
         self.submitted: list[PeerSubmit] = []
         self.connections = 0
         self.port = 0
@@ -102,6 +103,8 @@ class FalseSite:
         return socket
 
     async def _take(self, socket: web.WebSocketResponse, frame: Any) -> None:
+        if self.deaf:
+            return
         match frame:
             case PeerHello():
                 await _send(socket, PeerHello(self.version, "false", 2**24))
@@ -116,7 +119,8 @@ class FalseSite:
     async def _offer(self, socket: web.WebSocketResponse) -> None:
         while not socket.closed:
             await asyncio.sleep(0.1)
-            await _send(socket, PeerOffers(self.offers))
+            if not self.deaf:
+                await _send(socket, PeerOffers(self.offers))
 
 
 async def _send(socket: web.WebSocketResponse, *frames: ToCaller) -> None:
@@ -226,6 +230,21 @@ def test_answers_that_come_again_or_for_other_jobs_are_dropped_and_counted(watch
     assert [job.result(timeout=60).outputs["estimate"] for job in jobs] == [[0.75]] * 5
     eventually(lambda: watched.facts()[1].dropped == 3 * 5)
     assert {record_of(watched.near.state, job.id).state for job in jobs} == {"succeeded"}
+
+
+def test_an_answer_that_comes_after_the_job_ran_at_home_is_dropped_and_counted(watched: Watched) -> None:
+    watched.false.answers = lambda one: []
+    eventually(lambda: offered(watched))
+    job = watched.near.client.submit("slab", QUICK)
+    eventually(lambda: watched.false.submitted)
+    watched.false.deaf = True
+    watched.false.hang_up()
+    assert job.result(timeout=60).report.hardware_class == "cpu.batch"
+    watched.false.deaf = False
+    eventually(lambda: offered(watched))
+    watched.false.say(PeerAnswer(watched.false.submitted[0].key, {"estimate": [9.0]}, 1e-9))
+    eventually(lambda: watched.facts()[1].dropped == 1)
+    assert watched.near.client.job(job.id).result(timeout=60).outputs["estimate"] == [0.75]
 
 
 def test_offers_for_models_that_were_not_asked_for_change_nothing(watched: Watched) -> None:
