@@ -9,6 +9,7 @@ from enum import IntEnum
 import msgspec
 
 from tasks.models.signature import KeyUse
+from tasks.queues.receipts import PlacementReceipt
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -78,6 +79,8 @@ class Outgoing(msgspec.Struct, frozen=True):
     use: KeyUse | None = None
     """The job's use of an idempotency key."""
     affinity: Affinity | None = None
+    receipt: PlacementReceipt | None = None
+    """Of a job with labels that goes to a class."""
 
     @property
     def held(self) -> bool:
@@ -92,6 +95,14 @@ class StoredSnapshot:
     name: str
     packed: bytes
     keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipts:
+    """Lines of the audit log, of which the store keeps about the latest `most`."""
+
+    lines: Sequence[bytes]
+    most: int
 
 
 class Holder(msgspec.Struct, frozen=True):

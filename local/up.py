@@ -109,7 +109,9 @@ def run_fleet(
             queues = QueuesFile(settings.queues)
             plan = planned(queues.topology)
             scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
-            variables = {**environment, **settings.environment()}
+            site_key = options.data.absolute() / "site.key"
+            kept_secret(site_key)
+            variables = {"TAXIWAY_SITE_KEY": str(site_key), **environment, **settings.environment()}
             processes = _processes(plan, options, variables, scaled)
             order = processes.stop_order()
             added = partial(_added_worker, partial(_worker, plan, options, variables), order[0])

@@ -23,7 +23,9 @@ from router.service.admission import Rules
 from router.service.classifier import load_classifier
 from tasks.document import DocumentError
 from tasks.models.folder import ModelsFolder
+from tasks.queues.endpoints import HOME
 from tasks.queues.queues_file import QueuesFile
+from tasks.queues.receipts import Sign
 from tasks.settings import SettingsError, settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology
@@ -83,6 +85,8 @@ def options(environment: Mapping[str, str], program: str) -> argparse.ArgumentPa
     parser.add_argument("--amqp", default=setting(environment, "AMQP", ""), metavar="URL", help=amqp)
     starts = "comma-separated classes whose devices an autoscaler starts on demand [TAXIWAY_STARTS]"
     parser.add_argument("--starts", default=setting(environment, "STARTS", ""), metavar="CLASS,…", help=starts)
+    site_key = "file of the Ed25519 key that signs the receipts of labelled work [TAXIWAY_SITE_KEY]"
+    parser.add_argument("--site-key", default=setting(environment, "SITE_KEY", ""), metavar="FILE", help=site_key)
     parser.add_argument("--log", default=setting(environment, "LOG", "INFO"), help="log level [TAXIWAY_LOG]")
     return parser
 
@@ -103,10 +107,34 @@ def prepare(
     starts = read_starts(arguments.starts, topology)
     classify = load_classifier(topology.locality.classifier)
     rules = Rules(
-        topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts, classify=classify
+        topology,
+        folder.catalogue,
+        settings.secret,
+        folder.book,
+        settings.producers,
+        starts,
+        classify=classify,
+        sign=read_site_key(arguments.site_key, topology),
     )
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # that no other has or had
     return partial(kind, settings, rules, name, folder, amqp_address(arguments.amqp))
+
+
+def read_site_key(path: str, topology: Topology) -> Sign | None:
+    """What signs receipts, with the key in a file; None if no file is named, which is logged if classes have labels.
+
+    Raises:
+        SettingsError: the file has no key.
+    """
+    if path:
+        from router.service.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
+
+        key = load_site_key(path)
+        logger.info("receipts are signed", extra={"public_key": public_text(key)})
+        return key.sign
+    if any(set(hardware.labels) - {HOME} for hardware in topology.hardware.values()):
+        logger.warning("receipts of labelled work are not signed: TAXIWAY_SITE_KEY names no key")
+    return None
 
 
 def amqp_address(text: str) -> str:

@@ -29,6 +29,7 @@ from router.upkeep.timeline import Timeline
 from router.upkeep.webhooks import WebhookDelivery
 from router.upkeep.yielding import Yielder
 from tasks.models.folder import ModelsFolder
+from tasks.queues.receipts import Chain
 from tasks.settings import Settings
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
@@ -56,7 +57,8 @@ class Router:
         self.name = name
         self.settings = settings
         self.rules = rules
-        self.store = RouterStore(settings.broker, rules.topology.limits)
+        chain = Chain(rules.topology.site, name, rules.sign)
+        self.store = RouterStore(settings.broker, rules.topology.limits, chain)
         self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, Prefixes())
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         limits = rules.topology.limits
@@ -128,6 +130,8 @@ class Router:
         await _end([*self._turning, *self._keepers])
         await self.webhooks.close()
         await self._recorder.close()
+        with contextlib.suppress(BrokerUnavailableError):
+            await self.store.audit.write()
         await self._leader.close()
         await self.queue_mover.close()
         await self.transport.close()
@@ -168,6 +172,7 @@ class Router:
                 if recovered:
                     logger.warning("arrivals recovered", extra={"messages": recovered})
                 await self._events.send(self.transport)
+                await self.store.audit.write()
             await asyncio.sleep(TIDY)
 
 

@@ -23,7 +23,7 @@ from tests.stored import fields_of
 LEASE = 30.0
 KEEP = 120
 CELL = work_cell("cpu.batch", 1)
-_GROUPS = 6  # arguments of forward.lua before its groups
+_GROUPS = 7  # arguments of forward.lua before its groups
 RECORD = {"state": "queued", "model": "echo:1", "cell": CELL, "work": "0.25"}
 
 

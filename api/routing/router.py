@@ -17,7 +17,7 @@ from broker.port import ForwardOutcome
 from router.decide.fairness import RETRY_AFTER, Depths, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
-from router.service.admission import Order, Place, Rules, admit
+from router.service.admission import Order, Place, Rules, admit, refused_receipt
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tasks.topology import Topology
@@ -65,6 +65,8 @@ class HttpRouter(Router):
             admitted = await self._admit(order)
         except TaxiwayError as error:
             self.refuse(order.envelope, order.job, error.code)
+            if receipt := refused_receipt(order, self.rules, error):
+                self.store.audit.add([receipt])
             raise
         self.count(admitted)
         return admitted
@@ -85,6 +87,8 @@ class HttpRouter(Router):
         if outcome is ForwardOutcome.OVER:
             over = over_depth(outgoing.fields)
             self.refuse(outgoing.envelope, outgoing.job, over.code)
+            if outgoing.receipt is not None:
+                self.store.audit.add([outgoing.receipt.refused(over.code)])
             raise over
         return outcome is ForwardOutcome.NEW
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import Affinity, ForwardOutcome, Outgoing, StoredSnapshot
+from broker.port import Affinity, ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
 from broker.valkey import Call, as_text, flat, packed
 from tasks.models.signature import FIRST, SHOWN
 from taxiway.contract.keys import (
@@ -25,6 +25,7 @@ from taxiway.contract.keys import (
     HELD,
     HOLDING,
     LEAD,
+    RECEIPTS,
     RELEASED,
     UNACKED,
     WEBHOOKS_DUE,
@@ -103,6 +104,7 @@ def forward_call(
     *,
     keep: int,
     snapshots: Sequence[StoredSnapshot] = (),
+    receipts: StoredReceipts | None = None,
     held: bool = False,
 ) -> Call:
     """Forwards jobs, stores the snapshots that their records refer to, and takes the next arrivals.
@@ -112,11 +114,13 @@ def forward_call(
         taking: the arrivals to take.
         keep: seconds for which records are kept.
         snapshots: the snapshots to keep.
+        receipts: the receipts to keep.
         held: whether the jobs were held, so that they have records: a server whose memory is full forwards them too.
     """
     keys = _Keys(_KEYS)
     args: list[Any] = [*_PREFIXES, packed(_taking(taking, keys)) if taking is not None else b""]
     args.append(packed([_snapshot(one, keys) for one in snapshots]))
+    args.append(packed(_receipts(receipts, keys)) if receipts is not None else b"")
     for _, alike in groupby(messages, key=_shared):
         group = _group(list(alike), keys, keep)
         if held:
@@ -138,6 +142,10 @@ def _taking(taking: Taking, keys: _Keys) -> dict[str, Any]:
 
 def _snapshot(snapshot: StoredSnapshot, keys: _Keys) -> dict[str, Any]:
     return {"key": keys.number(snapshot_key(snapshot.name)), "bytes": as_text(snapshot.packed), "keep": snapshot.keep}
+
+
+def _receipts(receipts: StoredReceipts, keys: _Keys) -> dict[str, Any]:
+    return {"stream": keys.number(RECEIPTS), "lines": [as_text(line) for line in receipts.lines], "most": receipts.most}
 
 
 def _shared(message: Outgoing) -> tuple[Any, ...]:

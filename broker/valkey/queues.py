@@ -16,7 +16,16 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, InFlight, Outgoing, StoredSnapshot
+from broker.port import (
+    TAKE_AT_MOST,
+    TAKE_BYTES,
+    Arrival,
+    ForwardOutcome,
+    InFlight,
+    Outgoing,
+    StoredReceipts,
+    StoredSnapshot,
+)
 from broker.valkey import Call
 from broker.valkey.forwarding import Taking, forward_answer, forward_call
 from tasks.large_bodies import beside
@@ -225,19 +234,25 @@ class ValkeyTransport:
         return InFlight(self._session.now(), arrivals)
 
     async def forward(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+        self,
+        messages: Sequence[Outgoing],
+        snapshots: Sequence[StoredSnapshot] = (),
+        receipts: StoredReceipts | None = None,
     ) -> list[ForwardOutcome]:
         """Publish and record, in one step."""
         tags = {m.tag for m in messages if m.tag}
-        done = await self._run_forward(messages, tags, snapshots)
+        done = await self._run_forward(messages, tags, snapshots, receipts)
         await self._confirm(tags)
         return done
 
     async def release(
-        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()
+        self,
+        messages: Sequence[Outgoing],
+        snapshots: Sequence[StoredSnapshot] = (),
+        receipts: StoredReceipts | None = None,
     ) -> list[ForwardOutcome]:
         """Publish and record jobs that were held, in one step."""
-        call = forward_call(messages, keep=self._keep, snapshots=snapshots, held=True)
+        call = forward_call(messages, keep=self._keep, snapshots=snapshots, receipts=receipts, held=True)
         return forward_answer(await self._sends.run(call)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
@@ -335,23 +350,31 @@ class ValkeyTransport:
         self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
-        self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
+        self,
+        messages: Sequence[Outgoing],
+        tags: Set[str],
+        snapshots: Sequence[StoredSnapshot] = (),
+        receipts: StoredReceipts | None = None,
     ) -> list[ForwardOutcome]:
         if not tags <= self._held:
             return [ForwardOutcome.COPY] * len(messages)
         if tags:
-            return await self._exchange(messages, tags, snapshots)
-        call = forward_call(messages, keep=self._keep, snapshots=snapshots)
+            return await self._exchange(messages, tags, snapshots, receipts)
+        call = forward_call(messages, keep=self._keep, snapshots=snapshots, receipts=receipts)
         return forward_answer(await self._sends.run(call)).done
 
     async def _exchange(
-        self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
+        self,
+        messages: Sequence[Outgoing],
+        tags: Set[str],
+        snapshots: Sequence[StoredSnapshot] = (),
+        receipts: StoredReceipts | None = None,
     ) -> list[ForwardOutcome]:
         """Forward messages taken under these tags, and take the next arrivals, unless taken ones are unanswered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
-        call = forward_call(messages, taking, keep=self._keep, snapshots=snapshots)
+        call = forward_call(messages, taking, keep=self._keep, snapshots=snapshots, receipts=receipts)
         with self._answered():
             answer = forward_answer(await self._takes.run(call))
         self._session.set_clock(answer.now)

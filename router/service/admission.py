@@ -31,6 +31,7 @@ from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, ge
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.queues.locality import joined
+from tasks.queues.receipts import PlacementReceipt, Sign, lacking, rules_by_label
 from tasks.ticket import Ticket, attach
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
@@ -63,6 +64,8 @@ class Rules:
     """Models for which no new request is accepted."""
     classify: Classifier | None = None
     """Labels requests by their content."""
+    sign: Sign | None = field(default=None, repr=False)
+    """Signs receipts with the site's key."""
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -158,7 +161,9 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
     prompt = _prompt(order, rules, working)
-    template = _template(order, rules, working, prompt)
+    model = _accepting(order, rules)
+    measurements = _measure(order, model, rules, working, prompt.prefix)
+    template = _template(order, rules, working, model, measurements)
     placement = template.placement
     if not order.released:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
@@ -177,8 +182,52 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         reply=order.reply,
         use=use_of(order, rules),
         affinity=None if prompt.earlier is None else _affinity(placement, prompt.earlier, topology.limits.lease),
+        receipt=_placed(order, rules, model, measurements, placement),
     )
     return Place(outgoing, placement, ticket, prompt.prefixes)
+
+
+def _placed(
+    order: Order, rules: Rules, model: Model, measurements: Measurements, placement: Placement
+) -> PlacementReceipt | None:
+    """The receipt of a placement; None if the request may go anywhere, or is held."""
+    if placement.held or placement.needs.constraints.locality is None:
+        return None
+    labels = rules_by_label(order.request, rules.topology, model, measurements.locality)
+    return _receipt(order, rules, model, labels, hardware_class=placement.candidate.hardware_class)
+
+
+def refused_receipt(order: Order, rules: Rules, error: TaxiwayError) -> PlacementReceipt | None:
+    """The receipt of a refusal; None if the request may go anywhere, or its labels cannot be told."""
+    try:
+        model = rules.catalogue.resolve(order.request.model)
+        check_terms(order.request)
+        labels = rules_by_label(order.request, rules.topology, model, _locality(order, model, rules))
+    except TaxiwayError:
+        return None
+    return _receipt(order, rules, model, labels, error=error.code) if labels else None
+
+
+def _receipt(
+    order: Order,
+    rules: Rules,
+    model: Model,
+    labels: Mapping[str, tuple[str, ...]],
+    *,
+    hardware_class: str = "",
+    error: str = "",
+) -> PlacementReceipt:
+    return PlacementReceipt(
+        job=order.job,
+        event="refused" if error else "placed",
+        at=order.moment,
+        labels=labels,
+        lacking=lacking(labels, rules.topology),
+        hardware_class=hardware_class,
+        error=error,
+        model=model.id,
+        tenant=order.request.tenant,
+    )
 
 
 _NO_PROMPT = Prompt()
@@ -253,11 +302,12 @@ def _record(template: Template, order: Order, hooks: str) -> Mapping[str, str]:
     return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 
-def _template(order: Order, rules: Rules, working: WorkingSnapshot, prompt: Prompt) -> Template:
+def _template(
+    order: Order, rules: Rules, working: WorkingSnapshot, model: Model, measurements: Measurements
+) -> Template:
     """The request's placement: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
-    model, shares = _accepting(order, rules), working.tenants.shares
-    measurements = _measure(order, model, rules, working, prompt.prefix)
+    shares = working.tenants.shares
     entitled = shares.work_limit(request.tenant), shares.bypasses_holding(request.tenant)
     key = (*_terms_of(request), *measurements, *entitled)
     seed = seed_of(order.job)

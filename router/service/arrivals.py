@@ -167,6 +167,7 @@ class Intake:
                 logger.warning("message dead-lettered", extra={"reason": letter.reason})
 
     async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:
+        self._store.audit.add(end.receipt for _, end in ended if end.receipt is not None)
         await end_all(self._store, self._transport, [(end.ending, end.after) for _, end in ended])
         await self._store.jobs.refuse([end.refusal for _, end in ended if end.refusal is not None])
         refused = {end.ending.job: end.refused for _, end in ended if end.refused is not None}

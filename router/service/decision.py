@@ -16,9 +16,10 @@ from broker.port import Arrival
 from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import Drawn, RefusedJob
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of
+from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of, refused_receipt
 from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers
 from tasks.canvas import Embed, read_embed
+from tasks.queues.receipts import PlacementReceipt
 from tasks.ticket import job_id
 from tasks.webhooks import HOOKS
 from taxiway.contract.job import failure_meta, state_of
@@ -57,6 +58,7 @@ class End(msgspec.Struct, frozen=True):
     refusal: StoredRefusal | None = None  # for its submitter, independent of the job that has its idempotency key
     refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written
+    receipt: PlacementReceipt | None = None  # of a refused request with labels
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -97,7 +99,8 @@ def refuse(order: Order, rules: Rules, error: TaxiwayError) -> End:
     """The end of an arrival whose request is refused."""
     end = _fail(order.envelope, order.job, error, rules)
     refusal = end.refusal and replace(end.refusal, job=order.job, digest=digest_at(order, rules))
-    return replace(end, refusal=refusal, refused=_refused(order, rules, end.ending.meta))
+    refused, receipt = _refused(order, rules, end.ending.meta), refused_receipt(order, rules, error)
+    return replace(end, refusal=refusal, refused=refused, receipt=receipt)
 
 
 def _refused(order: Order, rules: Rules, meta: bytes) -> RefusedJob:
@@ -179,15 +182,16 @@ def decide_held(
     `expected_batch` is the number of jobs of its kind that can be released with it, at most what a batch can hold.
     """
     envelope = decode_envelope(drawn.message)
-    job, reply = str(envelope.headers["id"]), drawn.reply
+    job, reply, order = str(envelope.headers["id"]), drawn.reply, None
     try:
         order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, rules=rules)
-        held = replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
-        return admit(held, rules, working)
+        order = replace(order, released=now, expected_batch=expected_batch, due=drawn.deadline_at)
+        return admit(order, rules, working)
     except TaxiwayError as error:
         ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
         after = after_failure(envelope, job, error, rules.topology.limits.elements)
-        return End(ending, error.code, isinstance(error, NoDeviceError), after=after)
+        receipt = None if order is None else refused_receipt(order, rules, error)
+        return End(ending, error.code, isinstance(error, NoDeviceError), after=after, receipt=receipt)
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, rules: Rules) -> Order:

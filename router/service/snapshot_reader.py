@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Se
 from dataclasses import replace
 
 from broker.outage import Outage
-from broker.port import ForwardOutcome, Outgoing, StoredSnapshot
+from broker.port import ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
 from router.decide.basis import pack_snapshot
 from router.decide.cost import shadow_prices
 from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
@@ -48,7 +48,9 @@ DISCOVERED = 1024
 _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
 
 
-Forward = Callable[[Sequence[Outgoing], Sequence[StoredSnapshot]], Awaitable[list[ForwardOutcome]]]
+Forward = Callable[
+    [Sequence[Outgoing], Sequence[StoredSnapshot], StoredReceipts | None], Awaitable[list[ForwardOutcome]]
+]
 """`ValkeyTransport.forward`, or its `release`."""
 
 
@@ -160,10 +162,16 @@ class FleetReader:
         self._working.rebuild(topology, book)
 
     async def forward(self, forward: Forward, placed: Sequence[Outgoing]) -> list[ForwardOutcome]:
-        """Forward placed messages with the snapshots that they were placed from, unless these are stored."""
+        """Forward placed messages with their receipts, and the snapshots that they were placed from, unless stored.
+
+        The receipts of a call whose messages are all copies go again with the next one: it may have done nothing.
+        """
         unstored, keep = list(self._unstored), self._topology.limits.keep_explanation
         snapshots = [StoredSnapshot(one.snapshot_name, pack_snapshot(one.fleet), keep) for one in unstored]
-        outcomes = await forward(placed, snapshots)
+        receipts = self._store.audit.sealed(one.receipt for one in placed if one.receipt is not None)
+        outcomes = await forward(placed, snapshots, receipts)
+        if receipts is not None and any(one is not ForwardOutcome.COPY for one in outcomes):
+            self._store.audit.written(receipts.lines)
         if unstored:
             self._unstored = deque((one for one in self._unstored if one not in unstored), maxlen=_UNSTORED_LIMIT)
         return outcomes

@@ -32,10 +32,12 @@ from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST
 from router.service.append_only_file import AppendOnlyFile
+from router.service.audit_log import AuditLog
 from router.service.celery_message import After
 from router.service.decision import StoredRefusal
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
+from tasks.queues.receipts import Chain
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, accepted_meta, failure_meta
 from taxiway.contract.keys import (
@@ -317,12 +319,14 @@ class HoldingStore:
 class RouterStore:
     """The state store, by topic. Every call raises `BrokerUnavailableError` while it does not answer."""
 
-    def __init__(self, url: str, limits: Limits) -> None:
+    def __init__(self, url: str, limits: Limits, chain: Chain | None = None) -> None:
+        """`chain`: that of the router's receipts."""
         self.calls, self._periodic = AsyncConnection(url, server=_SERVER), AsyncConnection(url, server=_SERVER)
         self.clock = StoreClock()
         self.fleet = FleetStore(self.calls, self._periodic, self.clock)
         self.jobs = JobStore(self.calls, self._periodic, limits)
         self.holding = HoldingStore(self.calls, self._periodic)
+        self.audit = AuditLog(self.calls, chain or Chain(), limits.receipts)
 
     async def close(self) -> None:
         """Disconnect."""

@@ -30,6 +30,7 @@ from router.upkeep.waiting import (
     groups_of,
     moves_of_abandoned,
     read_waiting,
+    receipts_of,
     relocation_of,
     running_groups,
     steps_of,
@@ -118,7 +119,9 @@ class Mover(Duty):
     async def _relocate(self, move: Move, told: Yieldable, job: WaitingJob) -> None:
         """Ask a running job to yield and go on in another class, while this router leads."""
         now = self._store.clock.now()
-        for step in steps_of(move, {told.job: job}, now, self._rules):
+        steps = steps_of(move, {told.job: job}, now, self._rules)
+        await self._store.audit.write(receipts_of(move, steps, {told.job: job}, now, self._rules))
+        for step in steps:
             ask = YieldAsk(told.job, told.token, move.reason, to=relocation_of(step, told.tag))
             if (
                 await self._leadership.campaign()
@@ -153,6 +156,7 @@ class Mover(Duty):
         now, made = self._store.clock.now(), []
         for move in decided:
             steps = steps_of(move, waiting, now, self._rules)
+            await self._store.audit.write(receipts_of(move, steps, waiting, now, self._rules))
             traces = MoveTraces(move, steps)
             outcomes = await self._move(steps)
             moved = [step for step, done in zip(steps, outcomes, strict=True) if done]

@@ -113,6 +113,7 @@ class Releaser(Duty):
         bound = [one for one in placed if not one.placement.held]
         ended = [one for one in decisions if isinstance(one, End)]
         endings = [(one.ending, one.after) for one in ended if not one.deviceless]
+        self._store.audit.add(one.receipt for one in ended if one.receipt is not None and not one.deviceless)
         back = [one.outgoing.job for one in placed if one.placement.held]
         back += [one.ending.job for one in ended if one.deviceless]
         if bound:

@@ -25,6 +25,8 @@ from router.service.admission import Rules
 from tasks.heartbeat import Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
+from tasks.queues.locality import labels_of
+from tasks.queues.receipts import EARLIER, PlacementReceipt, lacking
 from tasks.ticket import TicketError, attach, read_ticket
 from taxiway.contract.job import JobState, MoveRecord, read_moves
 from taxiway.contract.keys import work_cell
@@ -143,6 +145,28 @@ def steps_of(move: Move, waiting: Mapping[str, WaitingJob], now: float, rules: R
     """
     steps = (_step(move, waiting[job], now, rules) for job in move.jobs)
     return [step for step in steps if step is not None]
+
+
+def receipts_of(
+    move: Move, steps: Iterable[MoveStep], waiting: Mapping[str, WaitingJob], now: float, rules: Rules
+) -> list[PlacementReceipt]:
+    """A receipt for each step of a job that has labels."""
+    jobs = (waiting[step.peeked.job] for step in steps)
+    labelled = ((job, labels_of(job.needs.constraints.locality)) for job in jobs if job.needs.constraints.locality)
+    return [
+        PlacementReceipt(
+            job=job.peeked.job,
+            event="moved",
+            at=now,
+            labels=dict.fromkeys(labels, (EARLIER,)),
+            lacking=lacking(labels, rules.topology),
+            hardware_class=move.target,
+            source=move.source,
+            move=len(job.moves) + 1,
+            model=job.model.id,
+        )
+        for job, labels in labelled
+    ]
 
 
 def _group(members: Sequence[tuple[WaitingJob, float]], working: WorkingSnapshot, most: int) -> Group | None:

@@ -58,6 +58,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds that the history of arrivals is kept; at least an hour."""
     history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
     """Bytes of the state store that the history of arrivals may take; the oldest hours go first."""
+    receipts: Positive = 100_000
+    """Receipts of labelled work that are kept, the latest; each takes about 0.6 kB of the state store."""
 
     # Workers and jobs
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0

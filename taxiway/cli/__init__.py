@@ -164,6 +164,7 @@ COMMANDS = {
     "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),
     "top": ("taxiway.cli.top", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
+    "audit": ("taxiway.cli.fleet", "Show where labelled work was placed, export it, or verify an export."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
     "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and list undelivered events."),

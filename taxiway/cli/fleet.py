@@ -58,6 +58,7 @@ profile = FleetVerb("profile", "workers.profiling")
 simulate = FleetVerb("simulate", "simulator", "simulate")
 diff_config = FleetVerb("diff-config", "simulator", "diff-config")
 plan = FleetVerb("plan", "simulator", "plan")
+audit = FleetVerb("audit", "router.audit")
 history = FleetVerb("history", "simulator.own_fleet.history")
 
 

@@ -86,6 +86,9 @@ LEADS = "taxiway:leads"
 MOVES = "taxiway:moves"
 """List of the last moves of waiting work, most recent first."""
 
+RECEIPTS = "taxiway:receipts"
+"""Stream of the receipts of labelled work (`tasks.queues.receipts`), each in the field `line`."""
+
 TIMELINE = "taxiway:timeline"
 """List of samples of the fleet in the last 15 minutes (`router.upkeep.timeline`), most recent first."""
 

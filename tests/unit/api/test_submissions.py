@@ -31,7 +31,7 @@ class Lane:
     def __init__(self) -> None:
         self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[ForwardOutcome]]]] = asyncio.Queue()
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[ForwardOutcome]:
+    async def forward(self, messages: Sequence[Outgoing], *_: object) -> list[ForwardOutcome]:
         answer: asyncio.Future[list[ForwardOutcome]] = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer

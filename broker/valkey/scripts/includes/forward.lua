@@ -143,7 +143,13 @@ end
 for _, one in ipairs(ours and cmsgpack.unpack(ARGV[6]) or {}) do
   redis.call('SET', KEYS[one.key], one.bytes, 'EX', one.keep, 'NX')
 end
-for n = 7, #ARGV do forward(cmsgpack.unpack(ARGV[n])) end
+if ours and ARGV[7] ~= '' then
+  local receipts = cmsgpack.unpack(ARGV[7])
+  for _, line in ipairs(receipts.lines) do
+    redis.call('XADD', KEYS[receipts.stream], 'MAXLEN', '~', receipts.most, '*', 'line', line)
+  end
+end
+for n = 8, #ARGV do forward(cmsgpack.unpack(ARGV[n])) end
 local taken = {}
 if taking and ours then
   if #taking.answered > 0 then redis.call('DEL', unpack(keys_of(taking.answered))) end

@@ -15,7 +15,8 @@
 --   that gets the next ones; `answered`, the in-flight lists that this call answers as a whole; `most` messages; `bytes`
 --   after which no more are taken. '' = nothing is taken
 -- ARGV[6] array of snapshots, each a map: `key`, its `bytes`, seconds to `keep` it
--- ARGV[7..] maps of jobs that are forwarded alike:
+-- ARGV[7] map of receipts: `stream`, a key; `lines`, of which it keeps about the latest `most`. '' = there are none
+-- ARGV[8..] maps of jobs that are forwarded alike:
 --   record: its fields, each followed by its value; keep: seconds for which it stays
 --   list: the class list that gets the messages; holding: the holding queue that does
 --   deadline: time by which the jobs end; accepted: time at which they are listed
