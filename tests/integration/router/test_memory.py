@@ -11,7 +11,7 @@ import redis
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, job_key, priority_lists
+from taxiway.contract.keys import ACCEPTED, ARRIVALS, DEADLINES, SESSIONS, job_key, priority_lists
 from taxiway.errors import BrokerFullError, UnknownModelError
 from tests.producing import infer_body
 from tests.routing import EchoDevice, eventually, router_process
@@ -140,7 +140,8 @@ def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Sett
 
 
 def _settled(state: redis.Redis) -> list[bytes]:
-    """The keys, once none of a job is left; without an idle worker's room, which it renews, and the bounded history."""
-    keys = sorted(key for key in state.scan_iter() if not key.startswith((b"taxiway:room:", b"taxiway:history")))
-    passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:snapshot:", DEADLINES)
+    """The keys, once none of a job is left; without an idle worker's room, which it renews, and what is bounded."""
+    lasting = (b"taxiway:room:", b"taxiway:history", b"taxiway:timeline")
+    keys = sorted(key for key in state.scan_iter() if not key.startswith(lasting))
+    passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:snapshot:", ACCEPTED, DEADLINES)
     return [] if any(key.decode().startswith(passing) for key in keys) else keys
