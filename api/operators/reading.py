@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 
 from api.operators.problems import problems
-from api.operators.view import ClassView, FleetTimeline, FleetView, silent_for, view_class, view_plan
+from api.operators.view import ClassView, FleetTimeline, FleetView, shown, silent_for, view_class, view_plan
 from api.routing.router import HttpRouter
 from api.routing.stores import OperatorStore
 from broker.port import QueueHead
@@ -42,7 +42,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         held=held,
         dead=dead,
         classes=classes,
-        devices=fleet.devices,
+        devices=tuple(map(shown, fleet.devices)),
         moves=moves,
         refuses=router.fleet.working.depths.refuses,
         silent=silent,

@@ -224,6 +224,12 @@ def _planned_cell(cell: Cell, serving: Mapping[str, int], now: float) -> Planned
     )
 
 
+def shown(device: DeviceFacts) -> DeviceFacts:
+    """The device without the tokens under which its running jobs are claimed."""
+    yieldable = tuple(msgspec.structs.replace(one, token="", tag="") for one in device.yieldable)
+    return msgspec.structs.replace(device, yieldable=yieldable) if yieldable else device
+
+
 def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], now: float) -> dict[str, float]:
     """Seconds since the last heartbeat of each worker that has been silent for longer than `SILENT`."""
     ages = {device.worker: now - heartbeats.get(device.worker, now) for device in devices}

@@ -60,7 +60,10 @@ def undisturbed() -> Any:
 
 
 def can_yield(client: taxiway.Client) -> bool:
-    return any(one.get("yieldable") for one in client.fleet()["devices"])
+    """Whether a running job can; its claim's token is not shown."""
+    running = [one for device in client.fleet()["devices"] for one in device.get("yieldable", ())]
+    assert all(token == "" for _, token, *_ in running)
+    return bool(running)
 
 
 def ready(router: RouterProcess, model: str) -> None:
