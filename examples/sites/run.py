@@ -2,7 +2,7 @@
 
     python examples/sites/run.py            # Ctrl-C stops all of it
     cut cloud                               # typed while it runs: no line to the cloud
-    mend cloud
+    restore cloud
 
 Each folder beside this file is a site. In their files the name of a site stands for the address of its line, which this
 program fills in. The sites that others hand work to start first.
@@ -147,10 +147,10 @@ def obey(lines: Mapping[str, Line], loop: asyncio.AbstractEventLoop) -> None:
     match text.split():
         case ["cut", name] if name in lines:
             lines[name].sever()
-        case ["mend", name] if name in lines:
+        case ["restore", name] if name in lines:
             lines[name].cut = False
         case [*words] if words:
-            sys.stderr.write(f"expected cut or mend, and one of {', '.join(lines)}\n")
+            sys.stderr.write(f"expected cut or restore, and one of {', '.join(lines)}\n")
 
 
 def main() -> None:

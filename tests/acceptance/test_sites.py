@@ -123,7 +123,7 @@ def test_work_for_the_cloud_waits_while_the_line_is_cut_and_the_edge_goes_on(sit
         job = sites.edge.submit("generate", STORY, service="bulk")
         assert sites.edge.infer("sentiment", "A calm flight.", timeout=120).report.hardware_class == "cpu.batch"
     finally:
-        sites.say("mend cloud")
+        sites.say("restore cloud")
     assert job.result(timeout=120).report.hardware_class == "cloud"
 
 
