@@ -544,12 +544,8 @@ def _labels_of_no_class(topology: Topology) -> Contradictions:
         for place, label in enumerate(hardware.labels):
             if JOINT in label or not label:
                 yield f"hardware.{name}.labels.{place}", f"text without {JOINT}", label
-            if label == HOME:
-                yield (
-                    f"hardware.{name}.labels.{place}",
-                    "another label, as classes that are no peer have this one",
-                    label,
-                )
+            if label == HOME and hardware.endpoint is not None and hardware.endpoint.is_peer:
+                yield f"hardware.{name}.labels.{place}", "another label, as another fleet is not here", label
     given = {f"tenants.{name}.locality": tenant.locality for name, tenant in topology.tenants.items()}
     for where, locality in {"locality.default": topology.locality.default, **given}.items():
         if all(missing(locality, (*hardware.labels, HOME)) for hardware in topology.hardware.values()):
