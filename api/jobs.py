@@ -277,11 +277,11 @@ class StoredDeadLetters:
     async def show(self, name: str) -> Opened:
         """One dead letter with its message. Raises `UnknownLetterError`."""
         raw = await self._find(name)
-        letter = _read(raw)
-        envelope, flaw = _open(letter)
-        headers, body = ({}, letter.message) if envelope is None else (envelope.headers, envelope.payload())
+        dead_letter = _read(raw)
+        envelope, flaw = _open(dead_letter)
+        headers, body = ({}, dead_letter.message) if envelope is None else (envelope.headers, envelope.payload())
         text = body.decode(errors="replace")
-        return Opened(**_summary_fields(raw, letter), headers=headers, body=text, flaw=flaw)
+        return Opened(**_summary_fields(raw, dead_letter), headers=headers, body=text, flaw=flaw)
 
     async def replay(self, name: str) -> str:
         """Submit the message's job again as if it arrived now, and clear its dead-lettered end; returns the job.
@@ -292,10 +292,10 @@ class StoredDeadLetters:
             TaxiwayError: why the fleet refuses it now; the dead letter is kept.
         """
         raw = await self._find(name)
-        letter = _read(raw)
-        envelope, flaw = _open(letter)
+        dead_letter = _read(raw)
+        envelope, flaw = _open(dead_letter)
         await self._router.fleet.read()
-        arrival = Arrival("", letter.message, envelope, flaw)
+        arrival = Arrival("", dead_letter.message, envelope, flaw)
         decision = await self._router.intake.decide(arrival, self._store.clock.now(), self._router.fleet.working)
         if (end := end_of(decision)) is not None:
             read_result(read_meta(end.ending.meta))  # raises what is wrong
@@ -319,7 +319,7 @@ class StoredDeadLetters:
         async for raw in self._letters():
             if _name(raw) == name:
                 return raw
-        raise UnknownLetterError(f"no dead letter {quoted(name)}", letter=name)
+        raise UnknownLetterError(f"no dead letter {quoted(name)}", dead_letter=name)
 
     async def _letters(self) -> AsyncIterator[bytes]:
         """Dead letters as stored, latest first. One may be missed while others are dropped; none is returned twice."""
@@ -341,16 +341,16 @@ def _read(raw: bytes) -> DeadLetter:
     return msgspec.json.decode(raw, type=DeadLetter)
 
 
-def _summary_fields(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
+def _summary_fields(raw: bytes, dead_letter: DeadLetter) -> dict[str, Any]:
     """The fields of `DeadLetterSummary`; dead letters of older releases do not name their job."""
-    fields = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
-    envelope, _ = _open(letter) if not letter.job else (None, "")
-    named = envelope.headers.get("id") if envelope is not None else letter.job
-    return {**fields, "id": _name(raw), "job": str(named or ""), "bytes": len(letter.message)}
+    fields = {name: getattr(dead_letter, name) for name in ("at", "reason", "by", "history")}
+    envelope, _ = _open(dead_letter) if not dead_letter.job else (None, "")
+    named = envelope.headers.get("id") if envelope is not None else dead_letter.job
+    return {**fields, "id": _name(raw), "job": str(named or ""), "bytes": len(dead_letter.message)}
 
 
-def _open(letter: DeadLetter) -> tuple[Envelope | None, str]:
+def _open(dead_letter: DeadLetter) -> tuple[Envelope | None, str]:
     try:
-        return decode_envelope(letter.message), ""
+        return decode_envelope(dead_letter.message), ""
     except InvalidRequestError as error:
         return None, error.message

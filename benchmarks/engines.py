@@ -379,12 +379,12 @@ async def _direct(session: aiohttp.ClientSession, url: str, name: str, text: str
 
 
 async def _through(client: AsyncClient, text: str, most: int, **terms: Any) -> AsyncIterator[str]:
-    told = ""
+    text = ""
     async for event in client.stream("chat", _chat(text, most), timeout=600, **terms):
         if isinstance(event, str):
-            told += event
+            text += event
             yield event
-        elif not isinstance(event, Result) or event.outputs["text"] != told:
+        elif not isinstance(event, Result) or event.outputs["text"] != text:
             raise TypeError(f"expected the text that was streamed, got {event!r}")
 
 

@@ -41,7 +41,7 @@ TEXT = "What a smooth and friendly flight, thank you!"
 TARGET = 35.0
 """Target: microseconds of router time per message."""
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds within which all messages must be placed."""
 
 
@@ -103,8 +103,8 @@ def drain(interfaces: Interfaces, store: redis.Redis, messages: int) -> dict[str
     before, began = _used(interfaces), time.perf_counter()
     store.rename(STAGED, ARRIVALS)
     while _placed(store) < messages:
-        if time.perf_counter() - began > PATIENCE:
-            sys.exit(f"{_placed(store)} of {messages} messages were placed within {PATIENCE:g} s")
+        if time.perf_counter() - began > TIMEOUT:
+            sys.exit(f"{_placed(store)} of {messages} messages were placed within {TIMEOUT:g} s")
         time.sleep(0.02)
     seconds = time.perf_counter() - began
     costs = {name: (used - before[name]) / messages * 1e6 for name, used in _used(interfaces).items()}

@@ -35,8 +35,8 @@ from controller.spec import (
     longest_grace,
     pool_state,
     ready,
-    standings,
     status_of,
+    trusts,
 )
 
 RECONCILE_EVERY = 1.0
@@ -132,7 +132,7 @@ class Operator:
         pools = [
             pool_state(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)
         ]
-        allotted = allot(wanted, pools, standings(spec, before), now, spec.rules)
+        allotted = allot(wanted, pools, trusts(spec, before), now, spec.rules)
         missing = {pool.name for pool, count in zip(spec.pools, asked, strict=True) if count is None}
         status = status_of(spec, wanted, reason, pools, allotted, missing)
         await self._publish(name, status)  # first, so that a successor judges pools as this operator did

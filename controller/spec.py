@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from controller.decide.pools import Allotment, Phase, PoolRules, PoolState, Standing
+from controller.decide.pools import Allotment, Phase, PoolRules, PoolState, PoolTrust
 from controller.decide.rollout import DeployedPart, JobFigures, Rollout, RolloutLimits, Stage, judge
 
 Object = Mapping[str, Any]
@@ -77,10 +77,10 @@ class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolStatus, ...] = ()
 
 
-def standings(spec: ClassSpec, status: ClassStatus) -> list[Standing]:
+def trusts(spec: ClassSpec, status: ClassStatus) -> list[PoolTrust]:
     """The last state of each pool."""
-    known = {one.name: Standing(one.phase, one.since, one.failures) for one in status.pools}
-    return [known.get(pool.name, Standing()) for pool in spec.pools]
+    known = {one.name: PoolTrust(one.phase, one.since, one.failures) for one in status.pools}
+    return [known.get(pool.name, PoolTrust()) for pool in spec.pools]
 
 
 def pool_state(pool: PoolSpec, asked: int | None, pods: Sequence[Mapping[str, Any]], now: float) -> PoolState:
@@ -142,11 +142,11 @@ def status_of(
                 missing=one.name in missing,
                 asked=asked,
                 ready=one.ready,
-                phase=standing.phase,
-                since=round(standing.since, 1),
-                failures=standing.failures,
+                phase=trust.phase,
+                since=round(trust.since, 1),
+                failures=trust.failures,
             )
-            for one, asked, standing in zip(pools, allotted.replicas, allotted.standings, strict=True)
+            for one, asked, trust in zip(pools, allotted.replicas, allotted.trusts, strict=True)
         ),
     )
 

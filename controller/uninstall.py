@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 async def uninstall(cluster: Cluster, selector: str) -> None:
     """Delete the classes with these labels, and return once none is left."""
     classes = await cluster.objects(CLASSES, selector)
-    end = time.monotonic() + max([0.0, *[await _patience(cluster, one) for one in classes]])
+    end = time.monotonic() + max([0.0, *[await _timeout(cluster, one) for one in classes]])
     for one in classes:
         await cluster.delete(CLASSES, one["metadata"]["name"])
     while left := await cluster.objects(CLASSES, selector):
@@ -37,7 +37,7 @@ async def uninstall(cluster: Cluster, selector: str) -> None:
         await asyncio.sleep(CHECK_EVERY)
 
 
-async def _patience(cluster: Cluster, body: Object) -> float:
+async def _timeout(cluster: Cluster, body: Object) -> float:
     """Seconds that the drain of a class takes at most."""
     with contextlib.suppress(msgspec.ValidationError):
         spec = msgspec.convert(body["spec"], ClassSpec)

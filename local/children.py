@@ -47,12 +47,12 @@ def start_child(
     )
 
 
-def stop_child(child: subprocess.Popen[bytes], *, patience: float) -> bool:
-    """Ask the child to end, and kill its group after `patience` seconds; returns whether it ended when asked."""
+def stop_child(child: subprocess.Popen[bytes], *, timeout: float) -> bool:
+    """Ask the child to end, and kill its group after `timeout` seconds; returns whether it ended when asked."""
     if child.poll() is None:
         child.terminate()
     try:
-        child.wait(patience)
+        child.wait(timeout)
     except subprocess.TimeoutExpired:
         kill_group(child)
         child.wait()

@@ -45,13 +45,13 @@ class EmbeddedValkey:
 
     Args:
         data: created if missing; one server at a time uses it.
-        patience: seconds within which it must answer, and must end when asked.
+        timeout: seconds within which it must answer, and must end when asked.
     """
 
-    def __init__(self, data: Path, *, patience: float = 15.0) -> None:
+    def __init__(self, data: Path, *, timeout: float = 15.0) -> None:
         self.data = data.resolve()
         self.log = self.data / "valkey.log"
-        self._patience = patience
+        self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._password = ""
@@ -105,7 +105,7 @@ class EmbeddedValkey:
     def stop(self) -> None:
         """Stop the server once it has written its data."""
         if self._process is not None:
-            stop_child(self._process, patience=self._patience)
+            stop_child(self._process, timeout=self._timeout)
             self._process = None
 
     def __enter__(self) -> Self:
@@ -137,7 +137,7 @@ class EmbeddedValkey:
     def _lock(self) -> int:
         """A descriptor that holds the exclusive lock on the data; the server inherits it."""
         descriptor = os.open(self.data / "valkey.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if within(self._patience, lambda: locked(descriptor, fcntl.LOCK_EX)):
+        if within(self._timeout, lambda: locked(descriptor, fcntl.LOCK_EX)):
             return descriptor
         os.close(descriptor)
         raise EmbeddedValkeyError(f"{self.data}: another Valkey server serves this directory")
@@ -146,12 +146,12 @@ class EmbeddedValkey:
         assert self._process is not None
         process = self._process
         with closing(ConnectionPool(self.url, answer=1)) as connections:
-            within(self._patience, lambda: process.poll() is not None or _answers(connections))
+            within(self._timeout, lambda: process.poll() is not None or _answers(connections))
             if process.poll() is None and _answers(connections):
                 return
         ended = process.poll()
         self.stop()
-        why = f"ended with status {ended}" if ended is not None else f"did not answer within {self._patience:g} s"
+        why = f"ended with status {ended}" if ended is not None else f"did not answer within {self._timeout:g} s"
         tail = self.log.read_text(errors="replace")[-_TAIL:]
         raise EmbeddedValkeyError(f"the embedded Valkey server {why}; {self.log} ends with:\n{tail}")
 
@@ -234,9 +234,9 @@ def locked(file: int | IO[str], how: int) -> bool:
     return True
 
 
-def within(patience: float, condition: Callable[[], bool], *, every: float = 0.01) -> bool:
-    """Whether the condition becomes true within `patience` seconds; it is checked every `every` seconds."""
-    end = time.monotonic() + patience
+def within(timeout: float, condition: Callable[[], bool], *, every: float = 0.01) -> bool:
+    """Whether the condition becomes true within `timeout` seconds; it is checked every `every` seconds."""
+    end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
             return False

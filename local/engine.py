@@ -86,7 +86,7 @@ class EngineProcess:
 
     def stop(self) -> None:
         """End it."""
-        stop_child(self._process, patience=STOPPED_WITHIN)
+        stop_child(self._process, timeout=STOPPED_WITHIN)
 
     def _start(self) -> None:
         logger.info("engine starting", extra={"command": self._command})

@@ -20,7 +20,7 @@ import msgspec
 
 from local.embedded import locked, within
 from local.plan import WorkerPlan
-from local.supervisor import CHECK_EVERY, START_PATIENCE, Exit
+from local.supervisor import CHECK_EVERY, START_TIMEOUT, Exit
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError
 
 SECOND_STOP = 20.0
@@ -77,7 +77,7 @@ class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
     """A restart changes it, and a worker's pid."""
     data: str
     workers: tuple[RunningWorker, ...]
-    patience: float
+    timeout: float
     """Seconds within which the fleet ends when asked to stop."""
     left_out: Mapping[str, str] = {}
     """Why a class has no worker."""
@@ -162,7 +162,7 @@ def stop_fleet(data: Path) -> bool:
     """Stop the fleet that runs from `data` and wait for its end; returns whether there was one.
 
     An interrupt, or another call, stops it at once: its workers return the jobs that they run. A supervisor that does
-    not end within its fleet's `patience` is killed, and its children with it.
+    not end within its fleet's `timeout` is killed, and its children with it.
     """
     supervisor, fleet = _supervisor(data), read_fleet(data)
     if supervisor is None:
@@ -171,7 +171,7 @@ def stop_fleet(data: Path) -> bool:
     try:
         with suppress(ProcessLookupError):  # it has just ended by itself
             signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-            if not _stopped(supervisor, STARTING if fleet is None else fleet.patience):
+            if not _stopped(supervisor, STARTING if fleet is None else fleet.timeout):
                 signal.pidfd_send_signal(supervisor, signal.SIGKILL)
                 _ended(supervisor, SECOND_STOP)
     finally:
@@ -189,18 +189,18 @@ def _supervisor(data: Path) -> int | None:
         return None
 
 
-def _stopped(supervisor: int, patience: float) -> bool:
+def _stopped(supervisor: int, timeout: float) -> bool:
     """Whether it ends in time; an interrupt of this process stops it at once."""
     try:
-        return _ended(supervisor, patience)
+        return _ended(supervisor, timeout)
     except KeyboardInterrupt:
         signal.pidfd_send_signal(supervisor, signal.SIGTERM)
         return _ended(supervisor, SECOND_STOP)
 
 
-def _ended(process: int, patience: float) -> bool:
-    """Whether the process of a pidfd ends within `patience` seconds."""
-    return bool(select.select([process], [], [], patience)[0])
+def _ended(process: int, timeout: float) -> bool:
+    """Whether the process of a pidfd ends within `timeout` seconds."""
+    return bool(select.select([process], [], [], timeout)[0])
 
 
 _BROKER = "broker"
@@ -217,7 +217,7 @@ def restarted(data: Path, named: str | None) -> Iterator[tuple[str, float]]:
     fleet = _running(data)
     for process in chosen(fleet, named):
         began = time.monotonic()
-        _restart(data, process, fleet.patience + START_PATIENCE)
+        _restart(data, process, fleet.timeout + START_TIMEOUT)
         yield process.name, time.monotonic() - began
 
 
@@ -242,11 +242,11 @@ def chosen(fleet: LocalFleet, named: str | None) -> list[ProcessState]:
     return found
 
 
-def _restart(data: Path, process: ProcessState, patience: float) -> None:
+def _restart(data: Path, process: ProcessState, timeout: float) -> None:
     if process.pid is not None:
         with suppress(ProcessLookupError):  # it has just ended
             os.kill(process.pid, signal.SIGTERM)
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while time.monotonic() < end:
         time.sleep(CHECK_EVERY)
         now = next((one for one in _running(data).processes if one.name == process.name), None)
@@ -255,7 +255,7 @@ def _restart(data: Path, process: ProcessState, patience: float) -> None:
         if now.last_exit is not None and now.last_exit != process.last_exit:
             why = f"{now.last_exit.why}: {now.last_exit.last_line}"
             raise CommandError(f"{process.name} {why}", hint=f"see {process.log}; it is started again", code=MISSING)
-    raise CommandError(f"{process.name} is not ready after {patience:g} s", hint=f"see {process.log}", code=UNAVAILABLE)
+    raise CommandError(f"{process.name} is not ready after {timeout:g} s", hint=f"see {process.log}", code=UNAVAILABLE)
 
 
 def _running(data: Path) -> LocalFleet:

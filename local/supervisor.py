@@ -30,7 +30,7 @@ from taxiway.cli import EXIT_CODES, MISSING, CommandError
 CHECK_EVERY = 0.1
 """Seconds between checks of the processes."""
 
-START_PATIENCE = 240.0
+START_TIMEOUT = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""
 
 SECOND_STOP = 5.0
@@ -101,7 +101,7 @@ class SupervisedProcess:
         name: unique in the fleet; also the log's name.
         arguments: of the interpreter.
         announces: whether it writes a JSON line with the field `ready` to stdout once it is ready.
-        patience: seconds that it has to end when asked.
+        timeout: seconds that it has to end when asked.
 
     `announced` has the fields of its last ready line, also while it restarts. It is `wanted` until `retire`; its
     supervisor starts wanted processes. A `resting` process is not running, as intended. `restarts` counts its failures
@@ -117,10 +117,10 @@ class SupervisedProcess:
         logs: Path,
         *,
         announces: bool,
-        patience: float = 10.0,
+        timeout: float = 10.0,
     ) -> None:
         self.name = name
-        self.patience = patience
+        self.timeout = timeout
         self.log = logs / f"{name}.log"
         self.restarts = 0
         self.last_exit: Exit | None = None
@@ -284,22 +284,22 @@ class Supervisor:
         """Make `start` and `watch` return soon, and the second time `stop` too. Safe in a signal handler."""
         (self._hurried if self._stopping.is_set() else self._stopping).set()
 
-    def start(self, healthy: Callable[[], bool], *, patience: float) -> bool:
+    def start(self, healthy: Callable[[], bool], *, timeout: float) -> bool:
         """Start all, and wait until each is ready and then `healthy()`; False if `request_stop` was called meanwhile.
 
         Raises:
-            StartError: a process ended, or is not ready after `patience` seconds.
+            StartError: a process ended, or is not ready after `timeout` seconds.
         """
         for process in self._all():
             if process.wanted:
                 process.start()
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         while not self._stopping.wait(CHECK_EVERY):
             self._check_start()
             if all(p.ready for p in self._running()) and healthy():
                 return True
             if time.monotonic() > end:
-                raise self._too_late(patience)
+                raise self._too_late(timeout)
         return False
 
     def watch(
@@ -325,7 +325,7 @@ class Supervisor:
                 self._tell(changed)
 
     def stop(self) -> None:
-        """Stop everything in order; each process has its patience, or until `request_stop`, then it is killed."""
+        """Stop everything in order; each process has its timeout, or until `request_stop`, then it is killed."""
         self._stopping.set()
         for group in self._groups:
             _stop_group([p for p in group if not p.resting], self._hurried)
@@ -346,13 +346,13 @@ class Supervisor:
                 why = exit_reason(process.process.returncode)
                 raise StartError(f"{process.name} {why}; {process.log} ends with:\n{process.tail()}")
 
-    def _too_late(self, patience: float) -> StartError:
+    def _too_late(self, timeout: float) -> StartError:
         waiting = [p for p in self._running() if not p.ready]
         if not waiting:
-            return StartError(f"all processes run, and the fleet was not healthy within {patience:g} s")
+            return StartError(f"all processes run, and the fleet was not healthy within {timeout:g} s")
         first = waiting[0]
         names = ", ".join(p.name for p in waiting)
-        return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
+        return StartError(f"not ready within {timeout:g} s: {names}; {first.log} ends with:\n{first.tail()}")
 
     def _tell(self, changed: Callable[[], object]) -> None:
         try:
@@ -419,7 +419,7 @@ class Supervisor:
 def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:
     _terminate(group)
     asked, again = time.monotonic(), False
-    while left := [p for p in group if p.alive and time.monotonic() < asked + (SECOND_STOP if again else p.patience)]:
+    while left := [p for p in group if p.alive and time.monotonic() < asked + (SECOND_STOP if again else p.timeout)]:
         for process in left:
             process.listen()
         if hurried.is_set() and not again:

@@ -22,7 +22,7 @@ from local.autoscaler import Ask, Autoscaler, Replanner, WorkerBounds, ask_route
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
-from local.supervisor import START_PATIENCE, SupervisedProcess, Supervisor
+from local.supervisor import START_TIMEOUT, SupervisedProcess, Supervisor
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
@@ -31,7 +31,7 @@ from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
 
-STOP_PATIENCE = 15.0
+STOP_TIMEOUT = 15.0
 """Seconds that a process has to end when asked; a worker has `limits.grace` before that to finish its jobs."""
 
 _GROUPS = 4  # stopped one after another: workers, router, Flower, broker
@@ -155,7 +155,7 @@ def _supervise(
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.request_stop())
-    if not supervisor.start(partial(_healthy, processes), patience=START_PATIENCE):
+    if not supervisor.start(partial(_healthy, processes), timeout=START_TIMEOUT):
         return
     announce(tell())
     watch(tell)
@@ -197,7 +197,7 @@ def _processes(plan: StartPlan, options: UpOptions, environment: Mapping[str, st
     """The fleet's processes. Devices of the `scaled` classes are started on demand, which the router relies on."""
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
-    make = partial(SupervisedProcess, environment=environment, logs=logs, patience=STOP_PATIENCE)
+    make = partial(SupervisedProcess, environment=environment, logs=logs, timeout=STOP_TIMEOUT)
     port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
     router = make("router", _router_arguments(port, scaled), announces=True)
     workers = [(worker, _worker(plan, options, environment, worker)) for worker in plan.workers]
@@ -212,8 +212,8 @@ def _processes(plan: StartPlan, options: UpOptions, environment: Mapping[str, st
 def _worker(
     plan: StartPlan, options: UpOptions, environment: Mapping[str, str], worker: WorkerPlan
 ) -> SupervisedProcess:
-    grace, logs = plan.grace + STOP_PATIENCE, options.data / "logs"
-    return SupervisedProcess(worker.name, worker.command(), environment, logs, announces=True, patience=grace)
+    grace, logs = plan.grace + STOP_TIMEOUT, options.data / "logs"
+    return SupervisedProcess(worker.name, worker.command(), environment, logs, announces=True, timeout=grace)
 
 
 def _added_worker(
@@ -270,7 +270,7 @@ def _fleet(
         workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
         left_out=plan.left_out,
         scaled=frozenset(worker.hardware_class for worker, _ in processes.workers if processes.tuner is not None),
-        patience=plan.grace + _GROUPS * STOP_PATIENCE,
+        timeout=plan.grace + _GROUPS * STOP_TIMEOUT,
         processes=(*broker(), *(_state(process) for process in processes.all() if not process.resting)),
     )
 

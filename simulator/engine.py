@@ -159,7 +159,7 @@ class Simulation(EventQueue):
         if shift.source is None:
             self._held.pop(shift.job.index).forget(shift.job)
         else:
-            self.pools[shift.source].withdraw(shift.job)
+            self.pools[shift.source].remove(shift.job)
             self.outcome.moves += 1
         if shift.target is not None:
             self.pools[shift.target].enqueue(shift.job, now)

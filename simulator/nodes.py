@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from controller.decide.pools import PodLoss, PoolState, Standing, allot, cheapest_to_end
+from controller.decide.pools import PodLoss, PoolState, PoolTrust, allot, cheapest_to_end
 from simulator.device import SimulatedDevice
 from simulator.fleet import DeviceClass
 
@@ -22,7 +22,7 @@ class Nodes:
         self._ends = list(accumulate(self._available))
         self._asked = [0] * len(self._pools)
         self._short_since: list[float | None] = [None] * len(self._pools)
-        self.standings = [Standing()] * len(self._pools)
+        self.trusts = [PoolTrust()] * len(self._pools)
 
     @property
     def available(self) -> int:
@@ -48,7 +48,7 @@ class Nodes:
 
     def free(self, devices: Sequence[SimulatedDevice]) -> SimulatedDevice | None:
         """The device that is switched on next, if there is a node for one."""
-        order = sorted(range(len(self._pools)), key=lambda place: self.standings[place].phase == "out")
+        order = sorted(range(len(self._pools)), key=lambda place: self.trusts[place].phase == "out")
         return next((device for place in order for device in self._off(place, devices)), None)
 
     def spread(
@@ -56,8 +56,8 @@ class Nodes:
     ) -> tuple[list[SimulatedDevice], list[SimulatedDevice]]:
         """One step of the operator for `wanted` devices: those to switch on, and those to drain."""
         seen = [self._seen(place, devices, now) for place in range(len(self._pools))]
-        allotted = allot(wanted, seen, self.standings, now, self._rules)
-        self.standings, self._asked = list(allotted.standings), list(allotted.replicas)
+        allotted = allot(wanted, seen, self.trusts, now, self._rules)
+        self.trusts, self._asked = list(allotted.trusts), list(allotted.replicas)
         on: list[SimulatedDevice] = []
         off: list[SimulatedDevice] = []
         for place, asked in enumerate(self._asked):

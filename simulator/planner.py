@@ -235,9 +235,9 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
     those, it is the cheapest. More instances may attain less, if placement expects too much of them. None costs less
     than the first mix, which by the programme is the cheapest that can carry the load.
     """
-    best, patience = enough, MISSES_IN_A_ROW
+    best, misses_left = enough, MISSES_IN_A_ROW
     least = next(iter(search.tried)).usd_per_hour
-    while patience and len(search.tried) < MOST_REPLAYS:
+    while misses_left and len(search.tried) < MOST_REPLAYS:
         found = [
             (sum(search.short(parent).values()), mix.usd_per_hour, mix.instances, mix)
             for parent in search.tried
@@ -248,7 +248,7 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
             break
         mix = min(found, key=lambda one: one[:3])[3]
         attained = search.attempt(mix)
-        patience = MISSES_IN_A_ROW if attained else patience - 1
+        misses_left = MISSES_IN_A_ROW if attained else misses_left - 1
         best = mix if attained else best
     return best
 

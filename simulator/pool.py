@@ -186,7 +186,7 @@ class Pool:
         if self._yielding.most and job.level < PATIENT and self.queue.count(job.model):
             self._world.at(now + LET_START, self._look, None, job.model)
 
-    def withdraw(self, job: SimulatedJob) -> None:
+    def remove(self, job: SimulatedJob) -> None:
         """Remove a waiting job that moves to another class."""
         self._unqueue(job)
         self._density -= job.density
@@ -417,9 +417,9 @@ class Pool:
         best, least = None, (math.inf, True)
         for device in self.devices:
             if device.serving and not device.draining:
-                crowd = (0 if device.run is None else len(device.run), model not in device.resident)
-                if crowd < least and able(device):
-                    best, least = device, crowd
+                fill = (0 if device.run is None else len(device.run), model not in device.resident)
+                if fill < least and able(device):
+                    best, least = device, fill
         return best
 
     def _begin(self, first: SimulatedJob, timing: WholeBatches, now: float) -> bool:

@@ -390,8 +390,8 @@ def _flash(figures: Mapping[str, float], random: Random) -> Times:
     """A constant rate, plus a burst at the rate `peak` from second `at` for `length` seconds."""
     begin = min(figures["at"], figures["duration"])
     end = min(begin + figures["length"], figures["duration"])
-    crowd = _uniform(figures["peak"], begin, end, random)
-    return np.sort(np.concatenate([_uniform(figures["rate"], 0.0, figures["duration"], random), crowd]))
+    surge = _uniform(figures["peak"], begin, end, random)
+    return np.sort(np.concatenate([_uniform(figures["rate"], 0.0, figures["duration"], random), surge]))
 
 
 def _uniform(rate: float, begin: float, end: float, random: Random) -> Times:

@@ -326,8 +326,8 @@ def dollars_per_hour(devices: Sequence[DeviceFacts], name: str, hardware: Hardwa
 
     A device that is lent to the class is on anyway, and costs there what the class says.
     """
-    told = [device.usd_per_hour if device.hardware_class == name else None for device in devices]
-    return sorted(hardware.dollars_per_hour if price is None else price for price in told) or [
+    prices = [device.usd_per_hour if device.hardware_class == name else None for device in devices]
+    return sorted(hardware.dollars_per_hour if price is None else price for price in prices) or [
         hardware.dollars_per_hour
     ]
 

@@ -29,11 +29,11 @@ class Page:
         self._calls += 1
         await self._socket.send_json({"id": self._calls, "method": method, "params": parameters})
         while True:
-            told = await self._socket.receive_json(timeout=60)
-            if told.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(str(told["params"]["exceptionDetails"]))
-            if told.get("id") == self._calls:
-                return dict(told["result"])
+            stated = await self._socket.receive_json(timeout=60)
+            if stated.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(str(stated["params"]["exceptionDetails"]))
+            if stated.get("id") == self._calls:
+                return dict(stated["result"])
 
     async def value(self, expression: str) -> Any:
         found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

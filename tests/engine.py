@@ -172,8 +172,8 @@ class Engine:
                 self._call(writer, next(called), *word[5:].split(":", 1))
             elif not await self._did(word, writer):
                 await asyncio.sleep(wait if said else 0.0)
-                told = {"content": [{"token": f"{word} ", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
-                more = {"logprobs": told} if asked.get("logprobs") else {}
+                stated = {"content": [{"token": f"{word} ", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+                more = {"logprobs": stated} if asked.get("logprobs") else {}
                 self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}, **more}])
                 said += 1
         done()

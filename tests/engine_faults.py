@@ -48,7 +48,7 @@ AT_LEAST = 0.6
 class Tally:
     """What became of the jobs during one kind of fault.
 
-    `lost` had no answer in time, `told` ended with an error, `silent` with a wrong text and no error. `again` counts
+    `lost` had no answer in time, `stated` ended with an error, `silent` with a wrong text and no error. `again` counts
     what was sent more often than once, and `known` those of them whose first attempt surely did not run. `errors` has
     the first error of each kind.
     """
@@ -57,7 +57,7 @@ class Tally:
     faults: int
     jobs: int = 0
     lost: int = 0
-    told: int = 0
+    stated: int = 0
     silent: int = 0
     again: int = 0
     known: int = 0
@@ -117,21 +117,21 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def table(url: str, faulty: FaultyEngine, count: int, patience: float = 110.0) -> AsyncIterator[Tally]:
-    """One tally for each fault, which happens `count` times. `patience` is seconds for one job."""
+async def table(url: str, faulty: FaultyEngine, count: int, timeout: float = 110.0) -> AsyncIterator[Tally]:
+    """One tally for each fault, which happens `count` times. `timeout` is seconds for one job."""
     async with AsyncClient(url) as client:
         for place, (fault, script) in enumerate(OF_PROMPTS.items()):
             tally = Tally(fault, count)
             faulty.engine.faults = {f"kind {place} {number}": script for number in range(count)}
             prompts = [f"{word} {place} {number}" for number in range(count) for word in ("kind", "beside")]
-            await _called(client, faulty, tally, iter(prompts), patience)
+            await _called(client, faulty, tally, iter(prompts), timeout)
             tally.faults = count - len(faulty.engine.faults)
             yield tally
         for fault in OF_SERVERS:
-            yield await _toggled(client, faulty, fault, count, patience)
+            yield await _toggled(client, faulty, fault, count, timeout)
 
 
-async def _toggled(client: AsyncClient, faulty: FaultyEngine, fault: str, count: int, patience: float) -> Tally:
+async def _toggled(client: AsyncClient, faulty: FaultyEngine, fault: str, count: int, timeout: float) -> Tally:
     """Jobs come as long as the server fails and works, `count` times."""
     tally, going = Tally(fault, count), True
 
@@ -141,7 +141,7 @@ async def _toggled(client: AsyncClient, faulty: FaultyEngine, fault: str, count:
             number += 1
             yield f"{fault} {number} wait=0.05 two three"
 
-    calling = asyncio.create_task(_called(client, faulty, tally, prompts(), patience, pause=0.05))
+    calling = asyncio.create_task(_called(client, faulty, tally, prompts(), timeout, pause=0.05))
     for _ in range(count):
         await asyncio.sleep(AT_LEAST)
         failing = faulty.failing(fault)
@@ -154,14 +154,14 @@ async def _toggled(client: AsyncClient, faulty: FaultyEngine, fault: str, count:
 
 
 async def _called(
-    client: AsyncClient, faulty: FaultyEngine, tally: Tally, prompts: Iterator[str], patience: float, pause: float = 0.0
+    client: AsyncClient, faulty: FaultyEngine, tally: Tally, prompts: Iterator[str], timeout: float, pause: float = 0.0
 ) -> None:
     asked: list[str] = []
 
     async def caller() -> None:
         for prompt in prompts:
             asked.append(prompt)
-            await _one(client, tally, prompt, patience)
+            await _one(client, tally, prompt, timeout)
             await asyncio.sleep(pause)
 
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
@@ -170,15 +170,15 @@ async def _called(
     tally.known = tally.again if tally.fault in NEVER_RAN else 0
 
 
-async def _one(client: AsyncClient, tally: Tally, prompt: str, patience: float) -> None:
+async def _one(client: AsyncClient, tally: Tally, prompt: str, timeout: float) -> None:
     words = " ".join(word for word in prompt.split() if not word.startswith("wait="))
     chat = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 16}
     try:
-        result = await client.infer("chat", chat, timeout=patience)
+        result = await client.infer("chat", chat, timeout=timeout)
     except ResultTimeoutError:
         tally.lost += 1
     except TaxiwayError as error:
-        tally.told += 1
+        tally.stated += 1
         tally.errors.setdefault(type(error).__name__, error.message)
     else:
         tally.silent += result.outputs["text"] != f"{words} "

@@ -177,12 +177,12 @@ def _forked(wanted: Start, output: int, errors: int, exited: int) -> Start:
     if child == 0:
         os.close(exited)
         return wanted
-    with socket.socket(fileno=exited) as told:
-        told.send(b"%d" % child)
+    with socket.socket(fileno=exited) as stated:
+        stated.send(b"%d" % child)
         if exited in select.select([exited, os.pidfd_open(child)], [], [])[0]:
             os.kill(child, signal.SIGKILL)  # who asked for it was killed
         with suppress(OSError):
-            told.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            stated.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os._exit(0)
 
 

@@ -43,11 +43,11 @@ def serving_process(
     with (folder / "log").open("wb") as log:
         process = start_child(command, environment=environment, folder=folder, output=log.fileno(), errors=log.fileno())
         try:
-            up = until(lambda: process.poll() is not None or _serves(url + ready), patience=300)
+            up = until(lambda: process.poll() is not None or _serves(url + ready), timeout=300)
             assert up and process.poll() is None, (folder / "log").read_text()
             yield
         finally:
-            stop_child(process, patience=60)
+            stop_child(process, timeout=60)
             kill_group(process)  # LitServe's processes outlive the one that started them
 
 

@@ -38,7 +38,7 @@ sentinel parallel-syncs {SERVICE} {replicas}
         process = subprocess.Popen([find_binary(), file, "--sentinel"], stdout=log, stderr=log)
     try:
         with redis.Redis(port=port) as client:
-            assert until(lambda: _sees(client) == replicas, patience=_PATIENCE), "a sentinel does not see the replicas"
+            assert until(lambda: _sees(client) == replicas, timeout=_PATIENCE), "a sentinel does not see the replicas"
         yield port
     finally:
         process.terminate()

@@ -15,9 +15,9 @@ BUSY = 10.0
 """Seconds that a busy machine may add to what the product does within a stated time."""
 
 
-def until(condition: Callable[[], bool], *, patience: float = 60.0, every: float = 0.02) -> bool:
-    """Whether the condition came true within `patience` seconds; it is looked at `every` so many seconds."""
-    return within(patience, condition, every=every)
+def until(condition: Callable[[], bool], *, timeout: float = 60.0, every: float = 0.02) -> bool:
+    """Whether the condition came true within `timeout` seconds; it is looked at `every` so many seconds."""
+    return within(timeout, condition, every=every)
 
 
 def gone(pid: int) -> bool:

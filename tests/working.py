@@ -52,7 +52,7 @@ LONG = {"samples": [30_000_000], "seed": [1]}
 """A job of the model slab of a second or more."""
 
 LASTING = {"samples": [-1], "seed": [1]}
-"""One that runs until `let_go`: for what is to be seen while it does."""
+"""One that runs until `release`: for what is to be seen while it does."""
 
 QUEUES = recorded("fleets/worker.yaml")
 
@@ -142,7 +142,7 @@ class Site:
 
     def settle(self) -> None:
         """End what lasts, and wait until the worker has answered everything; no dead letter stays."""
-        let_go(self.fleet)
+        release(self.fleet)
         while self.tower.waiting() + self.tower.unacknowledged():
             time.sleep(0.005)
         (self.fleet.models.parent / "over").unlink()
@@ -162,7 +162,7 @@ def inspect(app: Celery, worker: WorkerProcess) -> Any:
     return app.control.inspect([worker.name], timeout=60)
 
 
-def let_go(settings: Settings) -> None:
+def release(settings: Settings) -> None:
     """End the jobs of the fleet that last."""
     (settings.models.parent / "over").touch()
 

@@ -261,15 +261,15 @@ class PeerConnection:
 
     async def _offer(self, hello: PeerHello) -> None:
         """Send offers once they change, and often enough that the peer does not take them for stale."""
-        told: dict[str, dict[str, SiteOffer]] = {}
+        sent: dict[str, dict[str, SiteOffer]] = {}
         at = -math.inf
         while True:
             if not self._valid():
                 raise PeerError(WRONG_FRAME, "the key has ended")
             offers = await self._offers(hello)
-            if changed(told, offers) or time.monotonic() - at > STALE / 3:
-                told, at = offers, time.monotonic()
-                self._tell(PeerOffers(told))
+            if changed(sent, offers) or time.monotonic() - at > STALE / 3:
+                sent, at = offers, time.monotonic()
+                self._tell(PeerOffers(sent))
             await asyncio.sleep(OFFER_EVERY)
 
     async def _offers(self, hello: PeerHello) -> dict[str, dict[str, SiteOffer]]:
@@ -314,7 +314,7 @@ class _PeerJob:
 
 
 class _Pieces:
-    """What a peer is told of a job's stream: the pieces of its first row, each with its place in the answer."""
+    """What a peer receives of a job's stream: the pieces of its first row, each with its place in the answer."""
 
     def __init__(self, key: str) -> None:
         self._key = key

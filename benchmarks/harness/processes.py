@@ -23,7 +23,7 @@ from local.children import start_child, stop_child
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, cache_directory, on_socket
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds within which a process must become ready, and exit when terminated."""
 
 
@@ -99,7 +99,7 @@ def started(arguments: list[str], variables: Mapping[str, str], log: Path) -> It
     """A Python process of the fleet while it runs, and the line it printed when it was ready, with its `pid`."""
     with running([sys.executable, *arguments], variables, log, output=subprocess.PIPE) as process:
         assert process.stdout is not None
-        readable, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        readable, _, _ = select.select([process.stdout], [], [], TIMEOUT)
         line = process.stdout.readline() if readable else b""
         if not line:
             raise NotReadyError(f"{' '.join(arguments)} is not ready; {log} ends with:\n{log.read_text()[-2000:]}")
@@ -114,7 +114,7 @@ def _peer_worker(url: str, log: Path) -> Iterator[int]:
     variables = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
     app.conf.update(broker_url=url, result_backend=url)
     with running([*command, *options], variables, log) as process:
-        if not app.tasks["plain.echo"].delay("ready").get(timeout=PATIENCE):
+        if not app.tasks["plain.echo"].delay("ready").get(timeout=TIMEOUT):
             raise NotReadyError(f"the plain Celery worker gave a wrong answer; see {log}")
         yield process.pid
 
@@ -137,7 +137,7 @@ def running(
         yield process
     finally:
         below = tree(process.pid)
-        stop_child(process, patience=PATIENCE)
+        stop_child(process, timeout=TIMEOUT)
         _end(below)
         for pipe in filter(None, (process.stdin, process.stdout)):
             pipe.close()
@@ -149,4 +149,4 @@ def _end(processes: Sequence[psutil.Process]) -> None:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=PATIENCE)
+    psutil.wait_procs(alive, timeout=TIMEOUT)

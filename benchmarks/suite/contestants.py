@@ -23,7 +23,7 @@ from benchmarks.suite.workloads import Plan, payloads
 from local.embedded import EmbeddedValkey, kept_port, within
 from tasks.settings import on_socket
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds within which a server must answer its first request."""
 
 THREADS = 32
@@ -66,8 +66,8 @@ class Server:
         with running([python, *self.command(served)], variables, log) as process:
             body = self.body(payloads(plan)[0])
             answers = partial(_answers, served.port, self.path, body)
-            if not within(PATIENCE, lambda: process.poll() is not None or answers(), every=0.1):
-                raise AbsentError(f"no answer within {PATIENCE:g} s; its log ends with {log.read_text()[-300:]!r}")
+            if not within(TIMEOUT, lambda: process.poll() is not None or answers(), every=0.1):
+                raise AbsentError(f"no answer within {TIMEOUT:g} s; its log ends with {log.read_text()[-300:]!r}")
             if process.poll() is not None:
                 raise AbsentError(f"it ended; its log ends with {log.read_text()[-300:]!r}")
             yield Up({self.name: lambda: peer_caller(served, self.path, self.body)}, {"server": [process.pid]})
@@ -177,7 +177,7 @@ _QUIET = {
 
 
 def _answers(port: int, path: str, body: bytes) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     kind = "image/jpeg" if body[:2] == b"\xff\xd8" else "application/json"
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("POST", path, body, {"content-type": kind})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from benchmarks.harness.processes import PATIENCE, NotReadyError, running
+from benchmarks.harness.processes import TIMEOUT, NotReadyError, running
 from benchmarks.suite.batch_loop import MODELS
 from benchmarks.suite.workloads import Plan
 
@@ -40,12 +40,12 @@ def measure_limit(plan: Plan, models: Path, folder: Path, *, seconds: float) -> 
         ]
         pipes = [(loop.stdin, loop.stdout) for loop in loops]
         for _, says in pipes:
-            _line(says, log, PATIENCE)
+            _line(says, log, TIMEOUT)
         for start, _ in pipes:
             assert start is not None
             start.write(b"go\n")
             start.flush()
-        done = [_line(says, log, PATIENCE + 4 * seconds) for _, says in pipes]
+        done = [_line(says, log, TIMEOUT + 4 * seconds) for _, says in pipes]
     items = sum(each["items"] for each in done)
     return Limit(sum(each["items"] / each["seconds"] for each in done), sum(each["cpu"] for each in done) / items)
 
@@ -66,13 +66,13 @@ def best_layout(plan: Plan, models: Path, folder: Path, *, seconds: float) -> Pl
     return max(reached, key=lambda pair: pair[0])[1]
 
 
-def _line(says: IO[bytes] | None, log: Path, patience: float) -> dict[str, float]:
+def _line(says: IO[bytes] | None, log: Path, timeout: float) -> dict[str, float]:
     assert says is not None
-    readable, _, _ = select.select([says], [], [], patience)
+    readable, _, _ = select.select([says], [], [], timeout)
     line = says.readline() if readable else b""
     if not line:
         raise NotReadyError(
-            f"a batch loop printed nothing within {patience:g} s; {log} ends with:\n{log.read_text()[-500:]}"
+            f"a batch loop printed nothing within {timeout:g} s; {log} ends with:\n{log.read_text()[-500:]}"
         )
     figures: dict[str, float] = json.loads(line)
     return figures

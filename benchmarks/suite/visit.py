@@ -17,7 +17,7 @@ from benchmarks.suite.workloads import Workload
 LEAST = 5
 """Least number of idle requests."""
 
-PATIENCE = 90.0
+TIMEOUT = 90.0
 """Longest visit in seconds, in addition to ten times its loops: a slow contestant's answers are awaited."""
 
 WARM_UP = 0.2
@@ -57,7 +57,7 @@ async def visit(
         TimeoutError: it took many times the expected time.
     """
     spent = seconds
-    async with asyncio.timeout(PATIENCE + 10 * spent), caller:
+    async with asyncio.timeout(TIMEOUT + 10 * spent), caller:
         await saturated(caller.ask, outstanding=workload.max_batch, seconds=WARM_UP, mark=lambda: None)
         idle = await one_by_one(caller.alone, seconds=spent / 2, least=LEAST)
         gc.collect()

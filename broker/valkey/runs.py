@@ -59,12 +59,12 @@ def earlier_runs(values: list[bytes | None]) -> EarlierRuns:
 
 def report_call(job: str, update: RunUpdate) -> Call:
     """Records what a run reports; answers 1 if the claim is still ours."""
-    told = update.progress
+    progress = update.progress
     run = {
         "token": update.token,
         "ran": update.ran,
-        "progress": "" if told is None else msgspec.json.encode(told).decode(),
-        "state": "" if told is None or not update.celery else celery_state(job, told).decode(),
+        "progress": "" if progress is None else msgspec.json.encode(progress).decode(),
+        "state": "" if progress is None or not update.celery else celery_state(job, progress).decode(),
     }
     keys = [job_key(job), stream_key(job), result_key(job)]
     return Call("runs/report", keys, [KEEP, MOST_REPORTS, packed(run)])

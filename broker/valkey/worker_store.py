@@ -230,9 +230,9 @@ class WorkerStore:
         (raw,) = self._connections.calls(("HGET", job_key(job), "history"))
         return read_history(raw.decode()) if raw else ()
 
-    def add_dead_letter(self, letter: DeadLetter) -> None:
+    def add_dead_letter(self, dead_letter: DeadLetter) -> None:
         """Store a dead letter."""
-        push = ("LPUSH", DEAD, msgspec.json.encode(letter))
+        push = ("LPUSH", DEAD, msgspec.json.encode(dead_letter))
         self._connections.calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
 
 

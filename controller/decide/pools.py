@@ -41,7 +41,7 @@ class PoolState:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PoolTrust:
     """A pool's phase since a time, and how often it was out since it was last trusted for long."""
 
     phase: Phase = "trusted"
@@ -58,11 +58,11 @@ class Allotment:
     """The pods and the new state of each pool, in the order of the pools."""
 
     replicas: tuple[int, ...]
-    standings: tuple[Standing, ...]
+    trusts: tuple[PoolTrust, ...]
 
 
 def allot(
-    wanted: int, pools: Sequence[PoolState], standings: Sequence[Standing], now: float, rules: PoolRules
+    wanted: int, pools: Sequence[PoolState], trusts: Sequence[PoolTrust], now: float, rules: PoolRules
 ) -> Allotment:
     """Spread `wanted` pods over pools, first choice first; `now` is in seconds of the standings' clock.
 
@@ -70,8 +70,8 @@ def allot(
     is out, the first gets the missing pods, so that a cloud's autoscaler keeps trying.
     """
     left, replicas, judged = wanted, [], []
-    for pool, standing in zip(pools, standings, strict=True):
-        judged.append(judge(pool, standing, left, now, rules))
+    for pool, trust in zip(pools, trusts, strict=True):
+        judged.append(judge(pool, trust, left, now, rules))
         asked, served = _share(left, pool, judged[-1])
         replicas.append(asked)
         left -= served
@@ -80,26 +80,26 @@ def allot(
     return Allotment(tuple(replicas), tuple(judged))
 
 
-def judge(pool: PoolState, standing: Standing, wanted: int, now: float, rules: PoolRules) -> Standing:
+def judge(pool: PoolState, trust: PoolTrust, wanted: int, now: float, rules: PoolRules) -> PoolTrust:
     """A pool's new state, if `wanted` pods could use it."""
-    if standing.phase == "out":
-        return Standing("trial", now, standing.failures) if now >= standing.until(rules) else standing
+    if trust.phase == "out":
+        return PoolTrust("trial", now, trust.failures) if now >= trust.until(rules) else trust
     if pool.short >= rules.stock_out:
-        return Standing("out", now, standing.failures + 1)
-    if standing.phase == "trial" and 0 < min(wanted, pool.most) <= pool.ready:
-        return Standing("trusted", now, standing.failures) if now >= standing.since + rules.hold else standing
-    if standing.failures and standing.phase == "trusted" and now >= standing.since + rules.retry * MOST_PAUSE:
-        return Standing("trusted", now)
-    return standing
+        return PoolTrust("out", now, trust.failures + 1)
+    if trust.phase == "trial" and 0 < min(wanted, pool.most) <= pool.ready:
+        return PoolTrust("trusted", now, trust.failures) if now >= trust.since + rules.hold else trust
+    if trust.failures and trust.phase == "trusted" and now >= trust.since + rules.retry * MOST_PAUSE:
+        return PoolTrust("trusted", now)
+    return trust
 
 
-def _share(left: int, pool: PoolState, standing: Standing) -> tuple[int, int]:
+def _share(left: int, pool: PoolState, trust: PoolTrust) -> tuple[int, int]:
     """The pods that a pool gets, and how many of them the next pools need not have."""
-    if standing.phase == "trusted":
+    if trust.phase == "trusted":
         asked = min(left, pool.most)
         return asked, asked
     running = min(left, pool.ready, pool.most)
-    if standing.phase == "out":
+    if trust.phase == "out":
         return running, running
     return min(left, pool.most, pool.ready + max(pool.ready, 1)), running
 

@@ -114,12 +114,12 @@ class Outcome:
 
 def _newcomer(rounds: int, spinners: int) -> int:
     outcomes = [one for _ in range(rounds) for one in _fresh(spinners)]
-    told = [one for one in outcomes if one.known]
-    held = sum(not one.expired and one.seconds <= one.bound for one in told) / len(told)
-    times = [one.bound / one.seconds for one in told]
+    known = [one for one in outcomes if one.known]
+    held = sum(not one.expired and one.seconds <= one.bound for one in known) / len(known)
+    times = [one.bound / one.seconds for one in known]
     expired = sum(one.expired for one in outcomes)
     load = round(os.getloadavg()[0], 1)
-    more = {"jobs": len(outcomes), "expired": expired, "told": len(told), "load": load}
+    more = {"jobs": len(outcomes), "expired": expired, "known": len(known), "load": load}
     say(answer("share of 'at most' that held, generations on a fresh and busy fleet", [held], target=HELD, **more))
     say(answer("median bound, as a multiple of the actual seconds", times, at_most=TIMES))
     return 0 if held >= HELD and statistics.median(times) <= TIMES else 1

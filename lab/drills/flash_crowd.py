@@ -56,11 +56,11 @@ WORKERS = (
     ("--class", "gpu.realtime", "--device", "cuda:0", "--emulate"),
 )
 
-BULK, LIVE, CROWD = 0.7, 0.05, 10
-"""Loads, as shares of the fleet; and the live load in the crowd, as a multiple of that before."""
+BULK, LIVE, SURGE = 0.7, 0.05, 10
+"""Loads, as shares of the fleet; and the live load in the surge, as a multiple of that before."""
 
 CALM, BURST, AFTER = 30.0, 30.0, 120.0
-"""Seconds before the crowd, of the crowd, and from its first moment to the end."""
+"""Seconds before the surge, of the surge, and from its first moment to the end."""
 
 IN_TIME, LOSES = 0.99, 0.1
 """The least share of live work in time, and the most that bulk may lose."""
@@ -115,10 +115,10 @@ def main() -> int:
     runs = {"with the rebalancer": one_run(QUEUES), "without it": one_run(QUEUES + WITHOUT)}
     for name, run in runs.items():
         attained = run.attained(CALM, CALM + BURST)
-        question = f"flash crowd of {CROWD} times the live load, {name}"
+        question = f"flash crowd of {SURGE} times the live load, {name}"
         say(answer(f"{question}: share of live work in time", [attained], target=IN_TIME, holds=attained >= IN_TIME))
         say(answer(f"{question}: share of bulk throughput lost", [run.lost], target=LOSES, holds=run.lost <= LOSES))
-    write_lines(given.chart, list(panels(runs)), band=(CALM, CALM + BURST, f"live load × {CROWD}"))
+    write_lines(given.chart, list(panels(runs)), band=(CALM, CALM + BURST, f"live load × {SURGE}"))
     own = next(iter(runs.values()))
     return 0 if own.attained(CALM, CALM + BURST) >= IN_TIME and own.lost <= LOSES else 1
 
@@ -129,10 +129,10 @@ def one_run(queues: str) -> Run:
         folder = Path(name)
         (folder / "queues.yaml").write_text(queues)
         with fleet(folder, folder / "queues.yaml", WORKERS) as interfaces:
-            return asyncio.run(crowd(interfaces.broker))
+            return asyncio.run(surge(interfaces.broker))
 
 
-async def crowd(broker: str) -> Run:
+async def surge(broker: str) -> Run:
     """Send everything; returns the outcomes at the end."""
     async with taxiway.AsyncClient(broker) as client:
         began = time.perf_counter()
@@ -140,7 +140,7 @@ async def crowd(broker: str) -> Run:
         async def sent(service: str, moments: Sequence[float]) -> list[Asked]:
             return await asking(client, service, moments, began)
 
-        live = sorted([*arrivals("live", 0, CALM + AFTER, LIVE), *arrivals("crowd", CALM, BURST, (CROWD - 1) * LIVE)])
+        live = sorted([*arrivals("live", 0, CALM + AFTER, LIVE), *arrivals("surge", CALM, BURST, (SURGE - 1) * LIVE)])
         bulk = list(arrivals("bulk", 0, CALM + AFTER, BULK))
         return Run(*await asyncio.gather(sent("live", live), sent("bulk", bulk)))
 

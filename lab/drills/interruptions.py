@@ -144,7 +144,7 @@ async def _drill(
 
 
 class _Worker:
-    """A worker's place: whoever is in it may be killed, and another one started."""
+    """A worker's place: the process in it may be killed, and another one started."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str], number: int) -> None:
         self._log, self._variables = folder / f"worker-{number}.log", variables

@@ -58,7 +58,7 @@ BULK = 4500
 DEADLINE = 1.0
 """Seconds within which a live request is answered."""
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds without a result after which a job counts as lost."""
 
 QUEUES = f"""
@@ -161,7 +161,7 @@ async def _load(broker: str, reclaimed: Sequence[int], *, noticed: bool) -> Dril
     async with taxiway.AsyncClient(broker) as client:
         jobs = await asyncio.gather(*(client.submit("noted", _inputs(n), service="bulk") for n in range(BULK)))
         await _placed(broker)
-        bulk = asyncio.gather(*(_answered(job.result(PATIENCE), n) for n, job in enumerate(jobs)))
+        bulk = asyncio.gather(*(_answered(job.result(TIMEOUT), n) for n, job in enumerate(jobs)))
         live = asyncio.create_task(_arrivals(client, BEFORE + NOTICE + AFTER + LATER))
         await asyncio.sleep(BEFORE)
         at = time.perf_counter()
@@ -187,7 +187,7 @@ async def _arrivals(client: taxiway.AsyncClient, seconds: float) -> list[Asked]:
     while (due := due + draw.expovariate(LIVE)) < ends:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         number = BULK + len(running)
-        answer = client.infer("noted", _inputs(number), service="live", timeout=PATIENCE)
+        answer = client.infer("noted", _inputs(number), service="live", timeout=TIMEOUT)
         running.append(asyncio.create_task(_answered(answer, number)))
     return list(await asyncio.gather(*running))
 

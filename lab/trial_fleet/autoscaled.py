@@ -26,7 +26,7 @@ from tasks.topology import load_topology
 EVERY = 0.25
 """Seconds between two looks at which workers run."""
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds within which the fleet must be ready, and gone afterwards."""
 
 
@@ -59,14 +59,14 @@ def autoscaled(site: Site, ask: Ask = ask_router) -> Iterator[tuple[LocalFleet, 
     sender.close()
     assert process.pid is not None
     try:
-        if not receiver.poll(PATIENCE):
-            raise TimeoutError(f"the fleet is not ready within {PATIENCE:g} s; see {site.folder}/logs")
+        if not receiver.poll(TIMEOUT):
+            raise TimeoutError(f"the fleet is not ready within {TIMEOUT:g} s; see {site.folder}/logs")
         fleet: LocalFleet = receiver.recv()
         with _counted(process.pid) as powered:
             yield fleet, powered
     finally:
         process.terminate()
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         process.kill()
 
 

@@ -37,7 +37,7 @@ AZURE_SHIFT = 10.0
 LONGEST = 8000
 """Tokens of a synthetic prompt at most. Azure's longest is 7,437."""
 
-CROWD = (520.0, 640.0)
+FLASH = (520.0, 640.0)
 """Seconds in which more than usual arrives at `flash`."""
 
 Random = np.random.Generator
@@ -93,11 +93,11 @@ def drift(random: Random, data: Path | None) -> list[Row]:
 
 def flash(random: Random, data: Path | None) -> list[Row]:
     """`mixed` with three times the small models and images, and twice the chats, for two minutes."""
-    begin, end = CROWD
+    begin, end = FLASH
     rows = mixed(random, data)
     more = {"chat": 1, "big": 0}
-    crowd = [row for row in rows if begin <= row["arrival"] < end for _ in range(more.get(row["model"], 2))]
-    return rows + [{**row, "arrival": min(row["arrival"] + random.uniform(0, 5), LENGTH)} for row in crowd]
+    doubled = [row for row in rows if begin <= row["arrival"] < end for _ in range(more.get(row["model"], 2))]
+    return rows + [{**row, "arrival": min(row["arrival"] + random.uniform(0, 5), LENGTH)} for row in doubled]
 
 
 def edge(random: Random, data: Path | None) -> list[Row]:

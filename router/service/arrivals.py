@@ -163,8 +163,8 @@ class Intake:
         if dead := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
             await self._store.jobs.dead_letter(dead)
             self.dead_lettered += len(dead)
-            for letter in dead:
-                logger.warning("message dead-lettered", extra={"reason": letter.reason})
+            for dead_letter in dead:
+                logger.warning("message dead-lettered", extra={"reason": dead_letter.reason})
 
     async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:
         self._store.audit.add(end.receipt for _, end in ended if end.receipt is not None)

@@ -270,7 +270,7 @@ class JobStore:
 
     async def dead_letter(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
-        push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in dead_letters))
+        push = ("LPUSH", DEAD, *(msgspec.json.encode(dead_letter) for dead_letter in dead_letters))
         await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:

@@ -103,8 +103,8 @@ class Mover(Duty):
         classes = [name for name in working.backlog.classes if working.fleet.of_class(name)]
         found: dict[str, tuple[Yieldable, WaitingJob]] = {}
         for name in classes if len(classes) > 1 and self._rules.topology.rebalance.max_moves_per_job else ():
-            told = [one for device in working.fleet.of_class(name) for one in device.yieldable if one.tag]
-            some = random.sample(told, min(len(told), RUNNING_EXAMINED))
+            running = [one for device in working.fleet.of_class(name) for one in device.yieldable if one.tag]
+            some = random.sample(running, min(len(running), RUNNING_EXAMINED))
             if not some:
                 continue
             peeked = await self._queue_mover.held(name, [(one.tag, one.level) for one in some])
@@ -116,18 +116,18 @@ class Mover(Duty):
                     found[one.job] = one, job
         return found
 
-    async def _relocate(self, move: Move, told: Yieldable, job: WaitingJob) -> None:
+    async def _relocate(self, move: Move, running: Yieldable, job: WaitingJob) -> None:
         """Ask a running job to yield and go on in another class, while this router leads."""
         now = self._store.clock.now()
-        steps = steps_of(move, {told.job: job}, now, self._rules)
-        await self._store.audit.write(receipts_of(move, steps, {told.job: job}, now, self._rules))
+        steps = steps_of(move, {running.job: job}, now, self._rules)
+        await self._store.audit.write(receipts_of(move, steps, {running.job: job}, now, self._rules))
         for step in steps:
-            ask = YieldAsk(told.job, told.token, move.reason, to=relocation_of(step, told.tag))
+            ask = YieldAsk(running.job, running.token, move.reason, to=relocation_of(step, running.tag))
             if (
                 await self._leadership.campaign()
                 and (await self._store.jobs.ask_to_yield([ask]))[0] is YieldAnswer.ASKED
             ):
-                self._events.add(told.job, step.queue, step.envelope)
+                self._events.add(running.job, step.queue, step.envelope)
                 await self._note([_moved(move, 1, now)])
         self._flows.note([move])
 

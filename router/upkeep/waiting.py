@@ -115,21 +115,21 @@ def running_groups(
 ) -> list[Group]:
     """A group of each running job that can yield."""
     groups = []
-    for told, job in running:
-        rest = replace(job, needs=_needs_of_rest(told, job.needs))
-        group = _group([(rest, 0.0)], working, max_moves_per_job - told.cuts)
+    for described, job in running:
+        rest = replace(job, needs=_needs_of_rest(described, job.needs))
+        group = _group([(rest, 0.0)], working, max_moves_per_job - described.cuts)
         if group is not None:
-            groups.append(replace(group, repeats=told.redo, kind=told.kind))
+            groups.append(replace(group, repeats=described.redo, kind=described.kind))
     return groups
 
 
-def _needs_of_rest(told: Yieldable, needs: Needs) -> Needs:
+def _needs_of_rest(described: Yieldable, needs: Needs) -> Needs:
     """The needs of a running job's next run; what is written of a generation counts as part of its prompt."""
-    whole = max(told.run + told.left, 1e-9)
+    whole = max(described.run + described.left, 1e-9)
     if needs.longest:
-        share = told.left / whole
+        share = described.left / whole
         return replace(needs, output=round(needs.output * share), longest=round(needs.longest * share))
-    return replace(needs, size=needs.size * min((told.left + told.redo) / whole, 1.0))
+    return replace(needs, size=needs.size * min((described.left + described.redo) / whole, 1.0))
 
 
 def relocation_of(step: MoveStep, tag: str) -> Relocation:

@@ -82,7 +82,7 @@ CPU = 7.0
 HUNG = STALE
 """Seconds that a turn and the rest after it may take: by then routers have dropped the plan."""
 
-TOLD = 86400
+KEEP_LATEST = 86400
 """Seconds for which routers can show what was found."""
 
 
@@ -276,10 +276,10 @@ class FleetTuner:
     def _tell(self, tuning: Tuning) -> None:
         """Leave what was found for routers to show."""
         (now,) = self._connections.calls(("TIME",))
-        told = LatestTuning(
+        latest = LatestTuning(
             tuner=self._lease.name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
         )
-        self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
+        self._connections.calls(("SET", TUNING, msgspec.json.encode(latest), "EX", KEEP_LATEST))
 
     def _write(self, before: bytes, plan: Plan | None) -> bool:
         """Store the plan, or that there is none; False if another tuner has replaced it meanwhile."""

@@ -25,9 +25,9 @@ from taxiway.contract.stream import Event
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Callable[[Event], None]]:
     """A bar with what a callable reports: the share that is done, the time left, its message. It is gone at the end."""
-    told = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
+    texts = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
     console = console or Console(stderr=True)
-    with Progress(BarColumn(), TaskProgressColumn(), *told, console=console, transient=True) as bars:
+    with Progress(BarColumn(), TaskProgressColumn(), *texts, console=console, transient=True) as bars:
         bar = bars.add_task("", total=1.0, visible=False, left="")
 
         def show(event: Event) -> None:
@@ -40,7 +40,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callable[[Event], N
 
 @contextmanager
 def array_bar() -> Iterator[Watch]:
-    """A bar on stderr with an array's members that have ended, and the time left; nothing where nobody looks."""
+    """A bar on stderr with an array's members that have ended, and the time left, on a terminal."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     above = sys.stdout.isatty()  # answers are printed above the bar
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bars:

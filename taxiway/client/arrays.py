@@ -185,25 +185,25 @@ class AsyncJobArray:
             ResultTimeoutError: as `wait`.
         """
         ended: dict[int, _Ended] = {}
-        told = parts = read = 0
+        given = parts = read = 0
         async for batch in self._looks(timeout, watch):
             if batch.status in _ENDED:
-                _add(ended, await self._lines(batch), told)
+                _add(ended, await self._lines(batch), given)
             while batch.status not in _ENDED and read < batch.request_counts.ended:
                 lines = await self._part(parts)
                 if not lines:  # it has ended since
                     break
                 parts, read = parts + 1, read + len(lines)
-                _add(ended, lines, told)
-            while told in ended:
-                yield self._outcome(ended.pop(told))
-                told += 1
+                _add(ended, lines, given)
+            while given in ended:
+                yield self._outcome(ended.pop(given))
+                given += 1
         progress = _progress_of(batch)
         if not progress.members:
             raise InvalidRequestError(f"array: {next(iter(progress.errors), 'it has no members')}", field="inputs")
         error = JobCancelledError if progress.state == "cancelled" else DeadlineExceededError
         missing = error(f"the array was {progress.state} before this member was answered")
-        for number in range(told, progress.members):
+        for number in range(given, progress.members):
             yield self._outcome(ended[number]) if number in ended else missing
 
     async def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
@@ -281,9 +281,9 @@ def _progress_of(batch: _Batch) -> ArrayProgress:
     return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
 
 
-def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], told: int) -> None:
-    """Add lines by their members' numbers, from `told` on."""
-    ended.update((number, line) for line in lines if (number := int(line.custom_id)) >= told)
+def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], given: int) -> None:
+    """Add lines by their members' numbers, from `given` on."""
+    ended.update((number, line) for line in lines if (number := int(line.custom_id)) >= given)
 
 
 async def submit_array(

@@ -81,7 +81,7 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
     with Client(small_fleet.http) as client:  # quicker than the command, which may miss the moment
         os.kill(worker.pid, signal.SIGKILL)
         assert until(lambda: not client.fleet()["devices"])
-        assert until(lambda: client.fleet()["devices"] != [], patience=120)
+        assert until(lambda: client.fleet()["devices"] != [], timeout=120)
 
     restarted = next(one for one in status()["processes"] if one["name"] == "cpu.batch.cpu-0")
     assert (restarted["restarts"], restarted["last_exit"]["why"]) == (1, "killed by SIGKILL (out of memory?)")
@@ -133,7 +133,7 @@ def test_a_class_that_is_scaled_begins_with_no_worker_gets_one_for_its_first_job
         assert fleet.workers == ()
         with Client(fleet.http) as client:
             job = client.submit("echo", "first")
-            assert until(lambda: present(read_fleet(data)).workers != (), patience=120)
+            assert until(lambda: present(read_fleet(data)).workers != (), timeout=120)
             assert job.result(timeout=60).outputs == {"payload": "first"}
         assert until(lambda: present(read_fleet(data)).workers == ())
     finally:

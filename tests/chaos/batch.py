@@ -16,7 +16,7 @@ from tests.chaos.history import BatchRead, Recorder
 
 MODEL = "embed"
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds for which a call is tried again at another router."""
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
@@ -91,7 +91,7 @@ class Batches:
 
     def _ask(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Call the routers in turn until one answers; raises HTTPStatusError if the request is wrong."""
-        ends = time.monotonic() + PATIENCE
+        ends = time.monotonic() + TIMEOUT
         while True:
             try:
                 response = self._http.request(method, f"{next(self._routers)}/v1/{path}", **content)

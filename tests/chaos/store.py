@@ -151,7 +151,7 @@ def _server(folder: Path) -> EmbeddedValkey:
     folder.mkdir(parents=True)
     secret = kept_secret(folder.parent / "password")
     (folder / "valkey.password").write_text(secret)
-    return EmbeddedValkey(folder, patience=30)
+    return EmbeddedValkey(folder, timeout=30)
 
 
 def _mount(folder: Path) -> bool:

@@ -44,7 +44,7 @@ REPLICAS = 3
 CONFIRM = 2  # a majority of the four servers, the primary included
 FAULTS = ("kill the primary", "freeze the primary", "cut the primary off", "kill a replica")
 DOWN_AFTER = 1.5  # seconds of silence after which a sentinel takes a server for gone
-PATIENCE = 90.0  # seconds for a failover, or for the replicas to follow, on a busy machine
+TIMEOUT = 90.0  # seconds for a failover, or for the replicas to follow, on a busy machine
 
 
 class Server:
@@ -53,7 +53,7 @@ class Server:
     def __init__(self, folder: Path, password: str) -> None:
         folder.mkdir(parents=True)
         (folder / "valkey.password").write_text(password)
-        self._valkey = EmbeddedValkey(folder, patience=PATIENCE)
+        self._valkey = EmbeddedValkey(folder, timeout=TIMEOUT)
         self.start()
         self.cable = Cable("127.0.0.1", urlsplit(self._valkey.url).port or 0)
         self.set_up()
@@ -90,7 +90,7 @@ class Server:
     def kill(self) -> None:
         """`kill -9`."""
         self.signal(signal.SIGKILL)
-        until(lambda: self._valkey.pid is None, patience=PATIENCE)
+        until(lambda: self._valkey.pid is None, timeout=TIMEOUT)
 
     def stop(self) -> None:
         """Stop it for good."""
@@ -128,11 +128,11 @@ class ServerSet:
 
     def await_failover(self, before: Server) -> None:
         """Wait until the sentinels name another."""
-        assert until(lambda: self._named() != before.cable.port, patience=PATIENCE), "no failover"
+        assert until(lambda: self._named() != before.cable.port, timeout=TIMEOUT), "no failover"
 
     def await_whole(self) -> None:
         """Wait until all servers follow the one that the sentinels name."""
-        assert until(self._whole, patience=PATIENCE), "the replicas do not follow"
+        assert until(self._whole, timeout=TIMEOUT), "the replicas do not follow"
 
     def _whole(self) -> bool:
         said = self.primary().replication()
@@ -144,7 +144,7 @@ class ServerSet:
 
 
 class Producers:
-    """Threads that submit until stopped, by the broker and by a router; what each was told is accepted is noted."""
+    """Threads that submit until stopped, by the broker and by a router; what each saw accepted is noted."""
 
     def __init__(self, broker: str, http: str) -> None:
         self.accepted: dict[str, float] = {}
@@ -212,7 +212,7 @@ def lost(servers: ServerSet, accepted: dict[str, float]) -> list[str]:
                     del left[job]
         return not left
 
-    until(ended, patience=180, every=1)
+    until(ended, timeout=180, every=1)
     return [*left]
 
 

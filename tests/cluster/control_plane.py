@@ -18,7 +18,7 @@ import httpx
 from local.embedded import free_port
 from tests import waiting
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds for the API server to get ready on a busy machine; 7 to 16 on an idle one."""
 
 API = {
@@ -29,7 +29,7 @@ API = {
 }
 
 
-until = partial(waiting.until, patience=30.0, every=0.15)
+until = partial(waiting.until, timeout=30.0, every=0.15)
 """Waits for a condition; each look costs the API server some work."""
 
 
@@ -103,7 +103,7 @@ class ControlPlane:
             )
 
     def _wait(self) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while time.monotonic() < end and self._processes[-1].poll() is None:
             try:
                 if self.http.get("/readyz").status_code == 200:

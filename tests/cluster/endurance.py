@@ -101,10 +101,10 @@ def serving(router: str) -> int:
 
 def drain_one(fleet: Release, machines: Machines, router: str) -> None:
     """Delete the pod whose worker runs for the longest, as a node that is emptied does, while another one serves."""
-    assert until(lambda: bool(machines.workers) and serving(router) > 1, patience=180)
+    assert until(lambda: bool(machines.workers) and serving(router) > 1, timeout=180)
     name, before = next(iter(machines.workers)), len(machines.ended)
     fleet.plane.http.request("DELETE", f"/api/v1/namespaces/endured/pods/{name}")
-    assert until(lambda: len(machines.ended) > before, patience=60)
+    assert until(lambda: len(machines.ended) > before, timeout=60)
 
 
 def switch(fleet: Release, machines: Machines) -> None:
@@ -114,9 +114,9 @@ def switch(fleet: Release, machines: Machines) -> None:
         machines.lost.add(pod["metadata"]["name"])
         path = f"/api/v1/namespaces/endured/pods/{pod['metadata']['name']}"
         fleet.plane.http.request("DELETE", path, json={"gracePeriodSeconds": 0})
-    assert until(lambda: ready(fleet.of_class(NAME, "other")) > 0, patience=90)
+    assert until(lambda: ready(fleet.of_class(NAME, "other")) > 0, timeout=90)
     add_spot(fleet.plane)
-    assert until(lambda: phase_of(fleet) == "trusted" and not fleet.of_class(NAME, "other"), patience=120)
+    assert until(lambda: phase_of(fleet) == "trusted" and not fleet.of_class(NAME, "other"), timeout=120)
 
 
 def test_no_job_is_lost_over_drains_deaths_and_switches(fleet: Release, settings: Settings, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_no_job_is_lost_over_drains_deaths_and_switches(fleet: Release, settings
         for end in (machines.kill, watching.join, machines.over.set):
             stack.callback(end)
         path = f"{SPACE}/hardwareclasses/fleet-worker-gpu-realtime"
-        assert until(lambda: "wanted" in fleet.plane.get(path).get("status", {}), patience=90), controller.log
+        assert until(lambda: "wanted" in fleet.plane.get(path).get("status", {}), timeout=90), controller.log
         load = Load(stack.enter_context(Client(settings.broker)))
         submitting = threading.Thread(target=load.run)
         submitting.start()
@@ -168,7 +168,7 @@ def test_how_soon_a_wish_is_in_the_deployment(fleet: Release, tmp_path: Path) ->
         for count in (0, 3, 1, 4, 2, 3, 0, 4, 1, 2, 0):
             before = fleet.deployment("worker-gpu-realtime")["spec"]["replicas"]
             wishes.wanted[NAME], began = count, time.monotonic()
-            assert until(partial(_asks, fleet, count), patience=60)
+            assert until(partial(_asks, fleet, count), timeout=60)
             took["up" if count > before else "down"].append(time.monotonic() - began)
     say("wish to Deployment", {way: seconds[1:] for way, seconds in took.items()})
 
@@ -184,7 +184,7 @@ def say(what: str, took: dict[str, list[float]]) -> None:
         sys.stdout.write(f"\n{what}, {way}: {len(seconds)} times, median {half:.1f} s, most {most:.1f} s\n")
 
 
-CROWD, IMPATIENCE = 240, 280.0
+SURGE, IMPATIENCE = 240, 280.0
 """Jobs of a flash crowd, which three devices serve in 16 s; those that are due later than this wait for one device."""
 
 PAUSES = (0, 4, 8, 12)
@@ -224,12 +224,12 @@ def test_how_soon_replicas_follow_a_flash_crowd(
             stack.callback(end)
         watch = stack.enter_context(Watch(release, router.http, least=int(autoscaler == "hpa")))
         client = stack.enter_context(Client(settings.broker))
-        assert until(lambda: wish_of(router.http) is not None, patience=60)
+        assert until(lambda: wish_of(router.http) is not None, timeout=60)
         for pause in PAUSES:
             time.sleep(pause)
-            jobs = [client.submit("paced", str(number), deadline=IMPATIENCE) for number in range(CROWD)]
-            assert [job.result(timeout=DEADLINE).outputs["payload"] for job in jobs] == list(map(str, range(CROWD)))
-            assert until(lambda: watch.agrees() and ready(release.of_class(NAME)) <= 1, patience=120)
+            jobs = [client.submit("paced", str(number), deadline=IMPATIENCE) for number in range(SURGE)]
+            assert [job.result(timeout=DEADLINE).outputs["payload"] for job in jobs] == list(map(str, range(SURGE)))
+            assert until(lambda: watch.agrees() and ready(release.of_class(NAME)) <= 1, timeout=120)
     say(f"flash crowd, {autoscaler}", watch.late())
 
 

@@ -70,7 +70,7 @@ def test_an_hpa_follows_the_router_up_and_down_at_once_but_not_within_a_tenth(
     def follows(count: int) -> float:
         measure(fleet, count)
         began = time.monotonic()
-        assert until(lambda: replicas() == count, patience=60), plane.get(hpa)["status"]
+        assert until(lambda: replicas() == count, timeout=60), plane.get(hpa)["status"]
         return time.monotonic() - began
 
     try:
@@ -78,7 +78,7 @@ def test_an_hpa_follows_the_router_up_and_down_at_once_but_not_within_a_tenth(
         assert max(took.values()) < 60, took  # 300 s without the chart's behaviour
         follows(11)
         measure(fleet, 12)
-        assert not until(lambda: replicas() != 11, patience=6)
+        assert not until(lambda: replicas() != 11, timeout=6)
     finally:
         fleet.helm("uninstall")
         plane.http.request("DELETE", API["Node"])

@@ -291,14 +291,14 @@ def test_a_pools_workers_are_told_what_its_nodes_cost(helm: Path) -> None:
     classes = {"gpu.spot": {"accelerator": "nvidia-l4", "pools": pools}}
     values = {"hardware": {"gpu.spot": spot}, "classes": classes, "autoscaler": "controller"}
     found = pods(rendered(helm, *EVERYTHING, values))
-    told = {
+    stated = {
         name.removeprefix("worker-"): one["value"]
         for name, pod in found.items()
         for one in pod["containers"][0].get("env", [])
         if one["name"] == "TAXIWAY_USD_PER_HOUR"
     }
-    assert {name: price for name, price in told.items() if name.startswith("gpu-spot")} == {
+    assert {name: price for name, price in stated.items() if name.startswith("gpu-spot")} == {
         "gpu-spot": "1.5", "gpu-spot-demand": "3", "gpu-spot-large": "4.25",
     }  # fmt: skip
-    assert told["cpu-batch"] == "0.05"
-    assert "far-0" not in told  # a server elsewhere is on no node of ours
+    assert stated["cpu-batch"] == "0.05"
+    assert "far-0" not in stated  # a server elsewhere is on no node of ours

@@ -23,7 +23,7 @@ CLASS = "/apis/taxiway.dev/v1alpha1/namespaces/closed/hardwareclasses/fleet-work
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/closed/leases/taxiway-controller"
 
-JOBS, PATIENCE = 240, 280
+JOBS, TIMEOUT = 240, 280
 """Jobs of a fifth of a second each, due in so many seconds: 48 device seconds, for a service whose deadline is 12 s.
 
 Two workers need 24 s: three are still wanted when the operator is back from a restart that takes less than 12 s.
@@ -57,14 +57,14 @@ def test_load_starts_workers_that_serve_it_and_end_again_and_no_job_is_lost(
         stack.callback(machines.over.set)
         watch = stack.enter_context(Watch(release, router.http))
         client = stack.enter_context(Client(settings.broker))
-        assert until(lambda: "wanted" in plane.get(CLASS).get("status", {}), patience=60), controller.log
-        jobs = [client.submit("paced", str(number), deadline=PATIENCE) for number in range(JOBS)]
-        assert until(lambda: machines.most > 0, patience=60), controller.log
+        assert until(lambda: "wanted" in plane.get(CLASS).get("status", {}), timeout=60), controller.log
+        jobs = [client.submit("paced", str(number), deadline=TIMEOUT) for number in range(JOBS)]
+        assert until(lambda: machines.most > 0, timeout=60), controller.log
         away = die_and_return(release, controller)
-        answers = [job.result(timeout=PATIENCE).outputs["payload"] for job in jobs]
+        answers = [job.result(timeout=TIMEOUT).outputs["payload"] for job in jobs]
         assert answers == [str(number) for number in range(JOBS)]
         assert machines.most == 3
-        assert until(lambda: release.of_class("gpu.realtime") == [], patience=60), controller.log
+        assert until(lambda: release.of_class("gpu.realtime") == [], timeout=60), controller.log
         assert until(lambda: machines.workers == {})
         assert {worker.wait(60) for worker in machines.ended} == {0}
     late = watch.late(away)
@@ -77,5 +77,5 @@ def die_and_return(release: Release, controller: Controller) -> tuple[float, flo
     controller.kill()
     release.plane.http.request("DELETE", LEASE)  # as if its time were over
     controller.start()
-    assert until(lambda: release.plane.get(LEASE) is not None, patience=60), controller.log
+    assert until(lambda: release.plane.get(LEASE) is not None, timeout=60), controller.log
     return began, time.monotonic() + 2 * RECONCILE_EVERY

@@ -68,7 +68,7 @@ def controller(fleet: Release, wishes: Wishes, tmp_path: Path) -> Iterator[Contr
 
 def settle(fleet: Release, name: str, count: int) -> None:
     """Wait until a class has so many pods, and all are ready."""
-    assert until(lambda: len(found := fleet.of_class(name)) == ready(found) == count, patience=60)
+    assert until(lambda: len(found := fleet.of_class(name)) == ready(found) == count, timeout=60)
 
 
 def alive(fleet: Release) -> list[str]:
@@ -109,7 +109,7 @@ def test_a_reclaimed_spot_pool_moves_to_the_next_and_back(
     assert nodes_of(fleet.of_class("gpu.spot")) == {"l4-spot"}
 
     reclaim(fleet)
-    assert until(lambda: ready(fleet.of_class("gpu.spot", "other")) == 2, patience=60), controller.log
+    assert until(lambda: ready(fleet.of_class("gpu.spot", "other")) == 2, timeout=60), controller.log
 
     add_spot(fleet.plane)
     fewest = [2]
@@ -118,7 +118,7 @@ def test_a_reclaimed_spot_pool_moves_to_the_next_and_back(
         fewest[0] = min(fewest[0], ready(fleet.of_class("gpu.spot")))
         return ready(fleet.of_class("gpu.spot", "first")) == 2 and fleet.of_class("gpu.spot", "other") == []
 
-    assert until(is_back, patience=90), controller.log
+    assert until(is_back, timeout=90), controller.log
     assert fewest == [2]
 
 
@@ -233,7 +233,7 @@ def test_a_class_that_is_deleted_serves_what_waits_for_it_then_drains_and_goes(
     assert ready(fleet.of_class("gpu.realtime")) == 2
 
     wishes.waiting.clear()
-    assert until(lambda: fleet.plane.get(name) is None, patience=60), controller.log
+    assert until(lambda: fleet.plane.get(name) is None, timeout=60), controller.log
     assert fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime") == []
 
 

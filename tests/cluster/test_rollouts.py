@@ -94,7 +94,7 @@ def settle(fleet: Release) -> str:
             and ready(fleet.pods("router")) == 2
         )
 
-    assert until(settled, patience=90), status(fleet)
+    assert until(settled, timeout=90), status(fleet)
     [found] = {name for names in generations(fleet).values() for name in names}
     return found
 
@@ -112,7 +112,7 @@ def rolled(fleet: Release, before: str, meanwhile: Callable[[], None]) -> None:
         return status(fleet)["phase"] == "idle" and all(whole)
 
     assert until(lambda: status(fleet)["phase"] != "idle"), status(fleet)
-    assert until(ended, patience=120), status(fleet)
+    assert until(ended, timeout=120), status(fleet)
 
 
 def test_a_change_rolls_class_by_class_through_the_operators_death(
@@ -158,7 +158,7 @@ def test_new_pods_that_fail_their_jobs_are_taken_back_and_the_next_change_rolls(
                 wishes.devices = [{"worker": f"cpu.batch.cpu-0@{name}", "hardware_class": "cpu.batch", "done": done}]
         return bool(wishes.devices) and status(fleet)["phase"] == "idle"
 
-    assert until(is_back, patience=60), status(fleet)
+    assert until(is_back, timeout=60), status(fleet)
     assert settle(fleet) == before
     assert untouched == {pod["metadata"]["uid"] for pod in fleet.of_class("gpu.realtime") + fleet.pods("router")}
     assert status(fleet)["said"] == "rolled back: cpu.batch: 90% of 10 jobs failed, 0% before"

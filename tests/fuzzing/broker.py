@@ -1,4 +1,4 @@
-"""Malformed messages to a router and a worker: both go on, what is parked stays bounded, and a good job still runs.
+"""Malformed messages to a router and a worker: both go on, dead letters stay bounded, and a good job still runs.
 
 `python -m tests.fuzzing.broker --messages 1000000` writes half of them to the arrivals and half to a class's queue,
 where a producer's account, or who stole a worker's, could.
@@ -75,9 +75,9 @@ def _old_ticket(settings: Settings) -> str:
         return str(tower.message("echo", "a").headers["taxiway"])
 
 
-def _unended(broker: redis.Redis, *, patience: float = 30.0) -> list[str]:
+def _unended(broker: redis.Redis, *, timeout: float = 30.0) -> list[str]:
     """The jobs that a router accepted and that do not end, though their deadlines have passed long ago."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     left = list(broker.scan_iter(job_key("*"), count=1000))
     while left and time.monotonic() < end:
         with broker.pipeline(transaction=False) as pipeline:
@@ -90,14 +90,14 @@ def _unended(broker: redis.Redis, *, patience: float = 30.0) -> list[str]:
 
 
 def _await_room(
-    broker: redis.Redis, queue: str, most: int, processes: dict[str, Process], *, patience: float = 120.0
+    broker: redis.Redis, queue: str, most: int, processes: dict[str, Process], *, timeout: float = 120.0
 ) -> None:
     """Wait until at most so many messages wait in the queue.
 
     Raises:
         TimeoutError: a process stands still, or ended.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while sum(int(broker.llen(name)) for name in priority_lists(queue)) + _held(broker, most) > most:
         if time.monotonic() > end or any(process.poll() is not None for process in processes.values()):
             raise TimeoutError(f"{queue} is not emptied: {broker.llen(queue)} messages wait")

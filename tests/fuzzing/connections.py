@@ -21,7 +21,7 @@ MEMORY = 96 * 2**20
 BUSY = 0.25
 """Seconds of processor time that the router may spend, on all its clients, before it answers another one."""
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds in which a connection is answered."""
 
 QUIET = 5.0
@@ -118,7 +118,7 @@ def _until_done(tasks: Sequence[Future[list[str]]]) -> Iterator[None]:
 def _looked_at(target: Target, process: psutil.Process, before: int) -> list[str]:
     """What is wrong with the router now: its memory, or how long another client waits."""
     spent = sum(process.cpu_times()[:2])
-    with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", target.port), timeout=TIMEOUT) as connection:
         connection.sendall(LIVE)
         connection.recv(12)
     spent, grown = sum(process.cpu_times()[:2]) - spent, process.memory_info().rss - before
@@ -149,13 +149,13 @@ def _script(target: Target, seed: int) -> list[str]:
 def _said(target: Target, content: bytes, chance: random.Random) -> bytes:
     """What comes back for `content`, sent in pieces, until the router closes the connection."""
     received = b""
-    with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", target.port), timeout=TIMEOUT) as connection:
         with contextlib.suppress(ConnectionError):
             while content:
                 size = chance.choice([1, 7, 100, 2**16, len(content)])
                 connection.sendall(content[:size])
                 content = content[size:]
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         with contextlib.suppress(ConnectionError, TimeoutError):
             while piece := connection.recv(2**16):
                 received += piece
@@ -191,7 +191,7 @@ def _half_bodies(target: Target, process: psutil.Process, before: int) -> list[s
     head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n" + key
     with contextlib.ExitStack() as stack:
         for _ in range(BODIES):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=TIMEOUT))
             with contextlib.suppress(ConnectionError):
                 connection.sendall(head + b"\r\ncontent-length: %d\r\n\r\n" % LARGE + bytes(LARGE - 1))
         return _looked_at(target, process, before)

@@ -85,8 +85,8 @@ class HostileEngine(Engine):
         prompt, completion, cached = (self.chance.choice(NUMBERS) for _ in range(3))
         usage = b'{"prompt_tokens":%s,"completion_tokens":%s,"prompt_tokens_details":{"cached_tokens":%s}}'
         said = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
-        told = b'data: {"choices":[],"usage":%s}\n\ndata: [DONE]\n\n' % (usage % (prompt, completion, cached))
-        return await self._pieces(writer, iter((said, told)))
+        stated = b'data: {"choices":[],"usage":%s}\n\ndata: [DONE]\n\n' % (usage % (prompt, completion, cached))
+        return await self._pieces(writer, iter((said, stated)))
 
     async def _junk(self, writer: asyncio.StreamWriter) -> bool:
         events = [b"data: " + self.chance.choice(_JUNK) + b"\n\n" for _ in range(self.chance.randrange(4))]

@@ -32,7 +32,7 @@ MEMORY = 256 * 2**20
 """Bytes by which the router may grow, with the bodies below, and a worker."""
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds in which the last batches end."""
 
 LARGE = 8 * 2**20
@@ -138,8 +138,8 @@ def ask(http: httpx.Client, stalls: Stalls, supply: Objects) -> tuple[str, list[
 
 
 def unfinished(http: httpx.Client, batches: list[str]) -> list[str]:
-    """The batches that have not ended, and were not deleted, within `PATIENCE`."""
-    end, left = time.monotonic() + PATIENCE, batches
+    """The batches that have not ended, and were not deleted, within `TIMEOUT`."""
+    end, left = time.monotonic() + TIMEOUT, batches
     while left and time.monotonic() < end:
         answers = {batch: http.get(f"/v1/batches/{batch}") for batch in left}
         left = [batch for batch, one in answers.items() if one.is_success and one.json()["status"] not in ENDED]

@@ -50,6 +50,6 @@ def asked(stalls: Stalls, ask: Callable[[], httpx.Response]) -> tuple[list[httpx
 
 def say(seed: int, answers: Mapping[str, int], faults: list[str], *figures: str) -> int:
     """Print how a run went; 1 where something did harm."""
-    told = [f"seed {seed}", f"answers: {dict(sorted(answers.items()))}", *figures, *(faults[:10] or ["no harm"])]
-    sys.stdout.write("; ".join(told) + "\n")
+    stated = [f"seed {seed}", f"answers: {dict(sorted(answers.items()))}", *figures, *(faults[:10] or ["no harm"])]
+    sys.stdout.write("; ".join(stated) + "\n")
     return int(bool(faults))

@@ -13,7 +13,7 @@ import pytest
 from tests.forked import IMPORTS, Forked, Process, start
 from tests.routing import eventually
 
-ANEW = {"PYTHONHASHSEED": "0"}  # read before any program's first line: such a process cannot be a fork
+FRESH = {"PYTHONHASHSEED": "0"}  # read before any program's first line: such a process cannot be a fork
 
 
 def begin(kind: str, log: Any, words: list[str], more: Mapping[str, str] | None = None) -> Process:
@@ -30,10 +30,10 @@ def read(process: Process) -> tuple[dict[str, Any], float, list[str]]:
 @pytest.mark.parametrize("kind", IMPORTS)
 def test_a_forked_process_is_as_a_new_one(kind: str, tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
-        forked, twin, fresh = (begin(kind, log, ["7", "two words"], more) for more in ({}, {}, ANEW))
+        forked, twin, fresh = (begin(kind, log, ["7", "two words"], more) for more in ({}, {}, FRESH))
     assert (type(forked), type(fresh)) == (Forked, subprocess.Popen)
     (seen, number, modules), (_, other, _), (expected, _, _) = map(read, (forked, twin, fresh))
-    for name in ANEW:
+    for name in FRESH:
         del expected["environment"][name]
     assert seen == expected
     assert number != other
@@ -50,7 +50,7 @@ def test_a_signal_ends_a_forked_process_and_is_its_status() -> None:
         process.wait(0.01)
     process.kill()
     assert process.wait(20) == process.poll() == process.returncode == -signal.SIGKILL
-    process.terminate()  # one that has ended is let be
+    process.terminate()  # one that has ended is left alone
     assert process.stdout is not None
     process.stdout.close()
 

@@ -68,11 +68,11 @@ requests = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("name", EVERY_POLICY)
 @settings(max_examples=6, deadline=None)
-@given(rows=st.lists(requests, min_size=1, max_size=25), seed=st.integers(0, 3), crowd=st.sampled_from([1, 10]))
+@given(rows=st.lists(requests, min_size=1, max_size=25), seed=st.integers(0, 3), surge=st.sampled_from([1, 10]))
 def test_no_run_costs_less_than_the_answers_that_it_gave_in_time(
-    name: str, rows: list[dict[str, Any]], seed: int, crowd: int
+    name: str, rows: list[dict[str, Any]], seed: int, surge: int
 ) -> None:
-    workload = prepare(make_trace(rows * crowd), parse_fleet(MIXED), seed=seed)
+    workload = prepare(make_trace(rows * surge), parse_fleet(MIXED), seed=seed)
     found = run(name, EVERY_POLICY[name], workload, seed)
     assert found.cost_usd >= lower_bound(workload).of(found.attainment) * (1 - 1e-9)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lab.trials.trial import CROWD, FLEETS, LENGTH, SHARES, TRIALS
+from lab.trials.trial import FLASH, FLEETS, LENGTH, SHARES, TRIALS
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
 from tasks.settings import TREE
@@ -53,9 +53,9 @@ def test_in_a_drift_images_double_and_language_models_halve() -> None:
 
 
 def test_in_a_flash_crowd_images_treble_for_two_minutes() -> None:
-    begin, end = CROWD
+    begin, end = FLASH
     for model in ("image", "embed"):
-        assert rise("flash", model, CROWD, (0, begin), (end, LENGTH)) == pytest.approx(3, rel=0.2)
+        assert rise("flash", model, FLASH, (0, begin), (end, LENGTH)) == pytest.approx(3, rel=0.2)
 
 
 def figures(trace: Trace, model: str) -> list[float]:

@@ -140,16 +140,16 @@ def eager(workload: Workload, seed: int) -> Policy:
 @given(
     rows=st.lists(requests, min_size=1, max_size=25),
     seed=st.integers(0, 3),
-    crowd=st.sampled_from([1, 10]),
+    surge=st.sampled_from([1, 10]),
     changes=events,
     dollars=st.sampled_from([1.0, 50.0, 5000.0]),
 )
 def test_no_run_scores_less(
-    name: str, rows: list[dict[str, Any]], seed: int, crowd: int, changes: list[HardwareChange], dollars: float
+    name: str, rows: list[dict[str, Any]], seed: int, surge: int, changes: list[HardwareChange], dollars: float
 ) -> None:
     fleet = replace(parse_fleet(MIXED), events=tuple(sorted(changes, key=lambda event: event.at)))
     fleet = replace(fleet, penalties=(dollars, dollars / 2, dollars / 4))
-    workload = prepare(make_trace(rows * crowd), fleet, seed=seed)
+    workload = prepare(make_trace(rows * surge), fleet, seed=seed)
     found = run(name, eager if name == "eager" else EVERY_POLICY[name], workload, seed)
     assert found.score >= whole_bound(workload, seconds=5).score * (1 - 1e-9)
     assert found.score >= lower_bound(workload).score * (1 - 1e-9)

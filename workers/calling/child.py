@@ -51,7 +51,7 @@ _PGRP, _RSS = 2, 21  # fields of /proc/<pid>/stat after the name, which proc(5) 
 
 
 class FollowedRun:
-    """A run that nobody follows: it starts from nothing, and nothing is kept of it. Those of jobs override this."""
+    """A run that is not followed: it starts from nothing, and nothing is kept of it. Those of jobs override this."""
 
     restored: tuple[str, np.ndarray] | None = None
     """The form and bytes of the state that the run goes on from."""

@@ -142,9 +142,9 @@ class Inspection:
 
     def _show_progress(self, progress: dict[Delivery, RunProgress]) -> None:
         """Report what is new of how far jobs are, those that Celery runs itself included."""
-        for delivery, told in progress.items():
-            if self._progress.get(delivery) is not told:
-                self.events.add(progressed(delivery.job, told))
+        for delivery, reported in progress.items():
+            if self._progress.get(delivery) is not reported:
+                self.events.add(progressed(delivery.job, reported))
         self._progress = progress
 
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:

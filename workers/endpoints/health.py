@@ -199,8 +199,10 @@ class EndpointHealth:
         """What the server announces, perhaps in the answer to a probe; nothing if it does not say."""
         about = self._protocol.ABOUT
         with contextlib.suppress(EndpointError):
-            told = probed if probed and about == self._protocol.HEALTH else await self._link.probe(about, self._timeout)
-            return self._protocol.extensions(told)
+            answer = (
+                probed if probed and about == self._protocol.HEALTH else await self._link.probe(about, self._timeout)
+            )
+            return self._protocol.extensions(answer)
         return ()
 
     async def _discovered(self) -> Mapping[str, Announced]:

@@ -85,7 +85,7 @@ class Origin:
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """What another fleet is told of a job's terms; where its data may go is kept here, by the class's labels."""
+    """What is said to another fleet of a job's terms; where its data may go is kept here, by the class's labels."""
 
     service: str | None = None
     priority: Priority | None = None

@@ -80,8 +80,8 @@ class PlainText:
         if "prompt" in body:
             body["prompt"] += kept.text
         elif LLAMA_CPP in self.engine:
-            told = yield TEMPLATE, msgspec.json.encode({"messages": body.pop("messages")})
-            body["prompt"] = decoded(_decode_template, told).prompt + kept.text
+            answer = yield TEMPLATE, msgspec.json.encode({"messages": body.pop("messages")})
+            body["prompt"] = decoded(_decode_template, answer).prompt + kept.text
         else:
             path = "/chat/completions"
             body["messages"] = [*body["messages"], {"role": "assistant", "content": kept.text}]

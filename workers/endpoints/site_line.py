@@ -38,7 +38,7 @@ class SiteLine:
         hello: what is said first on each connection.
         greet: takes in the first frame of each connection, and may say more.
         take: takes in all frames after it.
-        lost: is told why there is no line, and whether the other fleet broke the protocol.
+        lost: called with why there is no line, and whether the other fleet broke the protocol.
 
     `greet` and `take` raise `BrokenProtocolError` to end the connection.
     """

@@ -84,7 +84,7 @@ class EndpointStage:
 
     Args:
         key: the endpoint's API key; empty for none.
-        origin: this fleet, as another one is told.
+        origin: this fleet, as it is called at another one.
 
     Raises:
         EndpointConfigError: the endpoint's certificates cannot be read.

@@ -4,7 +4,7 @@ All slots of an endpoint may be in use by generations that take long and are not
 A delay makes a job's lateness as likely as is the share of its slack that the delay takes. So a job that waits is worth
 that share of the US dollars that it costs when it is late, if it is in time with a slot now. A yield costs the time to
 repeat what is not saved, and that share of the yielding job's own lateness. So a job is worth more the closer its
-deadline, and whoever costs least yields.
+deadline, and the one that costs least yields.
 
 A job that was cut `most` times yields no more, so that bulk work is never starved by yields. One job yields for one
 that waits; a slot that becomes free by itself before a job must start is left to it if no yield is worth it.

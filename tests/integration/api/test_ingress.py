@@ -158,7 +158,7 @@ def test_a_server_is_done_with_an_answer_that_its_client_does_not_read(behind: B
     with connected(port) as connection:
         connection.sendall(GET.replace(b"/a", b"/large"))
         assert until(lambda: behind.ended > before)
-        assert until(lambda: closed(port, connection), patience=30)
+        assert until(lambda: closed(port, connection), timeout=30)
 
 
 def closed(port: int, connection: socket.socket) -> bool:
@@ -182,9 +182,9 @@ def test_a_client_that_leaves_is_noticed_by_the_server(behind: Behind, port: int
 def test_an_event_is_passed_on_at_once(port: int) -> None:
     with connected(port) as connection:
         connection.sendall(GET.replace(b"/a", b"/events"))
-        heard = b""
-        while b"data: first\n\n" not in heard:
-            heard += connection.recv(65536)
+        received = b""
+        while b"data: first\n\n" not in received:
+            received += connection.recv(65536)
 
 
 def test_ten_thousand_idle_connections_take_none_of_the_server_and_keep_nobody_waiting(

@@ -79,11 +79,11 @@ def pushed(connection: socket.socket, piece: bytes, count: int) -> None:
 
 def received(connection: socket.socket) -> bytes:
     """All that comes until the router closes."""
-    heard = b""
+    received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):
-            heard += piece
-    return heard
+            received += piece
+    return received
 
 
 def status_of(port: int, tenant: str, body: bytes) -> int:

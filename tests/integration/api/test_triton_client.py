@@ -148,9 +148,9 @@ def test_a_load_that_cannot_be_done_says_why_and_what_was_served_still_is(
     with pytest.raises(InferenceServerException, match=r"in its last valid version, .*memory: expected bytes"):
         client.load_model("broken")
     assert scaled(client, "broken") == [2.0, 4.0]
-    told = state(client, "broken")
-    assert told is not None
-    assert (told[0], "memory: expected bytes" in told[1]) == ("READY", True)
+    stated = state(client, "broken")
+    assert stated is not None
+    assert (stated[0], "memory: expected bytes" in stated[1]) == ("READY", True)
     path.write_text(good.replace("1MiB", "900GiB"))
     with pytest.raises(
         InferenceServerException, match=r"'broken:1' is not loaded: cpu.batch: .*needs 966367641600 bytes"

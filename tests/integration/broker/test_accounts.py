@@ -63,10 +63,10 @@ def test_plain_celery_produces_with_the_same_account(guarded: Guarded) -> None:
 
 @pytest.mark.usefixtures("fleet")
 def test_flower_sees_events_and_asks_workers(guarded: Guarded) -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     def hear(event: dict[str, str]) -> None:
-        heard.append(event["type"])
+        received.append(event["type"])
         receiver.should_stop = True
 
     with Celery("looks", broker=guarded.url("flower"), set_as_current=False) as app, app.connection() as connection:
@@ -75,7 +75,7 @@ def test_flower_sees_events_and_asks_workers(guarded: Guarded) -> None:
         receiver.capture(timeout=60)
         channel: Any = connection.default_channel
         assert channel.client.llen(CLASS) == 0
-    assert heard
+    assert received
 
 
 def test_no_account_was_refused_anything_while_it_did_its_work(guarded: Guarded, fleet: Settings) -> None:

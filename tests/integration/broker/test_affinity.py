@@ -146,7 +146,7 @@ def test_what_a_worker_that_died_does_not_take_returns_to_the_class_and_no_more_
     workers["a"].take(QUEUE, 4)
     store.forward(leading("j"))
     assert (waits(store), store.client.llen(affinity_key("a@host"))) == (0, 1)
-    assert until(lambda: workers["b"].recover() == 1, patience=HANDOVER + 60)
+    assert until(lambda: workers["b"].recover() == 1, timeout=HANDOVER + 60)
     assert taken(workers["b"]) == ["j"]
     workers["b"].take(QUEUE, 4)
     assert store.client.exists(capacity_key("a@host")) == 1

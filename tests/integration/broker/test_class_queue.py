@@ -57,7 +57,7 @@ class Waiter(threading.Thread):
 
 def calls(broker: redis.Redis) -> dict[str, int]:
     """How often each command was called."""
-    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in broker.info("commandstats").items()}
+    return {name.removeprefix("cmdstat_"): stated["calls"] for name, stated in broker.info("commandstats").items()}
 
 
 def waiting(broker: redis.Redis, queue: str = QUEUE) -> int:

@@ -257,10 +257,10 @@ def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: S
 
 def test_the_client_of_a_job_that_ended_before_it_arrived_is_notified(store: Store) -> None:
     store.finish(Ending("j", JobState.CANCELLED, b"cancelled"))
-    with store.client.pubsub(ignore_subscribe_messages=True) as heard:
-        heard.subscribe(reply_channel("me"))
+    with store.client.pubsub(ignore_subscribe_messages=True) as received:
+        received.subscribe(reply_channel("me"))
         assert store.forward(msgspec.structs.replace(placed("j"), reply="me")) == [False]
-        message = eventually(lambda: heard.get_message(timeout=0.1))
+        message = eventually(lambda: received.get_message(timeout=0.1))
     assert message["data"] == b"cancelled"
 
 

@@ -144,7 +144,7 @@ SERVED = {
     *(f"{verb} {name}" for verb in VERBS[:2] for name in ("control", "events", "all events")),
     *("psubscribe control", "psubscribe all events"),
 }
-HEARD = {
+RECEIVED = {
     "producer": {"subscribe results", "subscribe replies"},
     "router": SERVED,
     "worker": SERVED,
@@ -270,4 +270,4 @@ def test_an_account_reaches_no_other_channel(server: redis.Redis, account: str) 
     asked = [(verb, name, channel) for verb in VERBS for name, channel in CHANNELS.items()]
     calls = [[verb, channel, *["text"] * verb.endswith("publish")] for verb, _, channel in asked]
     reply = zip(asked, answers(server, account, calls), strict=True)
-    assert {f"{verb} {name}" for (verb, name, _), answer in reply if answer == "OK"} == HEARD[account]
+    assert {f"{verb} {name}" for (verb, name, _), answer in reply if answer == "OK"} == RECEIVED[account]

@@ -160,9 +160,9 @@ def test_the_holder_of_a_job_is_asked_once(store: Store, worker: WorkerStore) ->
 def test_a_holder_that_did_not_hear_is_told_when_it_renews_its_claim(store: Store, worker: WorkerStore) -> None:
     assert worker.renew([("j", "w#1"), ("j", "v#1")]) == [True, False]
     ask(store, ASK)
-    (told,) = worker.renew([("j", "w#1")])
-    assert isinstance(told, YieldRequest)
-    assert (told.reason, 0 < told.seconds <= 5) == (REQUEST.reason, True)
+    (stated,) = worker.renew([("j", "w#1")])
+    assert isinstance(stated, YieldRequest)
+    assert (stated.reason, 0 < stated.seconds <= 5) == (REQUEST.reason, True)
 
 
 def test_a_claim_that_is_over_is_not_asked(store: Store, worker: WorkerStore) -> None:

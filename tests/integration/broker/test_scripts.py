@@ -236,7 +236,7 @@ def test_a_cancellation_needs_no_claim_and_fences_the_worker(store: Store) -> No
     assert store.work() == pytest.approx(0)
 
 
-def heard(store: Store, finish: Callable[[], object], *channels: str, count: int = 1) -> list[tuple[str, bytes]]:
+def received(store: Store, finish: Callable[[], object], *channels: str, count: int = 1) -> list[tuple[str, bytes]]:
     """What is announced on channels as jobs are finished, in the channels' order."""
     messages: list[tuple[str, bytes]] = []
     with store.client.pubsub(ignore_subscribe_messages=True) as listener:
@@ -256,7 +256,7 @@ def test_a_result_is_announced_on_its_own_channel_and_on_its_clients(store: Stor
         store.finish(success("j", reply="client-1"), success("k"))
 
     answers = (b"answer of j", b"answer of k", b"answer of j")
-    assert heard(store, finish, *channels, count=3) == sorted(zip(channels, answers, strict=True))
+    assert received(store, finish, *channels, count=3) == sorted(zip(channels, answers, strict=True))
 
 
 def test_an_end_that_names_no_client_is_announced_to_the_one_on_record(store: Store) -> None:
@@ -267,7 +267,7 @@ def test_an_end_that_names_no_client_is_announced_to_the_one_on_record(store: St
     def finish() -> None:
         store.finish(Ending("j", JobState.CANCELLED, b"cancelled"))
 
-    assert heard(store, finish, channel) == [(channel, b"cancelled")]
+    assert received(store, finish, channel) == [(channel, b"cancelled")]
 
 
 def generated(job: str, *tokens: int) -> Ending:

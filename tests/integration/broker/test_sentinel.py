@@ -29,9 +29,9 @@ from tests.working import QUEUES, worker_process, worker_settings
 pytestmark = pytest.mark.slow
 
 
-def until(condition: Callable[[], bool], *, patience: float) -> None:
+def until(condition: Callable[[], bool], *, timeout: float) -> None:
     """Return once it is so."""
-    assert patiently(condition, patience=patience)
+    assert patiently(condition, timeout=timeout)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Watched:
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
         first.stop()
-        until(lambda: self.primary() != port, patience=90)
+        until(lambda: self.primary() != port, timeout=90)
         first.start()
         _let_follow(first)
 
@@ -72,7 +72,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
             _let_follow(server)
         with redis.Redis.from_url(servers[1].url) as replica:
             replica.execute_command("REPLICAOF", first.hostname, first.port)
-            until(lambda: replica.info("replication")["master_link_status"] == "up", patience=30)
+            until(lambda: replica.info("replication")["master_link_status"] == "up", timeout=30)
         assert first.port is not None
         terms = (tmp_path, first.port, password)
         ports = [stack.enter_context(sentinel(*terms, replicas=1, down_after=3)) for _ in range(3)]
@@ -110,7 +110,7 @@ def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> No
         except OSError:
             return False
 
-    until(writes, patience=60)
+    until(writes, timeout=60)
     assert int(asyncio.run(ask())) == int(connections.call("CONFIG", "GET", "port")[1]) == watched.primary()
     connections.close()
 
@@ -147,10 +147,10 @@ def test_a_failover_under_a_running_fleet_loses_no_accepted_job(watched: Watched
         assert client.infer("echo", "before", timeout=60).outputs == {"payload": "before"}
         thread = threading.Thread(target=submit, args=(client,))
         thread.start()
-        until(lambda: len(accepted) > 50, patience=60)
+        until(lambda: len(accepted) > 50, timeout=60)
         watched.fail_over()
         before = len(accepted)
-        until(lambda: len(accepted) > before + 50, patience=60)
+        until(lambda: len(accepted) > before + 50, timeout=60)
         over.set()
         thread.join()
         for number, job in enumerate(accepted):

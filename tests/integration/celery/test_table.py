@@ -21,7 +21,7 @@ from tasks.settings import TREE, Settings
 from taxiway.contract.keys import ARRIVALS, DEAD, DEFAULT_QUEUE, INFER
 from tests.narrowing import present
 from tests.routing import eventually, router_process
-from tests.working import LASTING, LONG, Site, Tower, WorkerProcess, inspect, let_go
+from tests.working import LASTING, LONG, Site, Tower, WorkerProcess, inspect, release
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_result_stays_pending_until_it_is_there_and_is_stored_whether_or_not_i
 ) -> None:
     busy = running(producer, served)
     assert state_of(busy) == "PENDING"
-    let_go(fleet)
+    release(fleet)
     ignored = infer(producer, "kept").apply_async(ignore_result=True)
     assert busy.get(timeout=60)["model"] == "slab:1"
     assert state_of(busy) == "SUCCESS"
@@ -209,7 +209,7 @@ def test_revoke_ends_a_job_that_waits_and_with_terminate_one_that_runs(
     revoked.revoke(terminate=terminate)
     if not terminate:  # it ends once it would run
         eventually(lambda: revoked.id in inspection.revoked()[served.name])
-        let_go(fleet)
+        release(fleet)
     eventually(lambda: state_of(revoked) == "REVOKED")
     assert payload(infer(producer, "next").apply_async()) == "next"
 

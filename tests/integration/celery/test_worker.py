@@ -18,7 +18,7 @@ from tests.integration.celery.test_table import celery_process, infer, payload
 from tests.routing import eventually, router_process
 from tests.stored import facts_of, fields_of
 from tests.waiting import until
-from tests.working import CLASS, LASTING, LONG, Tower, WorkerProcess, inspect, is_running, let_go, worker_process
+from tests.working import CLASS, LASTING, LONG, Tower, WorkerProcess, inspect, is_running, release, worker_process
 
 
 def running(tower: Tower, inputs: Mapping[str, Any] = LASTING) -> str:
@@ -39,7 +39,7 @@ def test_inspect_shows_what_runs_and_what_waits(
     assert [task["id"] for task in inspection.reserved()[worker.name]] == [waiting]
     assert inspection.query_task(busy)[worker.name][busy][0] == "active"
     assert INFER in inspection.registered()[worker.name]
-    let_go(fleet)
+    release(fleet)
     tower.result(busy)
     tower.result(waiting)
     eventually(lambda: not inspection.active()[worker.name] and not inspection.reserved()[worker.name])
@@ -53,7 +53,7 @@ def test_a_queue_that_is_cancelled_is_left_alone_until_it_is_added_again(
     producer.control.cancel_consumer(CLASS)
     eventually(lambda: not inspection.active_queues()[worker.name])
     job = tower.order("echo", "later")
-    assert not until(lambda: bool(tower.state.exists(result_key(job))), patience=0.5)
+    assert not until(lambda: bool(tower.state.exists(result_key(job))), timeout=0.5)
     eventually(lambda: tower.waiting() == 1)  # also if it was taken before the worker knew
     producer.control.add_consumer(CLASS)
     assert tower.result(job).outputs == {"payload": "later"}
@@ -93,7 +93,7 @@ def test_a_shutdown_by_remote_control_finishes_what_is_here(fleet: Settings, tow
         eventually(lambda: tower.unacknowledged() == 4)
         producer.control.shutdown([worker.name])
         eventually(lambda: facts_of(tower.state, worker.name).draining)
-        let_go(fleet)
+        release(fleet)
         assert worker.process.wait(60) == 0
     assert {tower.result(job, within=0.1).report.device for job in (busy, *waiting)} == {"cpu:0"}
     assert (tower.waiting(), tower.unacknowledged()) == (0, 0)
@@ -119,7 +119,7 @@ def test_what_a_killed_worker_held_runs_elsewhere_each_job_alone(fleet: Settings
         first.process.kill()
         first.process.wait()
     assert [tower.state.hget(job_key(job), "attempts") for job in (busy, *waiting)] == [b"1", *[None] * 5]
-    let_go(fleet)
+    release(fleet)
     with worker_process(fleet):
         results = [tower.result(job) for job in (busy, *waiting)]
     assert {result.report.batch for result in results} == {1}  # one of them may be why the worker ended
@@ -132,19 +132,19 @@ def test_no_more_is_held_than_the_next_batches_need(fleet: Settings, tower: Towe
     tower.queue(*(tower.message("paced", n) for n in range(100)))
     eventually(lambda: tower.unacknowledged() == 1 + 2 * 16)
     assert tower.waiting() == 100 - 2 * 16
-    let_go(fleet)
+    release(fleet)
     tower.result(busy)
 
 
 @pytest.mark.usefixtures("worker")
 def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -> None:
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     with producer.connection_for_read() as connection:
-        receiver = producer.events.Receiver(connection, handlers={"*": heard.append})
+        receiver = producer.events.Receiver(connection, handlers={"*": received.append})
         listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
         listening.daemon = True
         listening.start()
-        eventually(lambda: heard)  # a heartbeat
+        eventually(lambda: received)  # a heartbeat
         long, short = running(tower, LONG), tower.order("echo", "hello")
         bad = tower.order("slab", {"samples": [0], "seed": [1]})
         with pytest.raises(ExecutionError):
@@ -155,7 +155,7 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
         tower.queue(unwanted)
 
         def streamed(job: str) -> list[str]:
-            return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]
+            return [event["type"].removeprefix("task-") for event in list(received) if event.get("uuid") == job]
 
         eventually(lambda: streamed(short)[-1:] == ["succeeded"] and streamed(bad)[-1:] == ["failed"])
         eventually(lambda: streamed(expired)[-1:] == ["failed"] and streamed(cancelled)[-1:] == ["revoked"])
@@ -164,11 +164,11 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
         listening.join(10)
     assert streamed(long) == streamed(short) == ["received", "started", "succeeded"]
     assert streamed(bad) == ["received", "started", "failed"]
-    last = {event["uuid"]: event for event in heard if event["type"] in ("task-failed", "task-revoked")}
+    last = {event["uuid"]: event for event in received if event["type"] in ("task-failed", "task-revoked")}
     assert last[expired]["exception"].startswith("DeadlineExceededError(")
     assert (last[cancelled]["expired"], last[cancelled]["terminated"]) == (False, False)
     assert last[cancelled]["exception"].startswith("JobCancelledError(")
-    first = next(event for event in heard if event.get("uuid") == short)
+    first = next(event for event in received if event.get("uuid") == short)
     assert (first["name"], first["hostname"].split("@")[0]) == (INFER, f"{CLASS}.cpu-0")
 
 
@@ -180,7 +180,7 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_is_not_run(fleet: 
     tower.cancel(job)
     with pytest.raises(JobCancelledError):
         tower.result(job)
-    let_go(fleet)
+    release(fleet)
     tower.result(busy)
     eventually(lambda: tower.unacknowledged() == 0)
     fields = fields_of(tower.state, job_key(job))

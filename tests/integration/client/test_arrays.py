@@ -22,7 +22,7 @@ from taxiway import (
 from taxiway.client.arrays import ArrayProgress
 from tests.command_line import CommandLine
 from tests.routing import eventually, router_process
-from tests.working import LASTING, QUEUES, let_go, worker_process, worker_settings
+from tests.working import LASTING, QUEUES, release, worker_process, worker_settings
 
 MEMBERS = 300  # more than a router runs at the same time
 
@@ -72,7 +72,7 @@ def test_answers_come_while_other_members_run(client: Client, fleet: Settings) -
     outcomes = iter(array)
     assert estimates([next(outcomes), next(outcomes)]) == [0.5, ExecutionError]
     assert array.progress().state == "in_progress"
-    let_go(fleet)
+    release(fleet)
     rest = [*outcomes]
     (fleet.models.parent / "over").unlink()
     assert estimates(rest)[1:] == [0.25]
@@ -94,7 +94,7 @@ def test_what_is_cancelled_says_so(client: Client, fleet: Settings) -> None:
     eventually(lambda: array.progress().state == "in_progress")
     array.cancel()
     outcomes = array.results(timeout=60)
-    let_go(fleet)
+    release(fleet)
 
     assert array.progress().state == "cancelled"
     assert estimates(outcomes)[-1] is JobCancelledError

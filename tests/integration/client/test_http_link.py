@@ -56,13 +56,13 @@ class Server:
 
 @contextmanager
 def linked(
-    server: Server, *, patience: float = 10.0, account: str = "", path: str = "", silence: float = SILENCE
+    server: Server, *, timeout: float = 10.0, account: str = "", path: str = "", silence: float = SILENCE
 ) -> Iterator[Any]:
     """A link to the server, which serves while the link is asked."""
     with asyncio.Runner() as runner:
         listening = runner.run(asyncio.start_server(server.serve, "127.0.0.1", 0))
         port = listening.sockets[0].getsockname()[1]
-        link = Blocking(runner, HttpLink(f"http://{account}127.0.0.1:{port}{path}", patience, silence=silence))
+        link = Blocking(runner, HttpLink(f"http://{account}127.0.0.1:{port}{path}", timeout, silence=silence))
         try:
             yield link
         finally:
@@ -107,12 +107,12 @@ def test_an_answer_is_read_however_it_is_sent(answer: list[bytes]) -> None:
 
 
 def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one() -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
     chunked = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"]
     wrong = b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nwrong"
     with linked(Server(chunked, wrong)) as link:
-        good, bad = (link.ask("GET", "/a", sink=heard.append) for _ in range(2))
-    assert (b"".join(heard), good.body, bad.body) == (b"body", b"", b"wrong")
+        good, bad = (link.ask("GET", "/a", sink=received.append) for _ in range(2))
+    assert (b"".join(received), good.body, bad.body) == (b"body", b"", b"wrong")
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
@@ -139,7 +139,7 @@ def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one() -> None:
     ids=["cut short", "not HTTP"],
 )
 def test_an_answer_that_breaks_off_is_no_answer(answer: bytes) -> None:
-    with linked(Server(answer), patience=0.6) as link, pytest.raises(BrokerUnavailableError):
+    with linked(Server(answer), timeout=0.6) as link, pytest.raises(BrokerUnavailableError):
         link.ask("GET", "/a")
 
 
@@ -191,7 +191,7 @@ def test_a_response_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.Monk
                     await asyncio.sleep(0.01)
 
     monkeypatch.setattr("taxiway.client.http_link.LONGEST_CALL", 1.0)
-    with linked(Dripping(), patience=0.6) as link, pytest.raises(BrokerUnavailableError):
+    with linked(Dripping(), timeout=0.6) as link, pytest.raises(BrokerUnavailableError):
         link.ask("GET", "/a")
 
 
@@ -203,7 +203,7 @@ def test_a_header_cannot_begin_another_line() -> None:
 
 
 def test_a_silent_server_is_given_up_within_the_patience() -> None:
-    with linked(Server(None), patience=0.6) as link:
+    with linked(Server(None), timeout=0.6) as link:
         began = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
             link.ask("GET", "/a")
@@ -219,7 +219,7 @@ def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
             writer.write(OK)
             writer.close()
 
-    with linked(Slow(OK), patience=0.6) as link:
+    with linked(Slow(OK), timeout=0.6) as link:
         assert link.ask("GET", "/slow").body == b"ok"
 
 
@@ -232,7 +232,7 @@ def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_cal
             if self.requests[-1] not in asked or len(asked) > 1:
                 writer.write(OK)
 
-    with linked(Forgetful(), patience=1.0, silence=0.3) as link:
+    with linked(Forgetful(), timeout=1.0, silence=0.3) as link:
         assert link.ask("GET", "/a").body == b"ok"
 
 
@@ -247,7 +247,7 @@ def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
                 await reader.readexactly(20_000_000)
                 writer.write(OK)
 
-    with linked(Forgetful(), patience=1.0, silence=0.3) as link:
+    with linked(Forgetful(), timeout=1.0, silence=0.3) as link:
         assert link.ask("POST", "/a", [b"x" * 20_000_000]).body == b"ok"
 
 

@@ -98,9 +98,9 @@ def test_a_job_s_status_and_the_list_of_jobs_have_the_last_report(
 
 def test_the_command_line_shows_how_far_a_job_is(held: taxiway.Job, cli: CommandLine, fleet: ServedFleet) -> None:
     for url in fleet.interfaces.values():
-        shown, told = (cli.succeed("status", held.id, "--url", url, *option).stdout for option in ((), ("--json",)))
+        shown, stated = (cli.succeed("status", held.id, "--url", url, *option).stdout for option in ((), ("--json",)))
         assert "progress  50 %: " in shown
-        assert json.loads(told)["progress"]["fraction"] > 0.5
+        assert json.loads(stated)["progress"]["fraction"] > 0.5
 
 
 def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:

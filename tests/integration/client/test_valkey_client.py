@@ -268,18 +268,18 @@ def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, clie
 
 
 class LastFirst(Responder):
-    """Answers the third of three requests, and the others once that answer was `heard`."""
+    """Answers the third of three requests, and the others once that answer was `received`."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.heard = threading.Event()
+        self.received = threading.Event()
         self._held: list[Envelope] = []
 
     def _handle(self, store: redis.Redis, envelope: Envelope) -> None:
         self._held.append(envelope)
         if len(self._held) == 3:
             super()._handle(store, self._held.pop())
-            self.heard.wait(60)
+            self.received.wait(60)
             for held in self._held:
                 super()._handle(store, held)
 
@@ -292,7 +292,7 @@ def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(
 
         def take(answer: tuple[int, Result]) -> None:
             answers.append((answer[0], answer[1].outputs["payload"]))
-            responder.heard.set()
+            responder.received.set()
 
         each("map_as_completed", "echo", "abc", take=take)
 

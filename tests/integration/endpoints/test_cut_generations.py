@@ -83,9 +83,9 @@ class Fleet:
 
 def settings_with(settings: Settings, folder: Path, **classes: Any) -> Settings:
     """Settings of a fleet with these classes, whose model is a chat."""
-    told = worker_settings(settings, folder, queues_of(classes, SERVICES, LIMITS))
-    (told.models / "chat").symlink_to(TREE / "models" / "chat")
-    return told
+    configured = worker_settings(settings, folder, queues_of(classes, SERVICES, LIMITS))
+    (configured.models / "chat").symlink_to(TREE / "models" / "chat")
+    return configured
 
 
 def llama_class(*urls: str, price: float = 0.1) -> dict[str, Any]:
@@ -135,13 +135,13 @@ def client(fleet: Fleet) -> Iterator[taxiway.Client]:
 
 def told_of(client: taxiway.Client, cut: Any, cuts: list[int], chat: Any = STORY) -> tuple[list[Any], Result]:
     """All that a reader of the answer was told, and its result; `cut` is called once that many events came."""
-    told: list[Any] = []
+    configured: list[Any] = []
     job = client.submit("chat", chat, service="bulk", stream=True)
     for event in job.stream(timeout=60):
-        told.append(event)
-        if len(told) in cuts:
+        configured.append(event)
+        if len(configured) in cuts:
             cut(job.id)
-    *events, result = told
+    *events, result = configured
     assert isinstance(result, Result)
     return events, result
 

@@ -29,9 +29,9 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     command = {"command": [sys.executable, "-m", "tests.engine", "{port}"]}
     url = f"http://127.0.0.1:{free_port()}/v1"
     engine = engine_class(url, models={"talk": "served"}, health={"every": 0.2}, start=command)
-    told = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
-    add_engine_models(told.models, "talk")
-    return told
+    configured = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
+    add_engine_models(configured.models, "talk")
+    return configured
 
 
 def llama(file: Any) -> str:
@@ -85,12 +85,12 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with")
 @pytest.mark.parametrize("file", ["tiny.gguf", {"model": "chat", "artefact": "weights"}], ids=["file", "artefact"])
 def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: Path, file: Any) -> None:
-    told = worker_settings(settings, tmp_path, llama(file))
-    add_engine_models(told.models, "talk")
-    (told.models / "chat").symlink_to(TREE / "models" / "chat")
-    (told.queues.parent / "tiny.gguf").symlink_to(gguf())
+    configured = worker_settings(settings, tmp_path, llama(file))
+    add_engine_models(configured.models, "talk")
+    (configured.models / "chat").symlink_to(TREE / "models" / "chat")
+    (configured.queues.parent / "tiny.gguf").symlink_to(gguf())
     talk = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
-    with engine_process(told) as process, Tower(told) as tower:
+    with engine_process(configured) as process, Tower(configured) as tower:
         result = tower.result(tower.order("talk", talk, variant="engine"))
         assert result.outputs["usage"]["completion_tokens"] == 4
         process.send_signal(signal.SIGTERM)
@@ -98,7 +98,7 @@ def test_a_gguf_file_is_all_that_an_engine_needs(settings: Settings, tmp_path: P
 
 
 def test_a_gguf_file_that_does_not_exist_is_named(settings: Settings, tmp_path: Path) -> None:
-    told = worker_settings(settings, tmp_path, llama("nowhere.gguf"))
-    done = program("local.engine", *OPTIONS, settings=told)
+    configured = worker_settings(settings, tmp_path, llama("nowhere.gguf"))
+    done = program("local.engine", *OPTIONS, settings=configured)
     assert done.returncode == 2
-    assert f"expected a GGUF file, got {told.queues.parent / 'nowhere.gguf'}" in done.stderr
+    assert f"expected a GGUF file, got {configured.queues.parent / 'nowhere.gguf'}" in done.stderr

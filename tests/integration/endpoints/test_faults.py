@@ -26,12 +26,12 @@ def faulty(tmp_path: Path) -> Iterator[FaultyEngine]:
 @pytest.fixture
 def router(settings: Settings, tmp_path: Path, faulty: FaultyEngine) -> Iterator[RouterProcess]:
     with faulty.serving() as queues:
-        told = worker_settings(settings, tmp_path, queues)
-        (told.models / "chat").symlink_to(TREE / "models" / "chat")
+        configured = worker_settings(settings, tmp_path, queues)
+        (configured.models / "chat").symlink_to(TREE / "models" / "chat")
         with (
-            worker_process(told, "--class", CLASSES[0]),
-            worker_process(told, "--class", CLASSES[1]),
-            router_process(told) as router,
+            worker_process(configured, "--class", CLASSES[0]),
+            worker_process(configured, "--class", CLASSES[1]),
+            router_process(configured) as router,
         ):
             eventually(lambda: is_ready(router, "chat"))
             yield router

@@ -34,8 +34,8 @@ def discovering(settings: Settings, tmp_path: Path, engine: Engine) -> Iterator[
     finds: Any = {"discover": True, "health": {"every": 0.2}}
     tensors = engine_class(engine.url.removesuffix("/v1"), protocol="oip", **finds)
     queues = queues_of({"engine": engine_class(engine.url, **finds), "tensors": tensors})
-    told = worker_settings(settings, tmp_path, queues)
-    with worker_process(told, "--class", "engine"), router_process(told) as router:
+    configured = worker_settings(settings, tmp_path, queues)
+    with worker_process(configured, "--class", "engine"), router_process(configured) as router:
         yield router
 
 
@@ -82,21 +82,21 @@ def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(setting
         server.enter_context(serving(engine))
         own: Any = {"protocol": "oip", "models": {"slab": "slab"}, "health": {"every": 0.2}}
         cheap = engine_class(engine.url.removesuffix("/v1"), slots=1, price=0.01, **own)
-        told = worker_settings(settings, tmp_path, queues_of({"engine": cheap, CLASS: DEAR}, limits={"lease": 1}))
-        (told.models / "slab" / "model.yaml").write_text(REMOTE)
+        configured = worker_settings(settings, tmp_path, queues_of({"engine": cheap, CLASS: DEAR}, limits={"lease": 1}))
+        (configured.models / "slab" / "model.yaml").write_text(REMOTE)
         with (
-            worker_process(told),
-            worker_process(told, "--class", "engine"),
-            router_process(told) as router,
+            worker_process(configured),
+            worker_process(configured, "--class", "engine"),
+            router_process(configured) as router,
             taxiway.Client(router.http) as client,
         ):
-            eventually(lambda: {one.kind for one in device_facts(told) if one.classes} == {"cpu", "endpoint"})
+            eventually(lambda: {one.kind for one in device_facts(configured) if one.classes} == {"cpu", "endpoint"})
             eventually(lambda: client.what_if("slab", {"samples": [4], "seed": [0]})["hardware_class"] == "engine")
             jobs = [client.submit("slab", {"samples": [4], "seed": [n]}) for n in range(4)]
             eventually(lambda: engine.begun)
             server.close()
             died = time.monotonic()
-            eventually(lambda: [one.kind for one in device_facts(told) if one.classes] == ["cpu"])
+            eventually(lambda: [one.kind for one in device_facts(configured) if one.classes] == ["cpu"])
             assert time.monotonic() - died < 2 + BUSY  # two heartbeats
             results = [job.result(timeout=60) for job in jobs]
     assert [result.report.hardware_class for result in results] == ["cpu.batch"] * 4

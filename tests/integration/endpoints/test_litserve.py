@@ -16,9 +16,9 @@ CHAT = {"messages": [{"role": "user", "content": "Hello dear world"}]}
 def test_a_chat_of_a_server_that_lists_no_models_is_answered_and_streamed(settings: Settings, tmp_path: Path) -> None:
     with litserve(tmp_path) as url:
         engine = engine_class(f"{url}/v1", slots=2, models={"talk": "any"}, health={"path": "/health"})
-        told = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
-        add_engine_models(told.models, "talk")
-        with worker_process(told, "--device", "endpoint:0"), Tower(told) as tower:
+        configured = worker_settings(settings, tmp_path, queues_of({CLASS: engine}))
+        add_engine_models(configured.models, "talk")
+        with worker_process(configured, "--device", "endpoint:0"), Tower(configured) as tower:
             eventually(lambda: [one for one in all_facts(tower.state) if one.classes and not one.fault])
             jobs = [tower.order("talk", CHAT, variant="engine", stream=streams) for streams in (False, True)]
             outputs = [tower.result(job).outputs for job in jobs]

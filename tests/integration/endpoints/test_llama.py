@@ -61,10 +61,10 @@ def busy(llama: str) -> int:
 
 
 def test_tokens_come_as_the_engine_makes_them_and_the_result_has_the_message(client: taxiway.Client) -> None:
-    *told, result = client.stream("chat", HELLO, timeout=60)
+    *configured, result = client.stream("chat", HELLO, timeout=60)
     assert isinstance(result, Result)
-    assert "".join(map(str, told)) == result.outputs["text"]
-    assert len(told) > 5
+    assert "".join(map(str, configured)) == result.outputs["text"]
+    assert len(configured) > 5
     assert result.outputs["message"] == {"role": "assistant", "content": result.outputs["text"]}
     usage = result.outputs["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (37, result.outputs["tokens"])

@@ -24,9 +24,9 @@ def other(valkey_url: str, tmp_path: Path) -> Iterator[ServedFleet]:
 @pytest.fixture
 def fleet(settings: Settings, other: ServedFleet, tmp_path: Path) -> Settings:
     queues = queues_of({CLASS: engine_class(other.router.http, protocol="oip", models={"slab": "slab"})})
-    told = worker_settings(settings, tmp_path, queues)
-    (told.models / "slab" / "model.yaml").write_text(REMOTE)
-    return told
+    configured = worker_settings(settings, tmp_path, queues)
+    (configured.models / "slab" / "model.yaml").write_text(REMOTE)
+    return configured
 
 
 @pytest.mark.usefixtures("worker")

@@ -54,11 +54,11 @@ def fleet(settings: Settings, tmp_path: Path) -> Iterator[Fleet]:
         engines = [stack.enter_context(serving(Engine())) for _ in range(2)]
         urls = [engine.url for engine in engines]
         engine = engine_class(urls, slots=2, models={"talk": "served"}, health={"every": 0.2})
-        told = worker_settings(settings, tmp_path, queues_of({"engine": engine}, limits={"lease": 5}))
-        add_engine_models(told.models, "talk")
+        reason = worker_settings(settings, tmp_path, queues_of({"engine": engine}, limits={"lease": 5}))
+        add_engine_models(reason.models, "talk")
         options = [("--class", "engine", "--device", f"endpoint:{number}") for number in range(2)]
-        workers = [stack.enter_context(worker_process(told, *one)) for one in options]
-        router = stack.enter_context(router_process(told))
+        workers = [stack.enter_context(worker_process(reason, *one)) for one in options]
+        router = stack.enter_context(router_process(reason))
         fleet = Fleet(engines, workers, router)
         stack.enter_context(fleet.client)
         eventually(lambda: fleet.devices == 2)
@@ -79,20 +79,20 @@ def ask(fleet: Fleet, conversation: int, text: str) -> str:
 
 
 def test_at_low_load_each_conversation_stays_on_the_replica_that_began_it(fleet: Fleet) -> None:
-    home, led = dict[int, int](), 0
+    home, preferred = dict[int, int](), 0
     for turn in range(TURNS):
         for conversation in range(CONVERSATIONS):
             text = f"turn {turn} of {conversation}"
             why = fleet.why(ask(fleet, conversation, text))
             if why["led_to"]:
-                led += 1
+                preferred += 1
                 assert fleet.where(text) == home[conversation]
                 assert why["led_to"] == fleet.workers[home[conversation]].name
             home[conversation] = fleet.where(text)
     # A worker says each second anew that it waits: a chat that comes in this instant goes to any replica.
-    assert led >= CONVERSATIONS * (TURNS - 1) / 2
-    told = "tokens of the prompt were read there before"
-    asked = eventually(lambda: told in (seen := fleet.client.what_if("talk", chat(1, "more")))["reason"] and seen)
+    assert preferred >= CONVERSATIONS * (TURNS - 1) / 2
+    reason = "tokens of the prompt were read there before"
+    asked = eventually(lambda: reason in (seen := fleet.client.what_if("talk", chat(1, "more")))["reason"] and seen)
     assert asked["considered"][0]["saved"] > 0
 
 

@@ -40,9 +40,9 @@ def test_a_chat_has_the_answer_that_the_engine_alone_gives(client: taxiway.Clien
     assert outputs["text"] == alone["choices"][0]["message"]["content"]
     usage = alone["usage"]
     assert (outputs["usage"]["prompt_tokens"], outputs["tokens"]) == (usage["prompt_tokens"], 12)
-    *told, result = client.stream("tiny-llama", HELLO, timeout=60)
+    *stated, result = client.stream("tiny-llama", HELLO, timeout=60)
     assert isinstance(result, Result)
-    assert "".join(map(str, told)) == result.outputs["text"] == outputs["text"]
+    assert "".join(map(str, stated)) == result.outputs["text"] == outputs["text"]
 
 
 def test_more_chats_than_slots_are_answered_whatever_their_priority(client: taxiway.Client) -> None:

@@ -66,9 +66,9 @@ def engine_fleet(base: Settings, folder: Path, engine: Engine) -> Settings:
     own: Any = {"key_env": "ENGINE_KEY", "headers": {"X-Team": "lab"}, "priority": True, "health": {"every": 0.2}}
     limits = {"lease": 1, "stall": 4, "grace": 6}
     queues = queues_of({CLASS: engine_class(engine.url, models=models, **own)}, limits=limits)
-    told = worker_settings(base, folder, queues)
-    add_engine_models(told.models, "talk", "vector", "rank")
-    return told
+    configured = worker_settings(base, folder, queues)
+    add_engine_models(configured.models, "talk", "vector", "rank")
+    return configured
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def facts(tower: Tower) -> DeviceFacts:
     return found
 
 
-def told(tower: Tower, job: str) -> list[Piece]:
+def configured(tower: Tower, job: str) -> list[Piece]:
     entries: Any = tower.state.xrange(stream_key(job))
     pieces = [read_piece(fields) for _, fields in entries]
     return [replace(piece, tokens=0) for piece in pieces if isinstance(piece, Piece)]
@@ -168,10 +168,10 @@ def test_rows_run_side_by_side_and_never_more_than_there_are_slots(site: Site) -
 def test_an_answer_is_streamed_as_it_grows(site: Site) -> None:
     tower = site.tower
     job = order(tower, "wait=0.3 one two three", stream=True)
-    first = eventually(lambda: told(tower, job))
+    first = eventually(lambda: configured(tower, job))
     assert first == [Piece(1, 0, "one ")]
     text = tower.result(job).outputs["text"]
-    eventually(lambda: "".join(piece.text for piece in told(tower, job)) == text)
+    eventually(lambda: "".join(piece.text for piece in configured(tower, job)) == text)
 
 
 def test_a_cancelled_job_closes_its_connection_at_once(site: Site) -> None:
@@ -220,10 +220,10 @@ def test_a_stream_that_stalls_or_breaks_restarts_from_its_beginning(site: Site, 
     tower, engine = site.tower, site.engine
     engine.script = fault
     job = order(tower, "two three", stream=True)
-    eventually(lambda: told(tower, job))
+    eventually(lambda: configured(tower, job))
     engine.script = ""
     assert tower.result(job).outputs["text"] == "two three "
-    pieces = eventually(lambda: (seen := told(tower, job)) and seen[-1].text.endswith("three ") and seen)
+    pieces = eventually(lambda: (seen := configured(tower, job)) and seen[-1].text.endswith("three ") and seen)
     assert pieces[0] == Piece(1, 0, "one ")
     assert pieces[-1].attempt > 1
 
@@ -234,7 +234,7 @@ def test_an_answer_with_more_than_text_does_not_yield_and_one_of_an_unknown_engi
 ) -> None:
     tower, engine = site.tower, site.engine
     job = order(tower, prompt, stream=True)
-    eventually(lambda: told(tower, job))
+    eventually(lambda: configured(tower, job))
     holder = as_bytes(tower.state.hget(job_key(job), "holder")).decode().partition(" ")[0]
     run(tower.state, yield_call(5.0, [YieldAsk(job, holder, "others wait")]))
     assert tower.result(job).outputs["text"] == "one two three "
@@ -455,7 +455,7 @@ def test_a_limit_that_the_engine_states_keeps_jobs_in_their_queue(tower: Tower, 
     eventually(lambda: tower.waiting() > 0)
     assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} done " for n in range(12)]
     assert time.monotonic() - began > 1.0
-    allowed = eventually(lambda: (told := facts(tower).endpoint) and told.allowed)
+    allowed = eventually(lambda: (configured := facts(tower).endpoint) and configured.allowed)
     assert allowed.requests == 2.0
     assert len(engine.chats) == 13
     settled(tower, engine)
@@ -465,12 +465,12 @@ def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, towe
     with worker_process(fleet, "--device", "endpoint:0") as worker:
         for n in range(8):
             tower.result(order(tower, f"wait=0.2 {n} one two three"))
-        curve = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
+        curve = eventually(lambda: (configured := facts(tower).endpoint) and configured.curves.get("talk:1/engine"))
         assert curve.step + curve.slope == pytest.approx(0.2, rel=0.4)
         worker.process.terminate()
         eventually(lambda: tower.state.exists(learned_key(engine.url)))
     with worker_process(fleet, "--device", "endpoint:0"):
-        again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"))
+        again = eventually(lambda: (configured := facts(tower).endpoint) and configured.curves.get("talk:1/engine"))
     assert again.step + again.slope == pytest.approx(0.2, rel=0.4)
 
 
@@ -479,8 +479,8 @@ def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(
 ) -> None:
     engine.metrics = "vllm:num_requests_running 9\nvllm:num_requests_waiting 3\n"
     with worker_process(fleet, "--device", "endpoint:0"):
-        told = eventually(lambda: (one := facts(tower).endpoint) and one.engine)
-        assert (told.running, told.waiting) == (9, 3)
+        configured = eventually(lambda: (one := facts(tower).endpoint) and one.engine)
+        assert (configured.running, configured.waiting) == (9, 3)
         for job in [order(tower, f"wait=0.1 {n} done") for n in range(3)]:
             tower.result(job)
         assert engine.most == 1

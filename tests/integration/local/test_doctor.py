@@ -84,7 +84,7 @@ def local_fleet(router: RouterProcess) -> LocalFleet:
         router_pid=router.process.pid,
         data="",
         workers=(),
-        patience=0.0,
+        timeout=0.0,
     )
 
 

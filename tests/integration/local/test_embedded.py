@@ -84,7 +84,7 @@ def test_data_and_address_survive_a_restart(tmp_path: Path) -> None:
 
 def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path), pytest.raises(EmbeddedValkeyError, match="another Valkey server"):
-        EmbeddedValkey(tmp_path, patience=0.2).start()
+        EmbeddedValkey(tmp_path, timeout=0.2).start()
 
 
 def test_a_server_that_cannot_start_reports_the_end_of_its_log(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], Super
     worker, router = make("worker", READY), make("router", READY)
     supervisor = Supervisor(None, [[worker], [router]])
     with stopped_after(supervisor):
-        assert supervisor.start(lambda: True, patience=60)
+        assert supervisor.start(lambda: True, timeout=60)
         assert worker.announced["number"] == router.announced["number"] == 7
     assert not worker.alive
     assert not router.alive
@@ -64,13 +64,13 @@ def test_a_process_that_ends_while_the_fleet_starts_stops_it_with_its_log(
 ) -> None:
     supervisor = Supervisor(None, [[make("worker", BROKEN)]])
     with stopped_after(supervisor), pytest.raises(StartError, match="no such device"):
-        supervisor.start(lambda: True, patience=60)
+        supervisor.start(lambda: True, timeout=60)
 
 
 def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str, str], SupervisedProcess]) -> None:
     supervisor = Supervisor(None, [[make("slow-worker", NEVER_READY)]])
     with stopped_after(supervisor), pytest.raises(StartError, match=r"slow-worker(.|\n)*still loading"):
-        supervisor.start(lambda: True, patience=1.5)
+        supervisor.start(lambda: True, timeout=1.5)
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
     up = threading.Event()
 
     def watch() -> None:  # children are tied to the thread that starts them
-        assert supervisor.start(lambda: True, patience=60)
+        assert supervisor.start(lambda: True, timeout=60)
         up.set()
         supervisor.watch(changed, lambda: None, lambda process: failed.append(process.name))
         supervisor.stop()
@@ -141,7 +141,7 @@ def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
     worker = make("worker", "import time; print('{\"ready\": 1}', flush=True); time.sleep(600)")
     supervisor = Supervisor(None, [[worker]])
     with stopped_after(supervisor):
-        assert supervisor.start(lambda: True, patience=60)
+        assert supervisor.start(lambda: True, timeout=60)
 
 
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
@@ -157,7 +157,7 @@ def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
     worker = make("worker", program)
     with watched(Supervisor(None, [[worker]])):
         broken.touch()
-        assert until(lambda: worker.restarts >= 10, patience=30)
+        assert until(lambda: worker.restarts >= 10, timeout=30)
         assert worker.last_exit is not None
         assert worker.last_exit.last_line == "broken again"
 
@@ -180,11 +180,11 @@ def test_a_failure_is_forgotten_after_a_minute_of_health(
     make: Callable[[str, str], SupervisedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("local.supervisor.HEALTHY_AFTER", 0.5)
-    worker, told = make("worker", READY), list[int]()
-    with watched(Supervisor(None, [[worker]]), changed=lambda: told.append(worker.restarts)):
+    worker, stated = make("worker", READY), list[int]()
+    with watched(Supervisor(None, [[worker]]), changed=lambda: stated.append(worker.restarts)):
         os.kill(worker.process.pid, signal.SIGKILL)
-        assert until(lambda: 1 in told)
-        assert until(lambda: told[-1] == 0)
+        assert until(lambda: 1 in stated)
+        assert until(lambda: stated[-1] == 0)
         assert worker.last_exit is None
 
 
@@ -206,10 +206,10 @@ def test_a_failed_process_takes_what_it_had_started_along(
 
 def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, str], SupervisedProcess]) -> None:
     deaf = make("deaf", DEAF)
-    deaf.patience = 0.5
+    deaf.timeout = 0.5
     supervisor = Supervisor(None, [[deaf]])
     with stopped_after(supervisor):
-        supervisor.start(lambda: True, patience=60)
+        supervisor.start(lambda: True, timeout=60)
     assert not deaf.alive
 
 
@@ -217,9 +217,9 @@ def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
     make: Callable[[str, str], SupervisedProcess],
 ) -> None:
     busy = make("busy", BUSY)
-    busy.patience = 600
+    busy.timeout = 600
     supervisor = Supervisor(None, [[busy]])
-    assert supervisor.start(lambda: True, patience=60)
+    assert supervisor.start(lambda: True, timeout=60)
     stopping = threading.Thread(target=supervisor.stop)
     stopping.start()
     assert until(lambda: b"finishing" in busy.log.read_bytes())
@@ -246,7 +246,7 @@ def test_a_child_dies_when_its_parent_is_killed() -> None:
 
 def test_a_child_that_ends_when_asked_is_not_killed() -> None:
     child = start_child([sys.executable, "-c", "import time; time.sleep(600)"])
-    assert stop_child(child, patience=60)
+    assert stop_child(child, timeout=60)
 
 
 def a_fleet(data: Path) -> LocalFleet:
@@ -259,7 +259,7 @@ def a_fleet(data: Path) -> LocalFleet:
         router_pid=1,
         data=str(data),
         workers=(),
-        patience=1.0,
+        timeout=1.0,
     )
 
 

@@ -73,10 +73,10 @@ def test_langchain_chats_streams_and_embeds(python: str, fleet: OpenAIFleet) -> 
 
 
 def test_litellm_chats_streams_and_knows_our_errors(python: str, fleet: OpenAIFleet) -> None:
-    told = said([python, "-c", LITELLM, fleet.url], LITELLM_LOCAL_MODEL_COST_MAP="True")
+    stated = said([python, "-c", LITELLM, fleet.url], LITELLM_LOCAL_MODEL_COST_MAP="True")
 
-    assert told[:3] == ["Hello dear world ", "Hello dear world ", "6"]
-    assert told[-1] == "no such model"
+    assert stated[:3] == ["Hello dear world ", "Hello dear world ", "6"]
+    assert stated[-1] == "no such model"
 
 
 @pytest.mark.parametrize("options", [[], ["--no-stream"]])

@@ -137,12 +137,12 @@ def test_a_call_gets_what_the_sdk_expects(either: Callable[..., Any], asked: Cal
     assert all(asked.kind is None or type(answer) is asked.kind for answer in answers)
     assert bool(answers) == (asked.kind is not None or asked.stream)
     for answer in answers:
-        told: Any = answer.to_dict(mode="json")
+        stated: Any = answer.to_dict(mode="json")
         if asked.stream and asked.kind is Completion:  # the SDK has no type for a part, which has no reason yet
-            told["choices"] = [
-                {**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in told["choices"]
+            stated["choices"] = [
+                {**choice, "finish_reason": choice["finish_reason"] or "stop"} for choice in stated["choices"]
             ]
-        type(answer).model_validate(told)  # the SDK itself only reads
+        type(answer).model_validate(stated)  # the SDK itself only reads
     if asked.code:
         with pytest.raises(openai.APIStatusError) as caught:
             either(asked.name, **{**fields, **asked.wrong})

@@ -403,9 +403,9 @@ def test_an_engine_that_fails_in_the_middle_never_gives_text_twice(client: opena
 
 def test_an_answer_that_restarts_with_other_words_ends_in_an_error(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     turns = iter(["one two break", "three"])
-    told: list[ChatCompletionChunk] = []
+    stated: list[ChatCompletionChunk] = []
     with scripted(fleet, lambda: next(turns, "three")), pytest.raises(openai.APIError) as caught:
-        told.extend(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
+        stated.extend(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
 
     assert caught.value.code == "device_fault"
 

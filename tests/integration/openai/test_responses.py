@@ -132,14 +132,14 @@ def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Calle
     last = events[-1]
 
     again = call("responses.retrieve", last.response.id, stream=True)
-    assert told(again) == told(events)
+    assert stated(again) == stated(events)
     assert again[-1].response == last.response
     for after in (0, last.sequence_number // 2, last.sequence_number - 1):
         rest = call("responses.retrieve", last.response.id, stream=True, starting_after=after)
-        assert told(rest) == [one for one in told(events) if one[0] > after]
+        assert stated(rest) == [one for one in stated(events) if one[0] > after]
 
 
-def told(events: list[Any]) -> list[tuple[int, str, str]]:
+def stated(events: list[Any]) -> list[tuple[int, str, str]]:
     """What events tell, with each character by itself."""
     found = []
     for event in events:

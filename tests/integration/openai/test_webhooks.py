@@ -119,11 +119,11 @@ def test_a_job_that_fails_has_an_event_with_its_error_also_if_refused_after_acce
         failed = ask(fleet, "status=400 no such tool")
         with Client(fleet.settings.broker) as producer:
             refused = producer.submit("nothing", "x", tenant="lab").id
-        told = {one.event["data"]["id"]: one.event for one in (*came(receiver, failed), *came(receiver, refused))}
+        stated = {one.event["data"]["id"]: one.event for one in (*came(receiver, failed), *came(receiver, refused))}
 
-    assert {one["type"] for one in told.values()} == {"job.failed"}
-    assert told[failed]["data"]["error"]["message"].startswith("the endpoint")
-    assert told[refused]["data"]["error"]["code"] == "unknown_model"
+    assert {one["type"] for one in stated.values()} == {"job.failed"}
+    assert stated[failed]["data"]["error"]["message"].startswith("the endpoint")
+    assert stated[refused]["data"]["error"]["code"] == "unknown_model"
     assert len(receiver.ids) == 2  # and nothing of the one that succeeded
 
 
@@ -131,9 +131,9 @@ def test_a_batch_has_an_event_and_its_lines_have_none(fleet: OpenAIFleet, receiv
     types = [*JOBS, "batch.completed", "batch.failed", "batch.cancelled", "batch.expired"]
     with endpoint(fleet, receiver, types) as made, client(fleet, "lab") as lab:
         batches = [begin(lab, 3, "/v1/chat/completions"), begin(lab, 3, "/v1/embeddings")]
-        told = [came(receiver, batch)[0] for batch in batches]
-        assert [one.event["type"] for one in told] == ["batch.completed", "batch.failed"]
-        event = lab.webhooks.unwrap(told[0].body, told[0].headers, secret=made.signing_secret)
+        stated = [came(receiver, batch)[0] for batch in batches]
+        assert [one.event["type"] for one in stated] == ["batch.completed", "batch.failed"]
+        event = lab.webhooks.unwrap(stated[0].body, stated[0].headers, secret=made.signing_secret)
         assert isinstance(event, openai.types.webhooks.BatchCompletedWebhookEvent)
         assert event.data.id == batches[0]
         assert len(receiver.ids) == 2
@@ -147,9 +147,9 @@ def test_a_response_in_the_background_has_one_event(fleet: OpenAIFleet, receiver
         names = [lab.responses.create(input=text, **asked).id for text in ("Hello", "status=400 no", "told stall")]
         lab.responses.cancel(names[2])
         lab.responses.create(model="talk", input="Hello", background=True)
-        told = [came(receiver, name)[0] for name in names]
-        assert [one.event["type"].partition(".")[2] for one in told] == ["completed", "failed", "cancelled"]
-        event = lab.webhooks.unwrap(told[0].body, told[0].headers, secret=made.signing_secret)
+        stated = [came(receiver, name)[0] for name in names]
+        assert [one.event["type"].partition(".")[2] for one in stated] == ["completed", "failed", "cancelled"]
+        event = lab.webhooks.unwrap(stated[0].body, stated[0].headers, secret=made.signing_secret)
         assert isinstance(event, openai.types.webhooks.ResponseCompletedWebhookEvent)
         assert lab.responses.retrieve(event.data.id).output_text.startswith("Hello")
         for name in names:

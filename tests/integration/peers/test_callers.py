@@ -63,7 +63,7 @@ class Caller:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
-        self.heard: list[ToCaller] = []
+        self.received: list[ToCaller] = []
 
     async def say(self, *frames: ToSite) -> None:
         for message in messages_of([encode_frames(frame) for frame in frames], 2**16):
@@ -72,13 +72,13 @@ class Caller:
     async def hear(self, *kinds: type[ToCaller], key: str = "") -> Any:
         """The next frame of one of these kinds, of a job if one is named."""
         while True:
-            for place, frame in enumerate(self.heard):
+            for place, frame in enumerate(self.received):
                 if isinstance(frame, kinds) and (not key or getattr(frame, "key", "") == key):
-                    return self.heard.pop(place)
+                    return self.received.pop(place)
             async with asyncio.timeout(60):
                 message = await self.socket.receive()
             assert message.type is aiohttp.WSMsgType.BINARY, message
-            self.heard += read_to_caller(message.data)
+            self.received += read_to_caller(message.data)
 
     async def closed(self) -> tuple[int | None, str]:
         """The code and reason with which the connection is closed."""

@@ -16,7 +16,7 @@ from tests.narrowing import as_bytes
 from tests.routing import eventually
 from tests.sites import FAR, NEAR, PEER, TwoSites, two_sites
 from tests.stored import record_of
-from tests.working import LASTING, let_go
+from tests.working import LASTING, release
 
 QUICK = {"samples": [4], "seed": [3]}
 
@@ -94,7 +94,7 @@ def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(valkey_url: str, tm
         eventually(lambda: not sites.offered())
         sites.line.plug()
         eventually(sites.offered)
-        let_go(sites.far.settings)
+        release(sites.far.settings)
         assert job.result(timeout=60).report.hardware_class == PEER
         assert record_of(sites.near.state, job.id).attempts == 1
         assert record_of(sites.far.state, there).state == "succeeded"
@@ -110,7 +110,7 @@ def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_c
     try:
         eventually(lambda: record_of(sites.near.state, job.id).hardware_class == "cpu.batch")
         eventually(lambda: record_of(sites.near.state, job.id).state == "running")
-        let_go(sites.near.settings)
+        release(sites.near.settings)
         result = job.result(timeout=60)
         assert result.report.hardware_class == "cpu.batch"
         assert record_of(sites.far.state, there).state == "running"

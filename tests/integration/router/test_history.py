@@ -283,7 +283,7 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     (tmp_path / "trace.csv").write_text(history("export", day).stdout)
     trace = read_trace(tmp_path / "trace.csv", model="unused")
     exported = [json.loads(line) for line in history("export", day, "--json").stdout.splitlines()]
-    shown, told = (history("--day", day, *option) for option in ((), ("--json",)))
+    shown, stated = (history("--day", day, *option) for option in ((), ("--json",)))
     empty = program("simulator.own_fleet.history", "export", "2020-02-29", TAXIWAY_BROKER=fleet.settings.broker)
     with EchoDevice(fleet.settings, answering=False):
         replayed = diff_config(fleet.settings, day, tmp_path)
@@ -295,7 +295,7 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     ]
     assert (exported[0]["ran"] >= 0, exported[1]["seconds"]) == (True, None)
     assert "echo:1" in shown.stdout and "warning: not recorded: " in shown.stderr
-    (share,) = json.loads(told.stdout)["shares"]
+    (share,) = json.loads(stated.stdout)["shares"]
     assert (share["jobs"], share["answered"], share["open"], share["timely"]) == (2, 1, 1, 1.0)
     asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0, "error": None}
     assert replayed["attained"] == [asked]

@@ -1,4 +1,4 @@
-"""What no process of the fleet can take is parked and counted, or ends its own job (a million: `make fuzz`)."""
+"""What no process of the fleet can take is dead-lettered and counted, or ends its own job (a million: `make fuzz`)."""
 
 import subprocess
 from typing import Any
@@ -30,7 +30,7 @@ def test_a_body_that_could_hold_code_is_not_read_even_in_a_message_of_the_first_
         del message.headers[header]
     message.content_type, message.content_encoding = serializer, "binary"
     tower.queue(message)
-    assert "ContentDisallowed" in parked(tower)
+    assert "ContentDisallowed" in dead_lettered(tower)
     assert worker.process.poll() is None
 
 
@@ -38,7 +38,7 @@ def test_a_compressed_body_is_not_unpacked_before_its_ticket_is_checked(worker: 
     message = tower.message("echo", "hello")
     message.headers["compression"] = "zlib"
     tower.queue(message)
-    assert "compressed" in parked(tower)
+    assert "compressed" in dead_lettered(tower)
     with pytest.raises(InvalidRequestError, match=r"a worker refused the message: .*compressed"):
         tower.result(message.headers["id"])
     assert worker.process.poll() is None
@@ -104,12 +104,12 @@ def test_a_message_without_a_ticket_ends_no_job_that_was_accepted(worker: Worker
     message = tower.message("echo", "hello", job="theirs")
     message.headers["taxiway"] = "forged"
     tower.queue(message)
-    assert "ticket" in parked(tower)
+    assert "ticket" in dead_lettered(tower)
     assert not tower.state.exists(result_key("theirs"))
 
 
-def parked(tower: Tower) -> str:
-    """Why the last message was parked."""
+def dead_lettered(tower: Tower) -> str:
+    """Why the last message was dead-lettered."""
     letter = eventually(lambda: tower.state.lindex(DEAD, 0))
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     return msgspec.json.decode(letter, type=DeadLetter).reason

@@ -78,8 +78,8 @@ def test_the_overview_has_the_plan_its_followers_and_the_tuners_findings(store: 
 
     assert plan() is None
     store.set(PLAN, a_plan(store, "tpu.bulk", "cpu.batch", age=30.0))
-    told = LatestTuning(tuner="here-1", at=store.time()[0] - 30, adopted=True, why="16% better", score=3.0)
-    store.set(TUNING, msgspec.json.encode(told))
+    stated = LatestTuning(tuner="here-1", at=store.time()[0] - 30, adopted=True, why="16% better", score=3.0)
+    store.set(TUNING, msgspec.json.encode(stated))
     store.set(TUNER, "here-1#7")
 
     shown = eventually(lambda: (one := plan()) and one["followers"] and one)

@@ -28,14 +28,14 @@ def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]
             {**os.environ, **fleet.environment()},
             tmp_path,
             announces=True,
-            patience=60,
+            timeout=60,
         )
         for number in range(2)
     ]
     supervisor, up = Supervisor(None, [processes]), threading.Event()
 
     def keep_up() -> None:  # children are tied to the thread that starts them
-        supervisor.start(lambda: True, patience=120)
+        supervisor.start(lambda: True, timeout=120)
         up.set()
         supervisor.watch(lambda: None, lambda: None)
         supervisor.stop()

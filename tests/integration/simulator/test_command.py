@@ -52,9 +52,9 @@ def test_a_fleet_file_and_a_queues_yaml_are_alternatives() -> None:
 
 
 def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
-    told = simulator("simulate", "--help").output
+    stated = simulator("simulate", "--help").output
 
-    assert "lab/README.md" in told and (TREE / "lab" / "README.md").is_file()
+    assert "lab/README.md" in stated and (TREE / "lab" / "README.md").is_file()
 
 
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def changed(tmp_path: Path) -> list[str]:
 
 
 def test_a_queues_yaml_is_compared_with_another_on_a_history(changed: list[str], tmp_path: Path) -> None:
-    told = simulator("diff-config", *changed, "--json", "--plot", str(tmp_path / "out.html"))
-    assert (told.exit_code, told.stderr) == (0, "")
-    found = json.loads(told.stdout)
+    stated = simulator("diff-config", *changed, "--json", "--plot", str(tmp_path / "out.html"))
+    assert (stated.exit_code, stated.stderr) == (0, "")
+    found = json.loads(stated.stdout)
     assert found["old"]["requests"] == found["new"]["requests"] == 4
     assert found["difference"]["cost_usd"] == pytest.approx(found["old"]["usd_by_class"]["cpu.batch"])
     shares = {(one["model"], one["service"]): (one["old"], one["new"]) for one in found["attained"]}
@@ -234,10 +234,10 @@ def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_foll
     fleet.write_text(FLEET.read_text(encoding="utf-8") + "penalties: {live: 48, standard: 24, bulk: 12}\n")
     given = ("--rate", "chat=2,duration=20", *SLO)
 
-    told = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
+    stated = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
 
-    assert (told.exit_code, told.stderr) == (0, "")
-    answer = json.loads(told.stdout)
+    assert (stated.exit_code, stated.stderr) == (0, "")
+    answer = json.loads(stated.stdout)
     followed = parse_plan(json.dumps(answer["fleet_plan"]).encode())
     assert {(cell.model, cell.service) for cell in followed.cells} >= {("chat", "live"), ("chat", "bulk")}
     assert set(followed.classes) <= {row["hardware_class"] for row in answer["plan"]["mix"]}

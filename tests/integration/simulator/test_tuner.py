@@ -77,8 +77,8 @@ def tune(settings: Settings, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "simulator", "tune", "--once", "--json", *options]
     done = subprocess.run(command, cwd=TREE, env=environment(settings), capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    stated: dict[str, Any] = json.loads(done.stdout)
+    return stated
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -94,9 +94,9 @@ def test_after_a_change_the_plan_is_made_for_an_earlier_time_that_was_like_now(
     recent = SOON * BLOCK + LAG
     record(store, recent + 3 * PLAYED_WINDOW)
     record(store, recent + PLAYED_WINDOW, recent, rate=8)
-    told = tune(settings)
-    assert told["adopted"]
-    assert told["arrivals"] == pytest.approx(2 * (PLAYED_WINDOW + SOON * BLOCK), rel=0.1)
+    stated = tune(settings)
+    assert stated["adopted"]
+    assert stated["arrivals"] == pytest.approx(2 * (PLAYED_WINDOW + SOON * BLOCK), rel=0.1)
 
 
 def test_a_plan_is_tuned_early_once_requests_come_as_at_an_earlier_time(
@@ -130,25 +130,25 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     assert store.get(PLAN) is None
     assert store.get(TUNING) is None
 
-    told = tune(settings)
+    stated = tune(settings)
 
     plan = parse_plan(store.get(PLAN))
-    assert plan.number == told["number"]
-    assert plan.score == pytest.approx(told["after"], abs=1e-3)
+    assert plan.number == stated["number"]
+    assert plan.score == pytest.approx(stated["after"], abs=1e-3)
     assert {(cell.model, cell.service) for cell in plan.cells} >= {("echo:1", "standard"), ("paced:1", "bulk")}
     assert firsts(plan, "lab") == {"tpu.bulk"}
     assert firsts(plan, None) <= {"cpu.batch", "tpu.bulk"}
-    assert told["cells"]
+    assert stated["cells"]
     left = msgspec.json.decode(store.get(TUNING), type=LatestTuning)
-    assert (left.adopted, left.why, left.score) == (True, told["why"], told["after"])
+    assert (left.adopted, left.why, left.score) == (True, stated["why"], stated["after"])
     again = tune(settings)
-    assert (again["adopted"], again["number"], again["cells"]) == (False, told["number"] + 1, [])
+    assert (again["adopted"], again["number"], again["cells"]) == (False, stated["number"] + 1, [])
 
 
 def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings, store: Any, devices: None) -> None:
-    told = tune(settings)
-    assert told["adopted"]
-    assert told["why"] == "too few arrivals are recorded: 0 in 0 s, so the plan is for what is expected"
+    stated = tune(settings)
+    assert stated["adopted"]
+    assert stated["why"] == "too few arrivals are recorded: 0 in 0 s, so the plan is for what is expected"
     plan = parse_plan(store.get(PLAN))
     topology = load_topology(settings.queues)
     assert {cell.service for cell in plan.cells if cell.model == "echo:1"} == set(topology.service)
@@ -156,13 +156,13 @@ def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings,
 
 
 def test_a_plan_for_a_mix_has_devices_until_requests_come(settings: Settings, store: Any, devices: None) -> None:
-    told = tune(settings, "--prior", "echo/bulk=3,paced=0.1")
+    stated = tune(settings, "--prior", "echo/bulk=3,paced=0.1")
     plan = parse_plan(store.get(PLAN))
     assert {(cell.model, cell.service) for cell in plan.cells} == {("echo:1", "bulk"), ("paced:1", "standard")}
     assert all(planned.devices for planned in plan.classes.values())
     assert not tune(settings)["adopted"]
     record(store)
-    assert tune(settings)["arrivals"] > told["arrivals"] == 0
+    assert tune(settings)["arrivals"] > stated["arrivals"] == 0
 
 
 def test_a_prior_names_models_of_the_catalogue(settings: Settings, devices: None) -> None:
@@ -185,8 +185,8 @@ def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
 ) -> None:
     record(store, seconds=0)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
-        told, _ = tuner.tune(dry_run=False)
-        span = float(told.why.partition(" s,")[0].rpartition(" ")[2])
+        stated, _ = tuner.tune(dry_run=False)
+        span = float(stated.why.partition(" s,")[0].rpartition(" ")[2])
         assert tuner.rest == pytest.approx(min(FIRST - span, REST), abs=1)
         record(store)
         assert tuner.tune(dry_run=False)[1] is not None
@@ -201,9 +201,9 @@ def test_a_plan_that_does_not_keep_what_it_promised_is_removed(settings: Setting
         assert not tuner.due()
         tuner._trust = Trust(float(store.time()[0]) - 600, spent=-1e6)
         tuner._trust.worse = PERIODS - 1
-        told, plan = tuner.tune(dry_run=False)
+        stated, plan = tuner.tune(dry_run=False)
         assert plan is None
-        assert "worse than predicted" in told.why
+        assert "worse than predicted" in stated.why
         assert store.get(PLAN) == b""
         assert not tuner.due()
 

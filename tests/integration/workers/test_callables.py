@@ -113,7 +113,7 @@ def test_a_call_whose_job_celery_terminates_is_ended(here: Site, producer: Celer
     running = order(here.tower, "sleep", 600)
     (process,) = here.noted()
     producer.control.revoke(running, terminate=True)
-    assert until(lambda: gone(process), patience=AT_ONCE)
+    assert until(lambda: gone(process), timeout=AT_ONCE)
     with pytest.raises(JobCancelledError):
         here.tower.result(running)
 
@@ -126,7 +126,7 @@ def test_a_call_ends_at_its_job_s_deadline_also_where_no_router_lives(here: Site
     with pytest.raises(DeadlineExceededError, match=r"deadline of [\d.]+ s exceeded: .*ran [\d.]+ s"):
         tower.result(running)
     assert time.time() - deadline < AT_ONCE
-    assert until(lambda: gone(process), patience=AT_ONCE)
+    assert until(lambda: gone(process), timeout=AT_ONCE)
     assert tower.result(order(tower, "echo", 2)).outputs == {"given": 2}
 
 
@@ -264,8 +264,8 @@ def test_a_worker_that_ends_leaves_no_process_and_no_memory_behind(
             eventually(lambda: facts(own).draining)
             process.send_signal(how)  # for the second time: now
         assert process.wait(60) == (0 if how == signal.SIGTERM else -how)
-        assert until(lambda: all(map(gone, processes)), patience=AT_ONCE)
-        assert until(lambda: not memory & shared_memory_of(every_process()), patience=AT_ONCE)
+        assert until(lambda: all(map(gone, processes)), timeout=AT_ONCE)
+        assert until(lambda: not memory & shared_memory_of(every_process()), timeout=AT_ONCE)
         if how == signal.SIGTERM:
             assert (own.tower.waiting(), attempts(own.tower, job)) == (1, 0)
 

@@ -27,7 +27,7 @@ from tests.working import (
     add_callable,
     add_spinner,
     is_running,
-    let_go,
+    release,
     worker_process,
     worker_settings,
 )
@@ -67,7 +67,7 @@ def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(f
         eventually(lambda: is_running(tower, job_of(running)))
         first.process.send_signal(SIGNAL)
         eventually(lambda: facts_of(tower.state, first.name).draining)
-        let_go(fleet)
+        release(fleet)
         eventually(lambda: not is_held(tower.state, job_of(ages)))  # once the batch has ended
         assert first.process.wait(60) == 0
     assert tower.state.hexists(DEVICES, first.name) == 0
@@ -98,7 +98,7 @@ def test_what_a_killed_worker_held_runs_elsewhere_soon_after_its_lease(fleet: Se
         eventually(lambda: is_running(tower, job_of(messages[0])))
         first.process.kill()
         over = time.monotonic() + LEASE
-    let_go(fleet)
+    release(fleet)
     with worker_process(fleet, "--device", "cpu:1") as second:
         over = max(over, time.monotonic())
         eventually(lambda: all(is_with(tower, job_of(message), second.name) for message in messages))

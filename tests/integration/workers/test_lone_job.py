@@ -45,7 +45,7 @@ def lasting(tower: Tower) -> str:
 
 
 def commands(state: redis.Redis) -> dict[str, int]:
-    return {name.removeprefix("cmdstat_"): told["calls"] for name, told in state.info("commandstats").items()}
+    return {name.removeprefix("cmdstat_"): stated["calls"] for name, stated in state.info("commandstats").items()}
 
 
 def test_jobs_one_after_another_take_a_packet_to_wait_and_a_call_to_end(fleet: Settings, tower: Tower) -> None:

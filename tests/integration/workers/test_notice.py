@@ -79,12 +79,12 @@ def test_what_stands_at_the_address_is_a_notice_and_nothing_before(metadata: Met
 
 
 def test_the_watch_reports_a_notice_until_it_is_stopped(metadata: Metadata) -> None:
-    heard: queue.SimpleQueue[float] = queue.SimpleQueue()
-    watch = watch_of(metadata.server_port, heard.put)
+    received: queue.SimpleQueue[float] = queue.SimpleQueue()
+    watch = watch_of(metadata.server_port, received.put)
     metadata.notice = "soon"
     running = threading.Thread(target=watch.run)
     running.start()
-    assert heard.get(timeout=60) == 7.0
+    assert received.get(timeout=60) == 7.0
     watch.stop()
     running.join(60)
     assert not running.is_alive()

@@ -27,20 +27,20 @@ def test_a_report_is_an_event_whose_result_flower_shows_and_a_state_of_celery(
 ) -> None:
     held = fleet.models.parent / "held"
     held.touch()
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     with worker_process(fleet), Tower(fleet) as tower, producer.connection_for_read() as connection:
-        receiver = producer.events.Receiver(connection, handlers={"*": heard.append})
+        receiver = producer.events.Receiver(connection, handlers={"*": received.append})
         listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
         listening.daemon = True
         listening.start()
-        eventually(lambda: heard)  # a heartbeat
+        eventually(lambda: received)  # a heartbeat
         job = str(uuid.uuid4())
         tower.state.hset(job_key(job), "state", "queued")  # as a router's record has it
         canvas = {"callbacks": [signature("lab.next", queue="lab.link", app=producer)]} if followed else {}
         tower.order("walk", {"steps": 100, "seed": 1, "every": 25}, variant="python", job=job, canvas=canvas)
 
         def shown() -> list[str]:
-            events = [event for event in list(heard) if event.get("uuid") == job]
+            events = [event for event in list(received) if event.get("uuid") == job]
             return [event["result"] for event in events if event["type"] == "task-progress"]
 
         eventually(lambda: "51 %: 51 steps" in shown())

@@ -16,7 +16,7 @@ import pytest
 from local.embedded import free_port
 from tasks.settings import TREE, Settings
 from tests.waiting import until
-from tests.working import CLASS, LASTING, QUEUES, Tower, is_running, let_go, worker_settings
+from tests.working import CLASS, LASTING, QUEUES, Tower, is_running, release, worker_settings
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,12 +111,12 @@ def test_a_pilot_drains_before_its_walltime_ends_and_its_job_runs_in_the_next_on
         pilot = submit(1)
         job = tower.order("slab", LASTING)
         assert until(lambda: is_running(tower, job))
-        drained = until(lambda: "JobState=COMPLETED" in state(pilot), patience=120)  # not TIMEOUT: it ended by itself
+        drained = until(lambda: "JobState=COMPLETED" in state(pilot), timeout=120)  # not TIMEOUT: it ended by itself
         assert drained, (state(pilot), (tmp_path / pilot).read_text())
 
         last = submit(5)
         assert until(lambda: is_running(tower, job))
-        let_go(fleet)
+        release(fleet)
         tower.result(job)
         run("scancel", last, environment=environment)
         assert until(lambda: "JobState=CANCELLED" in state(last))

@@ -17,7 +17,7 @@ from taxiway.contract.wire import CLAIMABLE
 from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.routing import eventually
 from tests.stored import facts_of, record_of
-from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, let_go, worker_process
+from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, release, worker_process
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_a_client_receives_its_result_on_its_channel(tower: Tower) -> None:
         channel.subscribe(reply_channel("me"))
         eventually(lambda: channel.get_message(timeout=0.1))
         job = tower.order("echo", "hello", reply="me")
-        heard = eventually(lambda: channel.get_message(ignore_subscribe_messages=True, timeout=0.1))
-    assert read_meta(heard["data"]).task_id == job
+        received = eventually(lambda: channel.get_message(ignore_subscribe_messages=True, timeout=0.1))
+    assert read_meta(received["data"]).task_id == job
 
 
 def test_jobs_that_wait_together_run_together(site: Site, tower: Tower) -> None:
@@ -66,7 +66,7 @@ def test_jobs_that_wait_together_run_together(site: Site, tower: Tower) -> None:
     messages = [tower.message("paced", f"row {n}") for n in range(32)]
     tower.queue(*messages)
     eventually(lambda: tower.unacknowledged() == 1 + len(messages))
-    let_go(site.fleet)
+    release(site.fleet)
     batches = [tower.result(m.headers["id"]).report.batch for m in messages]
     assert max(batches) == 16
     assert sum(batch == 16 for batch in batches) >= 16
@@ -231,7 +231,7 @@ def test_a_job_revoked_by_celery_is_not_run(site: Site, tower: Tower, producer: 
     eventually(lambda: tower.unacknowledged() == 2)
     producer.control.revoke(job)
     eventually(lambda: job in inspect(producer, site.worker).revoked()[site.worker.name])
-    let_go(site.fleet)
+    release(site.fleet)
     with pytest.raises(JobCancelledError):
         tower.result(job)
     assert state_of_job(tower, job) is JobState.CANCELLED

@@ -35,7 +35,7 @@ from tests.working import (
     add_callable,
     add_spinner,
     is_running,
-    let_go,
+    release,
     worker_process,
     worker_settings,
 )
@@ -92,7 +92,7 @@ def test_a_job_that_was_ended_without_notice_while_it_waited_runs_once_at_most(f
         job = tower.order("echo", 1)
         eventually(lambda: is_held(tower.state, job))
         tower.state.hset(job_key(job), "state", "cancelled")  # without notice to the worker, which checks after 20 s
-        let_go(fleet)
+        release(fleet)
         tower.result(running)
         eventually(lambda: tower.unacknowledged() == 0)
         assert tower.state.exists(result_key(job)) == 0
@@ -106,7 +106,7 @@ def test_a_worker_that_stops_finishes_what_it_holds(fleet: Settings, tower: Towe
         eventually(lambda: tower.unacknowledged() == 21)
         first.process.send_signal(signal.SIGTERM)
         eventually(lambda: facts_of(tower.state, first.name).draining)
-        let_go(fleet)
+        release(fleet)
         assert first.process.wait(60) == 0
     assert [tower.result(job, within=0.1).report.device for job in (running, *waiting)] == ["cpu:0"] * 21
     assert (tower.waiting(), tower.unacknowledged()) == (0, 0)

@@ -243,7 +243,7 @@ def test_rows_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "whole"),
+    ("stated", "whole"),
     [
         (Piece(1, 0, "ab"), "xyz"),
         (Piece(1, 0, beside=[{"reasoning_content": "hm"}]), {"content": "a"}),
@@ -254,19 +254,19 @@ def test_rows_are_kept_apart() -> None:
         ),
     ],
 )
-def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(told: Piece, whole: Any) -> None:
+def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(stated: Piece, whole: Any) -> None:
     with pytest.raises(errors.DeviceFaultError, match="restarted"):
-        said(told, Piece(2, 0, "xy"), whole=whole)
+        said(stated, Piece(2, 0, "xy"), whole=whole)
 
 
-@given(deltas=st.lists(DELTAS, max_size=8), told=st.integers(0, 8))
-def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], told: int) -> None:
+@given(deltas=st.lists(DELTAS, max_size=8), stated=st.integers(0, 8))
+def test_the_rest_of_a_message_makes_it_whole(deltas: list[dict[str, Any]], stated: int) -> None:
     begun, whole, indices = SentMessage(), SentMessage(), dict[int, int]()
     for place, delta in enumerate(deltas):
         for call in delta.get("tool_calls", ()):  # they begin in order
             call["index"] = indices.setdefault(call["index"], len(indices))
         whole.add(delta)
-        if place < told:
+        if place < stated:
             begun.add(delta)
     plain = {name: whole.text(name) for name in TEXTS}
     message = {**plain, "tool_calls": whole.calls, "logprobs": {"content": whole.logprobs}}
@@ -413,9 +413,9 @@ PIECES = st.lists(st.text(min_size=1, max_size=5), max_size=5)
 def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int, cut: int) -> None:
     response, raw = told_response(pieces, calls, cut)
     events = events_in(raw)
-    told = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    stated = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
-    assert told == "".join(pieces)
+    assert stated == "".join(pieces)
     assert items == events[-1]["response"]["output"] == response.output
     assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == [
         *range(len(items))
@@ -435,11 +435,11 @@ def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
 
 def test_a_completion_has_the_probabilities_of_its_tokens_in_lists() -> None:
     likely = [{"token": "x", "logprob": -2.0}]
-    told = [
+    stated = [
         {"token": "ab", "logprob": -0.5, "top_logprobs": likely},
         {"token": "c", "logprob": -1.0, "top_logprobs": []},
     ]
-    assert msgspec.to_builtins(text_logprobs(told, 3)) == {
+    assert msgspec.to_builtins(text_logprobs(stated, 3)) == {
         "tokens": ["ab", "c"],
         "token_logprobs": [-0.5, -1.0],
         "top_logprobs": [{"x": -2.0, "ab": -0.5}, {"c": -1.0}],

@@ -17,9 +17,9 @@ async def ended(waits: Sequence[Awaitable[Any]]) -> list[Any]:
 
 
 async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
-    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
     came, late, never = (loop.create_future() for _ in range(3))
-    waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
+    waits = [timeout.wait(came, SOON), timeout.wait(late, 2 * SOON), timeout.wait(never, 0.1)]
     first = asyncio.ensure_future(ended(waits))
     loop.call_soon(came.set_result, "came")
     with pytest.raises(TimeoutError):
@@ -31,16 +31,16 @@ async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
 
 
 async def test_a_wait_after_others_had_ended_ends_too() -> None:
-    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-    answer = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    answer = [await ended([timeout.wait(loop.create_future(), 0.0)]) for _ in range(3)]
     assert [type(error) for (error,) in answer] == [TimeoutError] * 3
 
 
 async def test_a_wait_that_is_cancelled_is_forgotten() -> None:
-    patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-    given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    given_up = asyncio.ensure_future(timeout.wait(loop.create_future(), SOON))
     await asyncio.sleep(0)
     given_up.cancel()
     (answer,) = await ended([given_up])
-    (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
+    (after,) = await ended([timeout.wait(loop.create_future(), 0.0)])
     assert (type(answer), type(after)) == (asyncio.CancelledError, TimeoutError)

@@ -9,8 +9,8 @@ from controller.decide.pools import (
     PodLoss,
     PoolRules,
     PoolState,
+    PoolTrust,
     Remaining,
-    Standing,
     allot,
     cheapest_to_end,
     deletion_cost,
@@ -21,7 +21,7 @@ RULES = PoolRules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
 
 phases = st.sampled_from(["trusted", "out", "trial"])
-standings = st.builds(Standing, phase=phases, since=st.floats(0, 100), failures=st.integers(1, 6))
+trusts = st.builds(PoolTrust, phase=phases, since=st.floats(0, 100), failures=st.integers(1, 6))
 seens = st.builds(
     PoolState,
     name=st.just("p"),
@@ -30,35 +30,33 @@ seens = st.builds(
     short=st.floats(0, 30),
     most=st.integers(0, 40),
 )
-fleets = st.lists(st.tuples(seens, standings), min_size=1, max_size=4)
+fleets = st.lists(st.tuples(seens, trusts), min_size=1, max_size=4)
 
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
 def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
-    fleet: list[tuple[PoolState, Standing]], wanted: int, now: float
+    fleet: list[tuple[PoolState, PoolTrust]], wanted: int, now: float
 ) -> None:
     pools = [seen for seen, _ in fleet]
-    given_ = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
+    given_ = allot(wanted, pools, [trust for _, trust in fleet], now, RULES)
     for seen, asked in zip(pools, given_.replicas, strict=True):
         assert 0 <= asked <= min(wanted, seen.most)
 
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
 def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
-    fleet: list[tuple[PoolState, Standing]], wanted: int, now: float
+    fleet: list[tuple[PoolState, PoolTrust]], wanted: int, now: float
 ) -> None:
     pools = [replace(seen, most=1000) for seen, _ in fleet]
-    allotted = allot(wanted, pools, [standing for _, standing in fleet], now, RULES)
-    if any(one.phase == "trusted" for one in allotted.standings) or all(
-        one.phase == "out" for one in allotted.standings
-    ):
+    allotted = allot(wanted, pools, [trust for _, trust in fleet], now, RULES)
+    if any(one.phase == "trusted" for one in allotted.trusts) or all(one.phase == "out" for one in allotted.trusts):
         assert sum(allotted.replicas) >= wanted
 
 
 @given(wanted=st.integers(0, 40), pools=st.integers(1, 4))
 def test_pools_without_trouble_leave_all_to_the_first(wanted: int, pools: int) -> None:
     seen = [PoolState(str(index), 0, 0) for index in range(pools)]
-    allotted = allot(wanted, seen, [Standing()] * pools, 100, RULES)
+    allotted = allot(wanted, seen, [PoolTrust()] * pools, 100, RULES)
     assert allotted.replicas == (wanted, *[0] * (pools - 1))
 
 
@@ -71,11 +69,11 @@ class World:
     asked: list[int]
     started: list[list[float]]
     short_since: list[float | None]
-    standings: list[Standing]
+    trusts: list[PoolTrust]
 
     @classmethod
     def of(cls, pools: int) -> World:
-        return cls([0] * pools, [[] for _ in range(pools)], [None] * pools, [Standing()] * pools)
+        return cls([0] * pools, [[] for _ in range(pools)], [None] * pools, [PoolTrust()] * pools)
 
     def step(self, wanted: int, nodes: tuple[int, ...], now: float) -> tuple[int, ...]:
         """One look of the operator; how many pods are ready in each pool before it."""
@@ -91,8 +89,8 @@ class World:
             PoolState(str(index), self.asked[index], ready[index], now - (self.short_since[index] or now))
             for index in range(len(nodes))
         ]
-        allotted = allot(wanted, seen, self.standings, now, RULES)
-        self.asked, self.standings = list(allotted.replicas), list(allotted.standings)
+        allotted = allot(wanted, seen, self.trusts, now, RULES)
+        self.asked, self.trusts = list(allotted.replicas), list(allotted.trusts)
         return tuple(ready)
 
 
@@ -116,7 +114,7 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
     assert len(back) >= 30 - RULES.stock_out - World.START - 3
     world, looks = played([(8, 8), (0, 8), (8, 8), (8, 8), (8, 8)], wanted, 40)
     assert looks[-1] == (wanted, 0)
-    assert world.standings[0].phase == "trusted"
+    assert world.trusts[0].phase == "trusted"
 
 
 @given(wanted=st.integers(1, 8))
@@ -137,9 +135,9 @@ def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_p
     world, now, outs = World.of(3), 1.0, [0, 0, 0]
     for nodes in capacities:
         for _ in range(int(seconds / STEP)):
-            before = [one.phase for one in world.standings]
+            before = [one.phase for one in world.trusts]
             world.step(wanted, nodes, now)
-            for index, one in enumerate(world.standings):
+            for index, one in enumerate(world.trusts):
                 outs[index] += one.phase == "out" and before[index] != "out"
             now += STEP
     most = 1 + now / (RULES.retry + RULES.stock_out)

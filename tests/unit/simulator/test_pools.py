@@ -37,7 +37,7 @@ class Watched(Simulation):
         [pool] = self.pools
         assert pool.nodes is not None
         serving = [[one.available for one in pool.devices[start : start + 4]] for start in (0, 4)]
-        self.looks.append((now, sum(serving[0]), sum(serving[1]), pool.nodes.standings[0].phase))
+        self.looks.append((now, sum(serving[0]), sum(serving[1]), pool.nodes.trusts[0].phase))
         self.at(now + 1.0, self._note, None, 0)
 
 

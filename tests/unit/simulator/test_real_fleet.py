@@ -114,9 +114,9 @@ def test_a_class_has_the_devices_that_it_may_have() -> None:
 
 
 def test_a_class_costs_the_twin_what_its_devices_were_told_that_their_nodes_cost() -> None:
-    listed, told = (found(known).workload.fleet.classes for known in (None, a_known(usd_per_hour=0.4)))
+    listed, stated = (found(known).workload.fleet.classes for known in (None, a_known(usd_per_hour=0.4)))
     assert [3600 * device.usd_per_second for device in listed.values()] == pytest.approx([0.5, 1.0, 0.1])
-    assert [3600 * device.usd_per_second for device in told.values()] == pytest.approx([0.4] * 3)
+    assert [3600 * device.usd_per_second for device in stated.values()] == pytest.approx([0.4] * 3)
     assert (spending(a_known()), spending(a_known(usd_per_hour=0.4))) == pytest.approx((2 * 0.5 + 1.0 + 0.1, 4 * 0.4))
 
 

@@ -39,11 +39,11 @@ def test_nothing_is_read_again_while_nothing_changes(folder: ModelsFolder) -> No
 
 
 def test_a_new_model_is_there_with_the_next_check_and_followers_are_notified(folder: ModelsFolder) -> None:
-    heard: list[set[str]] = []
-    folder.follow(lambda catalogue, book: heard.append(set(catalogue.models)))
+    received: list[set[str]] = []
+    folder.follow(lambda catalogue, book: received.append(set(catalogue.models)))
     write_model(folder.root, "other", scale_graph(2.0), **SCALE_SPECS)
     assert folder.look()
-    assert heard == [{"scale:1", "other:1"}]
+    assert received == [{"scale:1", "other:1"}]
     assert set(folder.digests) == {"scale:1", "other:1"}
 
 
@@ -178,12 +178,12 @@ def test_a_second_name_may_be_one_of_a_model_that_an_endpoint_announces(folder: 
 
 
 def test_changed_endpoints_of_queues_yaml_are_followed_and_other_changes_are_reported(folder: ModelsFolder) -> None:
-    path, heard = folder.queues.path, list[Topology]()
-    folder.queues.follow(heard.append)
+    path, received = folder.queues.path, list[Topology]()
+    folder.queues.follow(received.append)
     assert not folder.look()
     path.write_text(QUEUES.replace("slots: 4", "slots: 16"))
     assert folder.look()
-    assert heard == [folder.queues.topology]
+    assert received == [folder.queues.topology]
     assert folder.queues.topology.hardware["engine"].max_batch == 16
     assert not folder.queues.differs
     path.write_text(QUEUES.replace("slots: 4", "slots: 2").replace("usd_per_hour: 1", "usd_per_hour: 3"))

@@ -1,4 +1,4 @@
-"""Whose result is read without having been heard of, look after look."""
+"""Whose result is read without a notification, round after round."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -67,16 +67,16 @@ def test_a_generation_that_was_cut_goes_on_without_a_seam(text: str, rest: str, 
 
 
 @pytest.mark.parametrize(
-    ("told", "text", "rest"),
+    ("stated", "text", "rest"),
     [
         ([ONE, TWO], "uno dos tres", [Restarted(2), "uno dos tres"]),  # a result of another attempt
         ([], [1, 2], []),
         ([], ["all of it"], ["all of it"]),  # a result of one row that was sent as rows
     ],
 )
-def test_a_result_ends_the_text(told: list[Piece], text: object, rest: list[object]) -> None:
+def test_a_result_ends_the_text(stated: list[Piece], text: object, rest: list[object]) -> None:
     progress = Progress()
-    tell(progress, told)
+    tell(progress, stated)
     assert progress.end(result(text)) == rest
 
 

@@ -256,8 +256,8 @@ def test_more_rows_never_take_less_time_or_money(situation: Situation, more: int
 
 
 def test_a_learned_curve_has_prompts_and_answers_apart() -> None:
-    told = EndpointFacts(state="closed", curves={KEY: LearnedCurve(0.2, 0.01, 0.001, 0.0001, 0.0)})
-    device = msgspec.structs.replace(WARM, endpoint=told)
+    stated = EndpointFacts(state="closed", curves={KEY: LearnedCurve(0.2, 0.01, 0.001, 0.0001, 0.0)})
+    device = msgspec.structs.replace(WARM, endpoint=stated)
     needs = replace(ONE_ROW, size=1100, output=100)
     assert estimated(device, needs=needs).run == pytest.approx(0.2 + 0.011 * 100 + 0.0001 * 1000)
     assert estimated(WARM, needs=needs).run == pytest.approx(PROFILE.latency(1, 1100))

@@ -47,5 +47,5 @@ def test_a_job_that_waits_ends_when_what_is_before_it_has_run(
 
 def test_a_device_without_a_heartbeat_for_long_is_silent() -> None:
     devices = fleet(0.0, 0.0).devices
-    heard = {devices[0].worker: 100.0, devices[1].worker: 100.0 - SILENT - 0.5}
-    assert silent_for(devices, heard, now=100.2) == {devices[1].worker: pytest.approx(SILENT + 0.7)}
+    received = {devices[0].worker: 100.0, devices[1].worker: 100.0 - SILENT - 0.5}
+    assert silent_for(devices, received, now=100.2) == {devices[1].worker: pytest.approx(SILENT + 0.7)}

@@ -43,14 +43,14 @@ def slices(draw: st.DrawFn, begin: int = BEGIN, most: int = 12) -> history.Arriv
 
 def rows(arrivals: history.Arrivals) -> list[tuple[str, ...]]:
     """Every job, with names instead of their numbers."""
-    told = [
+    stated = [
         tuple(
             arrivals.names[column][job[column]] if column in history.NAMED else repr(job[column].item())
             for column in FIELDS
         )
         for job in arrivals.jobs
     ]
-    return sorted(told)
+    return sorted(stated)
 
 
 @given(slices())

@@ -42,9 +42,11 @@ def table_of(*devices: DeviceFacts) -> CandidateTable:
     return build_table(MODEL, NEEDS.constraints, TOPOLOGY, FleetSnapshot(devices), ProfileBook())
 
 
-@pytest.mark.parametrize(("told", "chosen"), [((), "spot"), ((0.4, 0.4), "spot"), ((0.4, 1.0), "firm")])
-def test_work_leaves_a_spot_class_whose_devices_fell_back_to_dearer_nodes(told: tuple[float, ...], chosen: str) -> None:
-    spot = [a_node("spot", price) for price in told] or [a_node("spot", None)]
+@pytest.mark.parametrize(("stated", "chosen"), [((), "spot"), ((0.4, 0.4), "spot"), ((0.4, 1.0), "firm")])
+def test_work_leaves_a_spot_class_whose_devices_fell_back_to_dearer_nodes(
+    stated: tuple[float, ...], chosen: str
+) -> None:
+    spot = [a_node("spot", price) for price in stated] or [a_node("spot", None)]
     placement = place(MODEL, NEEDS, TOPOLOGY, FleetSnapshot((a_node("firm", None), *spot)))
     assert placement.candidate.hardware_class == chosen
     expected = 0.5 if chosen == "firm" else 0.4
@@ -60,9 +62,9 @@ def test_a_budget_bears_the_class_s_dearest_node() -> None:
 
 
 def test_a_heartbeat_that_tells_no_price_is_at_the_class_s() -> None:
-    told = msgspec.json.encode(a_node("spot", None))
-    assert b"usd_per_hour" not in told
-    assert msgspec.json.decode(told, type=DeviceFacts).usd_per_hour is None
+    stated = msgspec.json.encode(a_node("spot", None))
+    assert b"usd_per_hour" not in stated
+    assert msgspec.json.decode(stated, type=DeviceFacts).usd_per_hour is None
     assert table_of(a_node("spot", None), a_node("spot", 1.0)).dollars.tolist()[-1] == pytest.approx(0.7 / 3600)
 
 

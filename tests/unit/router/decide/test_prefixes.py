@@ -81,15 +81,15 @@ def test_the_last_job_with_the_longest_known_prefix_is_found() -> None:
 
 
 def test_what_was_read_before_makes_a_run_shorter_and_cheaper_where_nothing_is_ahead() -> None:
-    table, told = table_of("engine", "other"), replace(NEEDS, prefix=Prefix("engine", 1024))
-    idle, known = estimate_figures(table, NEEDS, np.zeros(2)), estimate_figures(table, told, np.zeros(2))
+    table, stated = table_of("engine", "other"), replace(NEEDS, prefix=Prefix("engine", 1024))
+    idle, known = estimate_figures(table, NEEDS, np.zeros(2)), estimate_figures(table, stated, np.zeros(2))
     assert known.saved == pytest.approx([1024 * 0.0006, 0.0])
     assert idle.finish - known.finish == pytest.approx(known.saved)
     assert known.cost[0] < idle.cost[0]
     assert (known.cost[1], known.work[0]) == (idle.cost[1], idle.work[0])
-    busy = estimate_figures(table, told, np.full(2, 1e4))
+    busy = estimate_figures(table, stated, np.full(2, 1e4))
     assert busy.saved.tolist() == [0.0, 0.0]
-    told_why = explain(table, told, np.zeros((2, 4)), seed=0)
+    told_why = explain(table, stated, np.zeros((2, 4)), seed=0)
     assert told_why.hardware_class == "engine"
     assert "1024 tokens of the prompt were read there before: 0.614 s less" in told_why.reason
     assert [one.saved for one in told_why.considered] == [0.6144, 0.0]
@@ -98,8 +98,8 @@ def test_what_was_read_before_makes_a_run_shorter_and_cheaper_where_nothing_is_a
 @given(st.integers(0, 4000), st.integers(0, 3000), st.integers(0, 1000), st.floats(0, 1e3))
 def test_a_known_prefix_never_makes_anything_slower_or_dearer(read: int, known: int, output: int, ahead: float) -> None:
     table, needs = table_of("engine"), replace(NEEDS, size=read + output, output=output)
-    told = replace(needs, prefix=Prefix("engine", known))
-    without, figures = (estimate_figures(table, one, np.array([ahead])) for one in (needs, told))
+    stated = replace(needs, prefix=Prefix("engine", known))
+    without, figures = (estimate_figures(table, one, np.array([ahead])) for one in (needs, stated))
     assert 0 <= figures.run[0] <= without.run[0]
     assert 0 <= figures.cost[0] <= without.cost[0]
     assert figures.saved[0] <= read * 0.0006 + 1e-9
@@ -116,6 +116,6 @@ def test_a_request_goes_further_for_a_longer_prefix_and_nowhere_for_none(one: in
 
 
 def test_a_request_goes_as_far_as_the_rows_beside_it_take_back_what_it_saves() -> None:
-    told = replace(NEEDS, prefix=Prefix("engine", 1500))
+    stated = replace(NEEDS, prefix=Prefix("engine", 1500))
     lost = 2 * (200 * 0.001 + 500 * 0.0001)  # each row beside it
-    assert slots_worth(table_of("engine"), 0, told) == int(1500 * 0.0006 / lost)
+    assert slots_worth(table_of("engine"), 0, stated) == int(1500 * 0.0006 / lost)

@@ -28,8 +28,8 @@ NEEDS = Needs(deadline=30.0, level=1, rows=1, size=50)
 
 
 def device(name: str, worker: str = "", **allowed: Any) -> DeviceFacts:
-    told = EndpointFacts(state="closed", allowed=Allowed(**allowed)) if allowed else None
-    made = a_device(name, runtimes=("onnx",), warm=(KEY,), endpoint=told, residual={KEY: (1.0,)})
+    stated = EndpointFacts(state="closed", allowed=Allowed(**allowed)) if allowed else None
+    made = a_device(name, runtimes=("onnx",), warm=(KEY,), endpoint=stated, residual={KEY: (1.0,)})
     return msgspec.structs.replace(made, worker=worker or made.worker)
 
 

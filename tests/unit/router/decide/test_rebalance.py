@@ -172,10 +172,10 @@ def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(
 ) -> None:
     working, table, jobs = scene
     flows, waits, tick = Flows(), jobs, 0
-    patience = sum(float(table.base.max() + table.floor.max() + table.slope.max()) + 1.0 for _ in jobs) / RULES.tick
+    bound = sum(float(table.base.max() + table.floor.max() + table.slope.max()) + 1.0 for _ in jobs) / RULES.tick
     while waits:
         tick += 1
-        assert tick <= 10 + 2 * patience, "some class with work serves for a tick in each, so that all are served"
+        assert tick <= 10 + 2 * bound, "some class with work serves for a tick in each, so that all are served"
         waits = serve(waits, working)
         flows.begin()
         moves = rebalance(*looked_at(waits, working, table), RULES, flows.closed(RULES.still))

@@ -14,7 +14,7 @@ from tests.builders import a_device, recorded
 from tests.unit.strategies import topologies
 
 TOPOLOGY = parse_topology(recorded("fleets/lending.yaml"))
-PATIENCE = 2.0
+TIMEOUT = 2.0
 
 
 def device(name: str, own: str = "cpu.day", **facts: Any) -> DeviceFacts:
@@ -33,8 +33,8 @@ def after(
     conditions = RetargetConditions() if conditions is None else conditions
     conditions.observe(fleet, topology, 0.0)
     assert not [one for one in retarget(fleet, topology, conditions, 0.0) if one.action is Action.LEND]
-    conditions.observe(fleet, topology, PATIENCE)
-    return retarget(fleet, topology, conditions, PATIENCE)
+    conditions.observe(fleet, topology, TIMEOUT)
+    return retarget(fleet, topology, conditions, TIMEOUT)
 
 
 def test_an_idle_device_is_lent_to_a_class_without_a_device() -> None:
@@ -93,11 +93,11 @@ def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
 
 def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show_it() -> None:
     fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), RetargetConditions()
-    conditions.note(after(fleet, conditions=conditions), PATIENCE)
-    conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
-    assert not retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED / 2)
-    conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED)
-    assert retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED)
+    conditions.note(after(fleet, conditions=conditions), TIMEOUT)
+    conditions.observe(fleet, TOPOLOGY, TIMEOUT + SETTLED / 2)
+    assert not retarget(fleet, TOPOLOGY, conditions, TIMEOUT + SETTLED / 2)
+    conditions.observe(fleet, TOPOLOGY, TIMEOUT + SETTLED)
+    assert retarget(fleet, TOPOLOGY, conditions, TIMEOUT + SETTLED)
 
 
 @pytest.mark.cases("own, other, facts, reason")
@@ -161,6 +161,6 @@ def test_lending_keeps_its_promises_whatever_happens(data: st.DataObject) -> Non
                 assert lent.classes == (own,)
                 at_home = sum(d.classes == (own,) for d in fleet.devices if d.hardware_class == own)
                 assert sum(fleet.work[own]) <= max(0.5 * (at_home - 1), 1e-9)
-                assert now - at >= PATIENCE
+                assert now - at >= TIMEOUT
             last[one.worker, one.hardware_class] = one.action, now
             serves[one.worker] = (own, one.hardware_class) if one.action is Action.LEND else (own,)

@@ -191,13 +191,13 @@ def test_celerys_expires_shortens_the_deadline() -> None:
 def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give() -> None:
     terms = Terms(tenant="default", idempotency_key="k1")
     own = job_id(terms, RULES.secret[0])
-    told = decision(idempotency_key="k1", job="other", headers={wire.HEADER: {"reply": "me", "submission": "s"}})
+    stated = decision(idempotency_key="k1", job="other", headers={wire.HEADER: {"reply": "me", "submission": "s"}})
     again = decision(idempotency_key="k1", job=own)
     refused = decision(idempotency_key="k1", job="other")
-    for one in (told, again):
+    for one in (stated, again):
         outgoing = placed(one).outgoing
         assert (outgoing.job, outgoing.envelope.headers["id"]) == (own, own)
-    assert read_accepted(present(placed(told).outgoing.use).same.encode()) == own
+    assert read_accepted(present(placed(stated).outgoing.use).same.encode()) == own
     assert error_of(refused).details["field"] == "idempotency_key"
 
 

@@ -47,14 +47,18 @@ def test_what_a_producer_signed_with_any_key_that_is_known_is_believed(key: byte
 
 @pytest.mark.parametrize("raw", [asked(None), asked(OTHER), cancel_message("j1", origin="test")])
 def test_what_none_of_them_signed_is_parked_and_ends_and_cancels_nothing(raw: bytes) -> None:
-    parked = decided(raw)
-    assert isinstance(parked, GiveUp) and "signed by a producer" in parked.reason and parked.end is None
+    dead_lettered = decided(raw)
+    assert (
+        isinstance(dead_lettered, GiveUp)
+        and "signed by a producer" in dead_lettered.reason
+        and dead_lettered.end is None
+    )
 
 
 @pytest.mark.parametrize("later", [DAY + 60, -DAY - 60])
 def test_what_was_signed_when_copies_are_not_known_any_more_is_parked(later: float) -> None:
-    parked = decided(asked(), later=later)
-    assert isinstance(parked, GiveUp) and "signed within" in parked.reason
+    dead_lettered = decided(asked(), later=later)
+    assert isinstance(dead_lettered, GiveUp) and "signed within" in dead_lettered.reason
     assert isinstance(decided(asked(), later=later * 0.99), End)
 
 

@@ -1,4 +1,4 @@
-"""What a router knows of its state store before it was heard."""
+"""What a router knows of its state store before it has answered."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Webhooks' decisions: who is told, signatures, when it is tried again, and where events may go."""
+"""Webhooks' decisions: who is notified, signatures, when it is tried again, and where events may go."""
 
 import ipaddress
 from base64 import b64encode
@@ -124,17 +124,17 @@ def test_only_endpoints_with_the_event_type_or_named_ones_are_notified() -> None
     named = endpoint("named", only_named=True)
     endpoints = webhooks.Endpoints(RULES, {"lab": (ends, fails, named)})
 
-    def told(named: str | None, tenant: str = "lab") -> dict[str, list[str]]:
+    def stated(named: str | None, tenant: str = "lab") -> dict[str, list[str]]:
         found = endpoints.notified("job", tenant, named)
         return {} if found is None else found.endpoints
 
-    assert told(None) == {"completed": ["we_ends"], "failed": ["we_fails"], "cancelled": ["we_fails"]}
-    assert told("named")["failed"] == ["we_fails", "we_named"]
-    assert told("ends") == told(None)
-    assert told(None, "shop") == {}
+    assert stated(None) == {"completed": ["we_ends"], "failed": ["we_fails"], "cancelled": ["we_fails"]}
+    assert stated("named")["failed"] == ["we_fails", "we_named"]
+    assert stated("ends") == stated(None)
+    assert stated(None, "shop") == {}
     for tenant, name in (("lab", "nobody"), ("shop", "ends")):
         with pytest.raises(InvalidRequestError, match=r"^webhook: "):
-            told(name, tenant)
+            stated(name, tenant)
 
 
 def test_nothing_is_recorded_without_endpoints() -> None:
@@ -142,8 +142,8 @@ def test_nothing_is_recorded_without_endpoints() -> None:
     with pytest.raises(InvalidRequestError):
         webhooks.Endpoints().record("lab", "one")
     endpoints = webhooks.Endpoints(RULES, {"lab": (endpoint("one", "job.failed"),)})
-    told = {"failed": ["we_one"], "cancelled": ["we_one"]}
-    recorded = {"endpoints": told, "most": RULES.waiting, "most_dead": RULES.dead}
+    stated = {"failed": ["we_one"], "cancelled": ["we_one"]}
+    recorded = {"endpoints": stated, "most": RULES.waiting, "most_dead": RULES.dead}
     assert msgspec.json.decode(endpoints.record("lab", None)) == recorded
     assert webhooks.Endpoints(RULES, {"lab": (endpoint("one", "batch.failed"),)}).record("lab", None) == ""
 

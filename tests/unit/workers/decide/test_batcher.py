@@ -40,24 +40,24 @@ def in_time_alone(rows: list[batcher.Row]) -> list[int]:
 
 
 @st.composite
-def crowds(draw: st.DrawFn) -> batcher.WaitingRows:
+def waiting_rows(draw: st.DrawFn) -> batcher.WaitingRows:
     oldest, newest = sorted((draw(seconds), draw(seconds)))
     return batcher.WaitingRows(draw(st.integers(1, 300)), oldest, newest)
 
 
 @given(
-    crowd=crowds(),
+    rows=waiting_rows(),
     policy=policies,
     gap=st.just(batcher.ALONE) | st.floats(1e-6, 2),
     late=st.floats(0, 3),
     slack=st.just(math.inf) | st.floats(0, 1),
 )
 def test_no_batch_is_held_past_max_wait_or_the_moment_that_its_most_urgent_deadline_allows(
-    crowd: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float, late: float, slack: float
+    rows: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float, late: float, slack: float
 ) -> None:
-    now = crowd.newest + late
-    wait = batcher.ready(replace(crowd, start_by=now + slack), now, policy, gap)
-    assert 0 <= wait <= min(slack, max(0.0, crowd.oldest + policy.max_wait - now))
+    now = rows.newest + late
+    wait = batcher.ready(replace(rows, start_by=now + slack), now, policy, gap)
+    assert 0 <= wait <= min(slack, max(0.0, rows.oldest + policy.max_wait - now))
 
 
 @given(rows=waiting, policy=policies)
@@ -164,11 +164,11 @@ WAITS: dict[str, tuple[batcher.WaitingRows, float, batcher.BatchPolicy, float, f
 }
 
 
-@pytest.mark.parametrize(("crowd", "now", "policy", "gap", "wait"), WAITS.values(), ids=WAITS)
+@pytest.mark.parametrize(("rows", "now", "policy", "gap", "wait"), WAITS.values(), ids=WAITS)
 def test_a_batch_waits_while_that_is_worth_it(
-    crowd: batcher.WaitingRows, now: float, policy: batcher.BatchPolicy, gap: float, wait: float
+    rows: batcher.WaitingRows, now: float, policy: batcher.BatchPolicy, gap: float, wait: float
 ) -> None:
-    assert batcher.ready(crowd, now, policy, gap) == pytest.approx(wait)
+    assert batcher.ready(rows, now, policy, gap) == pytest.approx(wait)
 
 
 def test_waiting_in_vain_a_few_times_ends_the_waiting() -> None:

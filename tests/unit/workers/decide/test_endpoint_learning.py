@@ -174,12 +174,12 @@ def test_an_answer_states_limits_and_what_is_left() -> None:
 REQUESTS = "x-ratelimit-{}-requests"
 
 
-@pytest.mark.cases("told, used, level, wait")
+@pytest.mark.cases("stated, used, level, wait")
 def test_the_stricter_of_what_is_stated_and_learned_holds(
-    told: dict[str, str], used: float, level: float, wait: float
+    stated: dict[str, str], used: float, level: float, wait: float
 ) -> None:
     known = rates_of(30, None, 0.0).taken(1.0, 0.0, requests=used)
-    rates = learned(known, {REQUESTS.format(name): text for name, text in told.items()}, 0.0)
+    rates = learned(known, {REQUESTS.format(name): text for name, text in stated.items()}, 0.0)
     assert rates.requests is not None
     assert rates.requests.level == pytest.approx(level)
     assert rates.wait(1, 0.0) == pytest.approx(wait)
@@ -200,10 +200,10 @@ headers = st.dictionaries(
 )
 
 
-@given(told=st.lists(headers, max_size=5), tokens=amounts)
-def test_whatever_an_endpoint_states_the_wait_is_finite(told: list[dict[str, str]], tokens: float) -> None:
+@given(stated=st.lists(headers, max_size=5), tokens=amounts)
+def test_whatever_an_endpoint_states_the_wait_is_finite(stated: list[dict[str, str]], tokens: float) -> None:
     rates = rates_of(60, None, 0.0)
-    for now, one in enumerate(told):
+    for now, one in enumerate(stated):
         rates = learned(rates, one, float(now)).taken(tokens, float(now))
     assert 0 <= rates.wait(tokens, 10.0) < 1e9
     assert rates.free(tokens, 10.0) >= 0

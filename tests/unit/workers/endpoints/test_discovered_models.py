@@ -97,8 +97,8 @@ def test_a_model_answers_to_the_servers_own_name_too_unless_that_is_taken() -> N
 
 
 def test_engines_say_what_they_have() -> None:
-    told = [{"id": "talk", "max_model_len": 8192}, {"id": "chat"}, {"id": "embed"}]
-    listed = {"data": told, "models": [{"name": "embed", "capabilities": ["embedding"]}]}
+    stated = [{"id": "talk", "max_model_len": 8192}, {"id": "chat"}, {"id": "embed"}]
+    listed = {"data": stated, "models": [{"name": "embed", "capabilities": ["embedding"]}]}
     assert asked(openai.discover(), {("GET", "/models"): listed}) == {
         "talk": Announced(context=8192),
         "chat": Announced(),

@@ -161,10 +161,10 @@ def test_probabilities_of_a_completions_tokens_have_the_form_of_a_chats() -> Non
     lists = {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"b": -2.0}], "text_offset": [0]}
     reader = openai.StreamReader(MOST)
     raw = event(choices=[{"index": 0, "text": "a", "logprobs": lists, "finish_reason": "stop"}])
-    told = {"token": "a", "logprob": -0.5, "bytes": [97]}
+    stated = {"token": "a", "logprob": -0.5, "bytes": [97]}
     likely = [{"token": "b", "logprob": -2.0, "bytes": [98]}]
-    assert reader.feed(raw) == ["a", {"logprobs": [{**told, "top_logprobs": likely}]}]
-    assert reader.answer()["logprobs"] == {"content": [{**told, "top_logprobs": likely}]}
+    assert reader.feed(raw) == ["a", {"logprobs": [{**stated, "top_logprobs": likely}]}]
+    assert reader.answer()["logprobs"] == {"content": [{**stated, "top_logprobs": likely}]}
 
 
 def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:
@@ -223,8 +223,8 @@ def test_what_an_engine_counts_is_bounded_by_what_the_request_may_have(
     usage: dict[str, Any], tokens: Tokens, excess: int
 ) -> None:
     reader = openai.StreamReader(MOST)
-    told = json.dumps({"choices": [], "usage": usage}).encode()
-    reader.feed(piece("stop", content="Hi") + b"data: " + told + b"\n\n")
+    stated = json.dumps({"choices": [], "usage": usage}).encode()
+    reader.feed(piece("stop", content="Hi") + b"data: " + stated + b"\n\n")
     assert (reader.tokens, reader.excess) == (tokens, excess)
     assert reader.answer()["tokens"] == tokens.output
     assert reader.answer()["usage"]["total_tokens"] == tokens.input + tokens.output

@@ -36,7 +36,7 @@ endpoints = st.builds(
 )
 
 
-def told(endpoint: Endpoint, price: float) -> Topology:
+def stated(endpoint: Endpoint, price: float) -> Topology:
     """The file with this endpoint, and another price."""
     engine = TOPOLOGY.hardware["engine"]
     changed = msgspec.structs.replace(
@@ -50,7 +50,7 @@ def told(endpoint: Endpoint, price: float) -> Topology:
 
 @given(endpoint=endpoints, price=st.floats(0.1, 9))
 def test_an_edit_changes_nothing_but_endpoints_of_the_same_protocol_and_key(endpoint: Endpoint, price: float) -> None:
-    used = followed(TOPOLOGY, told(endpoint, price))
+    used = followed(TOPOLOGY, stated(endpoint, price))
     alike = (endpoint.protocol, endpoint.key_env) == ("openai", None)
     assert used.hardware["engine"].endpoint == (endpoint if alike else ONE)
     assert used.hardware["engine"].max_batch == (endpoint.slots if alike else 4)

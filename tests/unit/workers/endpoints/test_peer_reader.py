@@ -20,7 +20,7 @@ from workers.endpoints.taxiway import PeerReader, batched, only_row, prepare
 MODEL = a_text_model(taxiway=Variant(runtime="taxiway", profiles={"endpoint": Profile(base=1.0)}))
 
 
-def told(reader: PeerReader, text: str, cuts: list[int]) -> str:
+def stated(reader: PeerReader, text: str, cuts: list[int]) -> str:
     """What a reader passes on of a text that comes in pieces."""
     bounds = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     pieces = [PeerPiece("k", at, text[at:end]) for at, end in pairwise(bounds)]
@@ -30,7 +30,7 @@ def told(reader: PeerReader, text: str, cuts: list[int]) -> str:
 @given(text=st.text(max_size=40), first=st.lists(st.integers(0, 99)), again=st.lists(st.integers(0, 99)))
 def test_text_that_comes_again_after_a_cut_is_passed_on_once(text: str, first: list[int], again: list[int]) -> None:
     reader = PeerReader(MODEL)
-    assert told(reader, text, first) + told(reader, text, again) == text
+    assert stated(reader, text, first) + stated(reader, text, again) == text
 
 
 def test_deltas_that_come_again_are_passed_on_once() -> None:

@@ -32,13 +32,13 @@ def test_an_ending_queue_stays_long_until_enough_is_written_not_only_taken() -> 
 
 
 def test_a_write_wakes_the_waiter_for_a_short_queue() -> None:
-    queue, heard = EndingQueue(), []
+    queue, received = EndingQueue(), []
     queue.put(endings(MAX_UNWRITTEN))
-    waiting = threading.Thread(target=lambda: heard.append(queue.wait_until_short(20.0)))
+    waiting = threading.Thread(target=lambda: received.append(queue.wait_until_short(20.0)))
     waiting.start()
     queue.wrote(MAX_UNWRITTEN)
     waiting.join(20.0)
-    assert heard == [True]
+    assert received == [True]
 
 
 def test_deliveries_are_taken_when_they_are_due_and_the_rest_is_left_in_order() -> None:
