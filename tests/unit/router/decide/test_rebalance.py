@@ -101,7 +101,7 @@ def test_nothing_goes_a_closed_way(scene: Scene, data: st.DataObject) -> None:
 def test_moves_leave_in_time_what_was_surely_in_time(scene: Scene) -> None:
     groups, work, depths = scene
     moves = rebalance(groups, work, depths, RULES)
-    for group in groups:
+    for group in (one for one in groups if one.repeats is None):  # nothing comes before what runs
         before = guaranteed(group, work, 0.0)
         limit = math.inf if group.needs.deadline is None else group.needs.deadline
         stayed = set(group.jobs) - {job for move in moves for job in move.jobs}
