@@ -48,7 +48,7 @@ MADE: Mapping[str, Any] = {
     "/v2/models/{model:str}/versions/{version:str}/generate": {"text_input": "hi"},
     "/v2/models/{model:str}/generate_stream": {"text_input": "hi"},
     "/v2/models/{model:str}/versions/{version:str}/generate_stream": {"text_input": "hi"},
-    "/v2/dead/{letter:str}/replay": {},
+    "/v2/dead/{dead_letter:str}/replay": {},
 }
 """A body for each endpoint that makes jobs, or says where it would."""
 
@@ -98,7 +98,7 @@ def call(fleet: OpenAIFleet, path: str) -> tuple[str, dict[str, Any]]:
     body = dict(MADE[path])
     if path == "/v1/batches":
         body["input_file_id"] = upload(fleet, {"model": "talk", **CHAT})
-    named = path.replace("{version:str}", "1").replace("{letter:str}", "none")
+    named = path.replace("{version:str}", "1").replace("{dead_letter:str}", "none")
     return named.replace("{model:str}", "tale" if "generate" in path else "talk"), body
 
 
