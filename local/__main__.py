@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -47,6 +48,7 @@ from local.fleet import (
 )
 from local.join import joined
 from local.plan import PortTakenError, StartPlan, StartPlanError, absent, check_ports, plan_fleet
+from local.sites.fleets import options_of, run_sites
 from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import UpOptions, run_fleet
 from tasks.check import QUEUES, check_configuration
@@ -113,9 +115,17 @@ def main() -> None:
 @click.option("--flower-port", type=_PORT, default=0, help="Flower's port [5555, or a free one].")
 @click.option("--port", type=_PORT, default=0, help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", "fetching", default=True, help="Whether to fetch missing weights first.")
+@click.option(
+    "--sites", metavar="FOLDERS", help="A fleet for each of these folders, separated by commas (docs/sites.md)."
+)
+@click.option(
+    "--script", type=click.Path(path_type=Path, exists=True), help="What the lines between sites do, and when."
+)
 def up(
     data: Path | None,
     *,
+    sites: str | None,
+    script: Path | None,
     as_json: bool,
     detach: bool,
     emulate: Sequence[str],
@@ -127,6 +137,13 @@ def up(
     fetching: bool,
 ) -> None:
     """Start the broker, a router, workers and Flower on this machine, and keep them running."""
+    if sites is not None:
+        if detach or autoscale or port or flower_port:
+            raise click.UsageError("expected --sites without --detach, --autoscale, --port and --flower-port")
+        made = partial(options_of, machine=look(), emulate=emulate, counts=dict(counts), fetching=fetching)
+        folders = [Path(folder) for folder in sites.split(",")]
+        run_sites(folders, script, data_directory(data, os.environ), made, partial(_announce_sites, as_json=as_json))
+        return
     if flower_port and not flower:
         raise click.UsageError("expected --flower-port or --no-flower, not both")
     options = UpOptions(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
@@ -338,6 +355,14 @@ def _announce(as_json: bool) -> Callable[[LocalFleet], None]:
         sys.stdout.flush()
 
     return announce
+
+
+def _announce_sites(urls: Mapping[str, str], *, as_json: bool) -> None:
+    if as_json:
+        print_json(urls)
+    else:
+        click.echo("\n".join(f"{site:7} {url}" for site, url in urls.items()))
+    sys.stdout.flush()
 
 
 _SCREEN = 100  # columns that the demo's answers fit, also in a file

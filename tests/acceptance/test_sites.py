@@ -54,7 +54,9 @@ class Sites:
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     folder = tmp_path_factory.mktemp("sites")
-    command = [sys.executable, str(TREE / "examples" / "sites" / "run.py"), "--data", str(folder)]
+    example = TREE / "examples" / "sites"
+    command = [sys.executable, "-m", "taxiway", "up", "--json", "--data", str(folder), "--sites", str(example)]
+    command += ["--script", str(example / "lines")]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("TAXIWAY_")}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdin is not None
