@@ -181,6 +181,8 @@ def _wrong_batches(events: Iterable[AnyEvent], failovers: Sequence[FailedOver]) 
             yield Violation("lost", f"batch of {event.began:.3f}", why)
         if event.repeated:
             yield Violation("two answers", f"batch of {event.began:.3f}", f"{event.repeated} lines are there again")
+        if event.wrong:
+            yield Violation("wrong", f"batch of {event.began:.3f}", f"{event.wrong} runs have another's answer")
 
 
 def _lost_by_failover(job: _Job, failovers: Iterable[FailedOver]) -> float | None:
@@ -239,4 +241,6 @@ def _counts(
         "lines of batches": sum(batch.lines for batch in batches),
         "lines answered": sum(batch.answered for batch in batches),
         "lines answered twice": broken["two answers"],
+        "runs resumed": sum(batch.resumed for batch in batches),
+        "runs that yielded": sum(batch.yielded for batch in batches),
     }

@@ -101,14 +101,21 @@ class Stored(Event, frozen=True, kw_only=True):
 
 
 class BatchRead(Event, frozen=True, kw_only=True):
-    """How a batch that began at `began` ended; of its lines `answered` are in the output, and `missing` in no file."""
+    """How a batch that began at `began` ended; of its lines `answered` are in the output, and `missing` in no file.
+
+    Of runs, `wrong` have another's answer, or lost or repeated a step. They went on from checkpoints `resumed` times;
+    `yielded` of these they had been asked to yield.
+    """
 
     status: str
     began: float
     lines: int
-    answered: int
-    missing: int
-    repeated: int
+    answered: int = 0
+    missing: int = 0
+    repeated: int = 0
+    wrong: int = 0
+    resumed: int = 0
+    yielded: int = 0
 
 
 AnyEvent = (

@@ -25,9 +25,9 @@ TARGETS = Targets(
 )
 
 
-def batch(*, missing: int = 0, repeated: int = 0) -> history.BatchRead:
+def batch(*, missing: int = 0, **found: int) -> history.BatchRead:
     return history.BatchRead(
-        at=20.0, began=10.0, status="completed", lines=9, answered=9 - missing, missing=missing, repeated=repeated
+        at=20.0, began=10.0, status="completed", lines=9, answered=9 - missing, missing=missing, **found
     )
 
 
@@ -86,6 +86,7 @@ HISTORIES: list[tuple[Sequence[history.AnyEvent], list[str]]] = [
     ((batch(missing=1),), ["lost"]),
     ((batch(missing=1), history.FailedOver(at=15.0, window=1.0)), []),
     ((batch(repeated=1),), ["two answers"]),
+    ((batch(wrong=1, resumed=3),), ["wrong"]),
     ((*JOB, stored(answer=2)), ["wrong"]),
     ((*JOB, expired(49.0)), ["early"]),
     ((*JOB, expired(50.1)), []),
