@@ -36,7 +36,7 @@ from simulator.own_fleet.difference import SAMPLE_WINDOW, difference, difference
 from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
-from simulator.reports import figures, json_lines, page, usage
+from simulator.reports import figures, json_lines, usage
 from simulator.traces import (
     AzureRow,
     Trace,
@@ -58,7 +58,6 @@ from taxiway.cli import USAGE, CommandError, exit_on_error, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
-from taxiway.errors import flaw
 
 _PRICES = Path(__file__).parent / "fleets" / "prices.csv"
 
@@ -78,7 +77,6 @@ _HINTS: dict[type[Exception], str] = {
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices (`scaling.maximum`, "
     "in a fleet file `count`) or faster ones",
     StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml or fleet file",
-    OSError: "name a file in an existing, writable folder",
 }
 
 _SWAPPED: dict[type[DocumentError], tuple[str, str]] = {
@@ -182,7 +180,6 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Multiple of the trace's requests.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
 def simulate(
     source: str,
     fleet_file: Path | None,
@@ -191,7 +188,6 @@ def simulate(
     seed: int,
     load: float,
     as_json: bool,
-    plot: Path | None,
     **own: Any,
 ) -> None:
     """Replay a trace on the fleet of a queues.yaml or of a fleet file, and print what policies attain and cost."""
@@ -205,11 +201,6 @@ def simulate(
             click.echo(json_lines(summaries), nl=False)
         else:
             _print(figures(summaries), "", usage(summaries))
-        if plot is not None:
-            title = "What each policy attains and costs"
-            what, on = Path(source).name, Path(fleet.file).name
-            subtitle = f"{len(workload):,} requests of {what} on {on}, load {load:g}, seed {seed}"
-            plot.write_text(page(summaries, title=title, subtitle=subtitle), encoding="utf-8")
 
 
 def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet]:
@@ -256,10 +247,7 @@ def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: old, new and difference.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
-def diff_config(
-    new_file: Path, source: str, sample: float, seed: int, as_json: bool, plot: Path | None, **own: Any
-) -> None:
+def diff_config(new_file: Path, source: str, sample: float, seed: int, as_json: bool, **own: Any) -> None:
     """Replay a history under another queues.yaml, and print what both attain and cost."""
     mine = _Own(**own)
 
@@ -279,11 +267,6 @@ def diff_config(
             lines = [] if found.sample is None else [sample_line(found.sample)]
             dollars, shares = difference_tables(found)
             _print(*lines, dollars, "", shares)
-        if plot is not None:
-            subtitle = f"{len(arrivals):,} requests of {Path(source).name}, seed {seed}; new: {new_file}"
-            dots = [msgspec.structs.replace(found.new, policy="new"), msgspec.structs.replace(found.old, policy="old")]
-            title = "What the new configuration attains and costs"
-            plot.write_text(page(dots, title=title, subtitle=subtitle), encoding="utf-8")
 
 
 def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
@@ -458,8 +441,7 @@ def _exit_on_error() -> Iterator[None]:
         with exit_on_error():
             yield
     except tuple(_HINTS) as error:
-        said = f"{error.filename}: {flaw(error)}" if isinstance(error, OSError) else str(error)
-        report(said, _swapped(error) or next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
+        report(str(error), _swapped(error) or next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
         sys.exit(USAGE)
 
 
