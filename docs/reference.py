@@ -12,7 +12,6 @@ from typing import Any
 from api.access import Key
 from docs.described import described
 from docs.schema import chart_values
-from simulator.fleet import Document
 from tasks import topology
 from tasks.document import json_schema
 from tasks.models import model
@@ -33,7 +32,6 @@ _FILES = """
 | [queues.yaml](#queuesyaml) | hardware classes, services, tenants, limits | [operations.md](operations.md#queuesyaml) |
 | [model.yaml](#modelyaml) | one version of a model | [models.md](models.md) |
 | [keys file](#keys-file) | who may use HTTP | [security.md](security.md#keys) |
-| [fleet file](#fleet-file) | a fleet for the simulator | [simulator.md](simulator.md#the-fleet-file) |
 | [values of the chart](#values-of-the-chart) | where the fleet runs on Kubernetes | [kubernetes.md](kubernetes.md) |
 """
 
@@ -46,7 +44,6 @@ def reference() -> str:
         "queues.yaml": (topology.schema(), (topology.Topology,)),
         "model.yaml": (model.schema(), (model.Model, model.Alias)),
         "Keys file": (json_schema(Key), (Key,)),
-        "Fleet file": (json_schema(Document), (Document,)),
     }
     parts = [_HEAD, _FILES]
     for name, (schema, kinds) in files.items():

@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.harness.measure import machine, say
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Bound, lower_bound
+from lab.fleet_file import load_fleet
 from lab.policies import TRACES, Bench, Figure, mean, parser
 from lab.trials.trial import TRIALS
 from router.decide import placement
@@ -35,7 +36,7 @@ from router.decide.candidates import CandidateTable
 from router.decide.moves import rebalance
 from router.decide.moves.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.fleet import SERVICES, load_fleet
+from simulator.fleet import SERVICES
 from simulator.policies.taxiway import Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
 from simulator.workload import SimulatedJob, Workload, prepare

@@ -16,8 +16,8 @@ from rich.console import Console
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import whole_bound
+from lab.fleet_file import FleetError, load_fleet
 from simulator.engine import RunSummary
-from simulator.fleet import FleetError, load_fleet
 from simulator.reports import figures, json_lines, usage
 from simulator.traces import TraceError, is_spec, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare

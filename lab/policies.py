@@ -23,15 +23,16 @@ from rich.table import Table
 from benchmarks.harness.measure import machine, say
 from lab.baselines import CLAIRVOYANT, EVERY_POLICY, run
 from lab.bounds.linear import NAME, lower_bound
+from lab.fleet_file import load_fleet
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES, Fleet, load_fleet
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.taxiway import Maker
 from simulator.reports import percent
 from simulator.traces import Trace, read_trace
 from simulator.workload import Workload, prepare
 from tasks.settings import TREE
 
-FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
+FLEET = TREE / "lab" / "fleets" / "azure-mixed.yaml"
 DATA = TREE.parent / "shared" / "data"
 
 TRACES = ("conv", "code")

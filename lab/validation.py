@@ -34,8 +34,9 @@ import numpy as np
 import taxiway
 from benchmarks.harness.measure import machine, percentile, summary
 from benchmarks.harness.processes import fleet
+from lab.fleet_file import parse_fleet
 from simulator.engine import ANSWERED, Simulation
-from simulator.fleet import SERVICES, Fleet, parse_fleet
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.routing import Surroundings
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import Column, Trace, joined, synthetic_trace

@@ -1,7 +1,6 @@
 """`python -m simulator`: `simulate` shows what policies attain and cost, `diff-config` what a configuration changes.
 
-`plan` shows what to buy. They read queues.yaml, with what the fleet has learned; `simulate` and `plan` also read fleet
-files.
+`plan` shows what to buy. They read queues.yaml, with what the fleet has learned.
 
 Data to stdout, progress and errors to stderr.
 """
@@ -10,16 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-import numpy as np
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,39 +24,26 @@ from router.decide.history import Arrivals
 from router.decide.history import joined as joined_arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.csv_rows import columns_of
-from simulator.demand import InfeasibleError, Instance, Offer, PriceError, load_prices, offers, own_offers
+from simulator.demand import InfeasibleError, offers
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
-from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
+from simulator.fleet import SERVICES, Fleet
 from simulator.own_fleet import known as own_fleet
 from simulator.own_fleet.difference import SAMPLE_WINDOW, difference, difference_tables, sample_line
 from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
-from simulator.traces import (
-    AzureRow,
-    Trace,
-    TraceError,
-    TraceRow,
-    arrivals_of,
-    is_spec,
-    joined,
-    read_trace,
-    synthetic_trace,
-)
+from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, is_spec, synthetic_trace
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare
-from tasks.document import DocumentError
 from tasks.settings import models_folder, queues_file
 from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, CommandError, exit_on_error, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
-
-_PRICES = Path(__file__).parent / "fleets" / "prices.csv"
 
 SAMPLE = 3600.0
 """Seconds that `diff-config` replays of a history. A day at 16 requests/s takes 1.5 h of processor time for each file,
@@ -68,22 +52,14 @@ the sample 4 minutes."""
 _HINTS: dict[type[Exception], str] = {
     TraceError: f"a trace is a CSV file with the header {columns_of(AzureRow)} or {columns_of(TraceRow)}, or a text "
     "such as poisson:rate=50,duration=600,seed=1",
-    FleetError: "docs/simulator.md explains every field; simulator/fleets/azure-mixed.yaml is an example",
     TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
     own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
     own_fleet.ReplayError: "`taxiway check` shows which models are served; a class without live devices runs nothing, "
     "unless an autoscaler starts them",
-    PriceError: f"a price file is a CSV file with the columns {columns_of(Instance)}",
-    InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices (`scaling.maximum`, "
-    "in a fleet file `count`) or faster ones",
-    StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml or fleet file",
+    InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices "
+    "(`scaling.maximum`) or faster ones",
+    StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml",
 }
-
-_SWAPPED: dict[type[DocumentError], tuple[str, str]] = {
-    TopologyError: ("classes", "this is a fleet file: `taxiway simulate --fleet FILE` reads it"),
-    FleetError: ("hardware", "this is a queues.yaml: `--queues FILE` reads it"),
-}
-"""What the other kind of file has at its top, and what to do with it."""
 
 
 @click.group()
@@ -166,7 +142,6 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--trace", "source", required=True, help="A CSV file, a UTC day, or a text such as poisson:rate=50,duration=600."
 )
-@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="Instead of queues.yaml: a fleet file.")
 @_queues
 @_own_options
 @click.option("--policy", "name", type=click.Choice(sorted(POLICIES)), default="taxiway", show_default=True)
@@ -182,7 +157,6 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
 def simulate(
     source: str,
-    fleet_file: Path | None,
     name: str,
     compare: bool,
     seed: int,
@@ -190,28 +164,17 @@ def simulate(
     as_json: bool,
     **own: Any,
 ) -> None:
-    """Replay a trace on the fleet of a queues.yaml or of a fleet file, and print what policies attain and cost."""
-    if fleet_file and own["queues"]:
-        raise click.UsageError("give either --queues or --fleet")
+    """Replay a trace on the fleet of a queues.yaml, and print what policies attain and cost."""
+    mine = _Own(**own)
     with _exit_on_error():
-        trace, fleet = _load(source, fleet_file, _Own(**own))
+        topology = mine.topology()
+        trace, fleet = _as_twin(mine.arrivals(source), mine.known(topology, mine.seen()))
         workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
         summaries = [_run(one, workload, seed) for one in (POLICIES if compare else [name])]
         if as_json:
             click.echo(json_lines(summaries), nl=False)
         else:
             _print(figures(summaries), "", usage(summaries))
-
-
-def _load(source: str, fleet_file: Path | None, own: _Own) -> tuple[Trace, Fleet]:
-    """The trace, and the fleet that it is replayed on: that of the file, or the own one."""
-    if fleet_file is None:
-        topology = own.topology()
-        return _as_twin(own.arrivals(source), own.known(topology, own.seen()))
-    fleet = load_fleet(fleet_file)
-    model = own.model or fleet.default_model
-    trace = synthetic_trace(source, model=model) if is_spec(source) else read_trace(Path(source), model=model)
-    return trace, fleet
 
 
 def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
@@ -312,16 +275,12 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
 )
 @_queues
 @_own_options
-@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="Instead of queues.yaml: a fleet file.")
-@click.option("--prices", type=click.Path(path_type=Path), help="For a fleet file: a price file (CSV) [prices.csv].")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     source: str | None,
     rates: list[tuple[str, str]],
     slo: dict[str, float],
-    fleet_file: Path | None,
-    prices: Path | None,
     seed: int,
     as_json: bool,
     **own: Any,
@@ -329,22 +288,12 @@ def plan(
     """Find the cheapest devices that serve a load in time, and check them by a simulation."""
     if bool(source) == bool(rates):
         raise click.UsageError("give either --trace or --rate")
-    if prices and not fleet_file:
-        raise click.UsageError("--prices is for --fleet: devices of queues.yaml cost what it says")
     mine = _Own(**own)
     with _exit_on_error():
-        if fleet_file is None:
-            topology = mine.topology()
-            arrivals = mine.arrivals(source) if source else _arrivals_at(rates, seed)
-            trace, fleet = _as_twin(arrivals, mine.known(topology, mine.seen(), topology.hardware))
-            answer = _planned(trace, fleet, own_offers(fleet), _by_rank(slo, topology), seed)
-        else:
-            known = {name: name for name in SERVICES}
-            trace, fleet = (
-                _load(source, fleet_file, mine) if source else (_at_rates(rates, seed), load_fleet(fleet_file))
-            )
-            offered = offers(fleet, load_prices(prices or _PRICES))
-            answer = _planned(trace, fleet, offered, _checked(slo, known), seed)
+        topology = mine.topology()
+        arrivals = mine.arrivals(source) if source else _arrivals_at(rates, seed)
+        trace, fleet = _as_twin(arrivals, mine.known(topology, mine.seen(), topology.hardware))
+        answer = _planned(trace, fleet, _by_rank(slo, topology), seed)
     if as_json:
         click.echo(msgspec.json.encode(answer))
     else:
@@ -353,45 +302,31 @@ def plan(
 
 def _by_rank(slo: dict[str, float], topology: Topology) -> dict[str, float]:
     """The shares by the simulator's services: of several that one stands for, the largest."""
-    return _checked(slo, {name: SERVICES[urgency(topology, name)] for name in topology.service})
-
-
-def _checked(slo: dict[str, float], ranks: Mapping[str, str]) -> dict[str, float]:
-    unknown = [name for name in slo if name not in ranks]
+    unknown = [name for name in slo if name not in topology.service]
     if unknown:
-        raise click.UsageError(f"--slo: expected one of {', '.join(ranks)}, got {unknown[0]}")
+        raise click.UsageError(f"--slo: expected one of {', '.join(topology.service)}, got {unknown[0]}")
     found: dict[str, float] = {}
     for name, share in slo.items():
-        found[ranks[name]] = max(share, found.get(ranks[name], 0.0))
+        rank = SERVICES[urgency(topology, name)]
+        found[rank] = max(share, found.get(rank, 0.0))
     return found
 
 
-def _each(rates: Sequence[tuple[str, str]], seed: int) -> Iterator[tuple[Trace, str]]:
-    """Poisson arrivals of each `--rate`, and their service."""
+def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
+    """Poisson arrivals of each `--rate`."""
+    found = []
     for number, (model, text) in enumerate(rates):
         parts = text.split(",")
         services = [part.removeprefix("service=") for part in parts if part.startswith("service=")]
         rest = ",".join(part for part in parts if not part.startswith("service="))
-        yield synthetic_trace(f"poisson:rate={rest},seed={seed + number}", model=model), "".join(services)
+        trace = synthetic_trace(f"poisson:rate={rest},seed={seed + number}", model=model)
+        found.append(arrivals_of(trace, "".join(services)))
+    return joined_arrivals(found)
 
 
-def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
-    return joined_arrivals([arrivals_of(trace, service) for trace, service in _each(rates, seed)])
-
-
-def _at_rates(rates: Sequence[tuple[str, str]], seed: int) -> Trace:
-    """The arrivals as a trace for a fleet file."""
-    traces = []
-    for trace, service in _each(rates, seed):
-        if service and service not in SERVICES:
-            raise click.UsageError(f"--rate: expected a service of {', '.join(SERVICES)}, got {service}")
-        same = trace.service if not service else np.full(len(trace), SERVICES.index(service), np.int8)
-        traces.append(replace(trace, service=same))
-    return joined(traces)
-
-
-def _planned(trace: Trace, fleet: Fleet, offered: Sequence[Offer], slo: dict[str, float], seed: int) -> PlannerReport:
+def _planned(trace: Trace, fleet: Fleet, slo: dict[str, float], seed: int) -> PlannerReport:
     """The plan for the trace, and those for other loads."""
+    offered = offers(fleet)
     single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
 
     def loaded(load: float, on: Fleet = single) -> Workload:
@@ -441,18 +376,8 @@ def _exit_on_error() -> Iterator[None]:
         with exit_on_error():
             yield
     except tuple(_HINTS) as error:
-        report(str(error), _swapped(error) or next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
+        report(str(error), next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
         sys.exit(USAGE)
-
-
-def _swapped(error: Exception) -> str:
-    """The hint for a file of the other kind; empty if it is none."""
-    for kind, (field, hint) in _SWAPPED.items():
-        if isinstance(error, kind):
-            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-                top = yaml.safe_load(Path(error.file).read_text(encoding="utf-8"))
-                return hint if isinstance(top, dict) and field in top else ""
-    return ""
 
 
 main.add_command(tune)

@@ -1,133 +1,31 @@
-"""What a workload demands of a fleet's classes, and the cheapest instances of a price file that carry it."""
+"""What a workload demands of a fleet's classes, and the cheapest devices that carry it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import msgspec
 import numpy as np
 
-from simulator.csv_rows import CsvError, read_rows
-from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError
+from simulator.fleet import SERVICES, Fleet
 from simulator.timing import Timing
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
-from tasks.document import Verbatim
-
-Dollars = Annotated[float, msgspec.Meta(gt=0, lt=1e6, description="US dollars")]
-
-
-class PriceError(CsvError):
-    """A price file is invalid. A missing or zero price is an error."""
-
-
-class Instance(msgspec.Struct, frozen=True):
-    """A kind of machine, a row of a price file; further columns are ignored."""
-
-    instance: str
-    accelerator: str | None
-    accelerator_count: Annotated[int, msgspec.Meta(ge=0, lt=10_000)]
-    """Accelerators in it, 0 without one."""
-    usd_per_hour: Dollars
-    usd_per_hour_spot: Dollars | None
-
-    def __post_init__(self) -> None:
-        if (self.accelerator is None) != (self.accelerator_count == 0):
-            raise ValueError("accelerator_count from 1 beside an accelerator, 0 without")
-
-    @property
-    def devices(self) -> int:
-        """Its devices: accelerators, or one CPU."""
-        return max(self.accelerator_count, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An instance as part of a hardware class: its devices, at the price that the class pays."""
+    """Devices of a hardware class, at the class's price for each."""
 
     hardware_class: str
-    instance: str
-    devices: int
     usd_per_hour: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """A price file's instances, in its order."""
-
-    file: str
-    instances: tuple[Instance, ...]
-
-
-def load_prices(path: Path) -> Prices:
-    """Read `path`.
-
-    Raises:
-        PriceError: the file cannot be read, or a row is invalid.
-    """
-    return Prices(str(path), tuple(read_rows(path, Instance, error=PriceError)))
-
-
-def offers(fleet: Fleet, prices: Prices) -> tuple[Offer, ...]:
-    """What can be bought for each class, in the order of the classes: the cheapest instance of each size.
-
-    A size is left out if several smaller instances give the same devices at no higher cost.
-
-    Raises:
-        FleetError: a class names nothing in the price file, or is spot and has no spot price there.
-    """
-    return tuple(offer for name, device in fleet.classes.items() for offer in _offers(fleet.file, name, device, prices))
-
-
-def own_offers(fleet: Fleet) -> tuple[Offer, ...]:
-    """Single devices of each class that costs something by the hour, at the class's own price."""
+def offers(fleet: Fleet) -> tuple[Offer, ...]:
+    """The classes that cost something by the hour."""
     prices = {name: 3600 * device.usd_per_second for name, device in fleet.classes.items()}
-    return tuple(Offer(name, name, 1, price) for name, price in prices.items() if price)
-
-
-def _offers(file: str, name: str, device: DeviceClass, prices: Prices) -> Iterator[Offer]:
-    """The class's offers by size, smallest first."""
-    cheapest: dict[int, Offer] = {}
-    for instance in _named(file, name, device, prices):
-        price = instance.usd_per_hour_spot if device.spot else instance.usd_per_hour
-        if price is None:
-            continue
-        offer = Offer(name, instance.instance, instance.devices, price)
-        held = cheapest.get(offer.devices, offer)
-        cheapest[offer.devices] = min(held, offer, key=lambda one: (one.usd_per_hour, one.instance))
-    if not cheapest:
-        raise FleetError(
-            file, f"classes.{name}.spot", f"an instance with a spot price in {prices.file}", Verbatim("none")
-        )
-    for devices in sorted(cheapest):
-        if not any(_replaces(smaller, cheapest[devices]) for smaller in cheapest.values()):
-            yield cheapest[devices]
-
-
-def _replaces(smaller: Offer, larger: Offer) -> bool:
-    times, rest = divmod(larger.devices, smaller.devices)
-    return times > 1 and not rest and times * smaller.usd_per_hour <= larger.usd_per_hour * (1 + 1e-9)
-
-
-def _named(file: str, name: str, device: DeviceClass, prices: Prices) -> Sequence[Instance]:
-    """The instances that the class's `accelerator` and `instances` name."""
-    if device.accelerator is None and not device.instances:
-        expected = f"an accelerator, or instances, of {prices.file}"
-        raise FleetError(file, f"classes.{name}.accelerator", expected, Verbatim("neither"))
-    alike = [one for one in prices.instances if device.accelerator in (None, one.accelerator)]
-    if not alike:
-        known = sorted({one.accelerator for one in prices.instances if one.accelerator is not None})
-        expected = f"an accelerator of {prices.file}, one of {known}"
-        raise FleetError(file, f"classes.{name}.accelerator", expected, device.accelerator)
-    for wanted in device.instances:
-        if wanted not in {one.instance for one in alike}:
-            which = f" with {device.accelerator}" if device.accelerator else ""
-            raise FleetError(file, f"classes.{name}.instances", f"instances of {prices.file}{which}", wanted)
-    return [one for one in alike if not device.instances or one.instance in device.instances]
+    return tuple(Offer(name, price) for name, price in prices.items() if price)
 
 
 DEMAND_WINDOW = 60.0
@@ -293,28 +191,25 @@ class FleetTooSmallError(InfeasibleError):
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How many of each offer to buy, in the order of the offers."""
+    """How many devices of each offer to buy, in the order of the offers."""
 
     offers: tuple[Offer, ...]
-    instances: tuple[int, ...]
+    counts: tuple[int, ...]
 
     @property
     def usd_per_hour(self) -> float:
         """Their total cost."""
-        return sum(number * offer.usd_per_hour for number, offer in zip(self.instances, self.offers, strict=True))
+        return sum(number * offer.usd_per_hour for number, offer in zip(self.counts, self.offers, strict=True))
 
     def devices(self) -> dict[str, int]:
         """Devices of each class that has any."""
-        found: dict[str, int] = {}
-        for number, offer in zip(self.instances, self.offers, strict=True):
-            if number:
-                found[offer.hardware_class] = found.get(offer.hardware_class, 0) + number * offer.devices
-        return found
+        bought = zip(self.offers, self.counts, strict=True)
+        return {offer.hardware_class: number for offer, number in bought if number}
 
     def changed(self, position: int, by: int) -> Mix:
-        """The mix with `by` more instances of one offer."""
-        instances = (*self.instances[:position], self.instances[position] + by, *self.instances[position + 1 :])
-        return Mix(self.offers, instances)
+        """The mix with `by` more devices of one offer."""
+        counts = (*self.counts[:position], self.counts[position] + by, *self.counts[position + 1 :])
+        return Mix(self.offers, counts)
 
 
 def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) -> Mix:
@@ -343,8 +238,8 @@ def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) 
 def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, unlimited: bool) -> list[int] | None:
     """Whole numbers of each offer, then of further devices of each class; None if there is no solution.
 
-    Variables: instances of each offer, further devices of each class, shares of each group on each of its classes.
-    With `unlimited`, instances cost nothing and each further device 1; otherwise no further devices are available.
+    Variables: devices of each offer, further devices of each class, shares of each group on each of its classes.
+    With `unlimited`, devices cost nothing and each further one 1; otherwise no further devices are available.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # now, not above: it is slow to import
 
@@ -358,8 +253,8 @@ def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *,
     carried[column, bought + classes + np.arange(shares)] = load[group, column]
     for position, offer in enumerate(offers):
         row = names.index(offer.hardware_class)
-        carried[row, position] = -offer.devices
-        limited[row, position] = offer.devices
+        carried[row, position] = -1
+        limited[row, position] = 1
     limited[np.arange(classes), bought + np.arange(classes)] = -1
     cost = np.zeros(size)
     cost[:bought] = [0.0 if unlimited else offer.usd_per_hour for offer in offers]

@@ -131,8 +131,6 @@ class Simulation(EventQueue):
         pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
         if event.slower is not None:
             pool.slow_down(event.slower, now)
-        elif event.pool is not None:
-            pool.limit_nodes(event.pool, event.available, now)
         elif event.available is not None:
             pool.limit(event.available, now)
         else:

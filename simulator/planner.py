@@ -24,7 +24,6 @@ from simulator.tuning.search import Search
 from simulator.tuning.tuner import Decision, plan_of
 from simulator.tuning.twin import Twin, Window, usual
 from simulator.workload import Figures, Workload
-from tasks.topology import Price
 
 LOADS = (0.5, 1.0, 1.5)
 """Multiples of the trace's requests that are planned for."""
@@ -46,12 +45,10 @@ Replay = Callable[[str, Workload], RunSummary]
 
 
 class Bought(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of instance in the mix; `utilisation` is its class's in the replay."""
+    """The devices of one class in the mix; `utilisation` is theirs in the replay."""
 
     hardware_class: str
-    instance: str
     spot: bool
-    instances: int
     devices: int
     usd_per_hour: float
     utilisation: float
@@ -93,7 +90,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 class PlannerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads.
 
-    `fleet_plan` is the plan that routers would follow on that mix; null if the fleet file has no penalties.
+    `fleet_plan` is the plan that routers would follow on that mix; null with `plan.enabled: false`.
     """
 
     slo: dict[str, float]
@@ -163,7 +160,7 @@ def sensitivity(load: float, outcome: MixPlan | InfeasibleError | TraceError) ->
     return Sensitivity(
         load=load,
         usd_per_hour=outcome.usd_per_hour,
-        mix={f"{row.hardware_class} {row.instance}": row.instances for row in outcome.mix},
+        mix={row.hardware_class: row.devices for row in outcome.mix},
         attainment=outcome.attainment,
         infeasible=None,
     )
@@ -171,16 +168,16 @@ def sensitivity(load: float, outcome: MixPlan | InfeasibleError | TraceError) ->
 
 def mix_of(bought: MixPlan, offers: Sequence[Offer]) -> Mix:
     """The mix that a plan buys."""
-    numbers = {(row.hardware_class, row.instance): row.instances for row in bought.mix}
-    return Mix(tuple(offers), tuple(numbers.get((offer.hardware_class, offer.instance), 0) for offer in offers))
+    numbers = {row.hardware_class: row.devices for row in bought.mix}
+    return Mix(tuple(offers), tuple(numbers.get(offer.hardware_class, 0) for offer in offers))
 
 
 def equipped(workload: Workload, mix: Mix) -> Workload:
-    """The workload on the mix: its classes with their devices, always on and warm, each at the price paid for it."""
+    """The workload on the mix: its classes with their devices, always on and warm."""
     fleet, devices = workload.fleet, mix.devices()
     kept = [number for number, name in enumerate(fleet.classes) if name in devices]
     classes = {
-        name: _powered(device, devices[name], _paid(mix, name) / devices[name], tuple(fleet.timings))
+        name: _powered(device, devices[name], tuple(fleet.timings))
         for name, device in fleet.classes.items()
         if name in devices
     }
@@ -189,14 +186,8 @@ def equipped(workload: Workload, mix: Mix) -> Workload:
     return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
 
 
-def _powered(device: DeviceClass, count: int, usd_per_hour: float, warm: tuple[str, ...]) -> DeviceClass:
-    price = Price(usd_per_hour=usd_per_hour, spot_usd_per_hour=usd_per_hour)
-    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, price=price, warm=warm)
-
-
-def _paid(mix: Mix, name: str) -> float:
-    bought = zip(mix.instances, mix.offers, strict=True)
-    return sum(number * offer.usd_per_hour for number, offer in bought if offer.hardware_class == name)
+def _powered(device: DeviceClass, count: int, warm: tuple[str, ...]) -> DeviceClass:
+    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, warm=warm)
 
 
 def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mix:
@@ -231,15 +222,15 @@ def _bought_for(search: _Search, offers: Sequence[Offer], headroom: Figures, las
 def _cheaper(search: _Search, enough: Mix) -> Mix:
     """The cheapest mix found that attains the required shares, starting from one that does.
 
-    The next mix to be replayed has one instance less or more than one that sufficed or fell short by the least; among
-    those, it is the cheapest. More instances may attain less, if placement expects too much of them. None costs less
+    The next mix to be replayed has one device less or more than one that sufficed or fell short by the least; among
+    those, it is the cheapest. More devices may attain less, if placement expects too much of them. None costs less
     than the first mix, which by the programme is the cheapest that can carry the load.
     """
     best, misses_left = enough, MISSES_IN_A_ROW
     least = next(iter(search.tried)).usd_per_hour
     while misses_left and len(search.tried) < MOST_REPLAYS:
         found = [
-            (sum(search.short(parent).values()), mix.usd_per_hour, mix.instances, mix)
+            (sum(search.short(parent).values()), mix.usd_per_hour, mix.counts, mix)
             for parent in search.tried
             for mix in _beside(parent, search.workload.fleet)
             if least <= mix.usd_per_hour < best.usd_per_hour and mix not in search.tried
@@ -254,9 +245,9 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
 
 
 def _beside(mix: Mix, fleet: Fleet) -> Iterator[Mix]:
-    """The mixes with one instance less, and those with one more."""
+    """The mixes with one device less, and those with one more."""
     for position, offer in enumerate(mix.offers):
-        if mix.instances[position] and sum(mix.instances) > 1:
+        if mix.counts[position] and sum(mix.counts) > 1:
             yield mix.changed(position, -1)
         more = mix.changed(position, 1)
         if more.devices()[offer.hardware_class] <= fleet.classes[offer.hardware_class].count:
@@ -275,14 +266,12 @@ def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
     return [
         Bought(
             hardware_class=offer.hardware_class,
-            instance=offer.instance,
             spot=fleet.classes[offer.hardware_class].spot,
-            instances=number,
-            devices=number * offer.devices,
+            devices=number,
             usd_per_hour=number * offer.usd_per_hour,
             utilisation=summary.utilisation[offer.hardware_class],
         )
-        for number, offer in zip(mix.instances, mix.offers, strict=True)
+        for number, offer in zip(mix.counts, mix.offers, strict=True)
         if number
     ]
 
@@ -330,7 +319,7 @@ def fleet_plan(
 
 
 def _scaling(on_mix: Workload, workload: Workload) -> Workload:
-    """The mix with devices that may be off, down to the fleet file's minimum."""
+    """The mix with devices that may be off, down to the class's minimum."""
 
     def lowered(name: str, device: DeviceClass) -> DeviceClass:
         return msgspec.structs.replace(device, minimum=min(workload.fleet.classes[name].minimum, device.count))
@@ -358,13 +347,12 @@ def tables(answer: PlannerReport) -> list[Table | Text]:
 
 
 def _mix(plan: MixPlan) -> Table:
-    shown = table("class", "instance", right=("instances", "devices", "$ an hour", "busy"))
+    shown = table("class", right=("devices", "$ an hour", "busy"))
     for row in plan.mix:
-        kind = f"{row.instance} (spot)" if row.spot else row.instance
-        cells = [str(row.instances), str(row.devices), f"{row.usd_per_hour:.2f}", percent(row.utilisation)]
-        shown.add_row(*map(Text, [row.hardware_class, kind, *cells]))
-    instances, devices = sum(row.instances for row in plan.mix), sum(row.devices for row in plan.mix)
-    shown.add_row("in all", "", str(instances), str(devices), f"{plan.usd_per_hour:.2f}", "", style="bold")
+        name = f"{row.hardware_class} (spot)" if row.spot else row.hardware_class
+        shown.add_row(*map(Text, [name, str(row.devices), f"{row.usd_per_hour:.2f}", percent(row.utilisation)]))
+    devices = sum(row.devices for row in plan.mix)
+    shown.add_row("in all", str(devices), f"{plan.usd_per_hour:.2f}", "", style="bold")
     return shown
 
 

@@ -13,7 +13,6 @@ from router.decide.plan import ClassSize, ScalingRule, density
 from simulator.class_queue import Order, SimulatedQueue
 from simulator.device import SimulatedDevice
 from simulator.fleet import USABLE, Fleet
-from simulator.nodes import Nodes
 from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
 from simulator.yielding import YieldTerms
@@ -44,7 +43,7 @@ class Pool:
 
     `serving` devices take work and `powered` ones cost money. `waiting` and `running` count jobs, and `expected` those
     that wait elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and
-    `inside` those of running jobs. `available` is how many devices may be on, on the `nodes` of its pools if any.
+    `inside` those of running jobs. `available` is how many devices may be on.
     `pace` is the time that work takes over its profile's, and `learned` the same by model, as far as it is known: the
     class scales on that. `metered` is US dollars for `metered_requests` to an endpoint, and `rates` what it may be
     sent, over all devices. `batches` are the latest whole batches: when they began, their model and their seconds.
@@ -74,14 +73,13 @@ class Pool:
         limits = rates_of(device.rate.requests_per_minute, device.rate.tokens_per_minute, 0.0, device.count)
         self.rates = UNLIMITED if limits == UNLIMITED else limits
         self.serving = self.powered = self.waiting = self.expected = self.running = self.started = 0
-        self.nodes = Nodes(device) if device.pools else None
         self.available = device.count
         self.pace = 1.0
         self.learned = [1.0] * len(models)
         self.batches: deque[tuple[float, int, float]] = deque(maxlen=BATCHES)
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
-        self.devices = [SimulatedDevice(number, device.memory * USABLE) for number in range(device.most)]
+        self.devices = [SimulatedDevice(number, device.memory * USABLE) for number in range(device.count)]
         self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._timings = self._profiles
         self._warm = [number for number, model in enumerate(models) if model in device.warm]
@@ -143,16 +141,7 @@ class Pool:
 
     def dollars(self, seconds: Callable[[SimulatedDevice], float]) -> float:
         """US dollars for these seconds of each device."""
-        if self.nodes is not None:
-            return sum(seconds(device) * self.nodes.usd_per_second(device) for device in self.devices)
         return self.usd_per_second * sum(map(seconds, self.devices))
-
-    def prices(self) -> list[float | None]:
-        """US dollars an hour that each serving device tells of its node; None if the class has no pools."""
-        nodes = self.nodes
-        if nodes is None:
-            return [None] * self.serving
-        return [3600 * nodes.usd_per_second(device) for device in self.devices if device.available]
 
     def wait(self, job: SimulatedJob) -> float:
         """Seconds until the job is expected to start."""
@@ -253,14 +242,6 @@ class Pool:
             self._lose(device, now)
         self.feed(now)
 
-    def limit_nodes(self, name: str, available: int | None, now: float) -> None:
-        """A pool has nodes for `available` devices from now on, or loses those that are on (None)."""
-        assert self.nodes is not None
-        for device in self.nodes.limit(name, available, self.devices):
-            self._lose(device, now)
-        self.available = min(self.nodes.available, self.count)
-        self.feed(now)
-
     def reclaim(self, now: float) -> None:
         """All devices that are on are lost; the jobs that they ran are queued again."""
         for device in [device for device in self.devices if device.on_since is not None]:
@@ -276,22 +257,11 @@ class Pool:
                 self._look(None, job.model, now)
         self._grow(now)
         peak, self._peak = self._peak, self._density
-        staying = self._size.kept(self.powered - self._draining, peak, self.jobs, now, self._most)
-        if self.nodes is not None:
-            self._spread(self.nodes, max(staying, self._wanted(now)), now)
-            return
+        staying = self._size.kept(self.powered - self._draining, peak, self.jobs, now, self.available)
         surplus = self.powered - self._draining - staying
         if surplus > 0:
             for device in sorted(self.devices, key=_idleness)[:surplus]:
                 self._drain(device, now)
-
-    def _spread(self, nodes: Nodes, wanted: int, now: float) -> None:
-        """Have so many devices where the operator would."""
-        on, off = nodes.spread(wanted, self.devices, now)
-        for device in off:
-            self._drain(device, now)
-        for device in on:
-            self._switch_on(device, now, self.start)
 
     def _drain(self, device: SimulatedDevice, now: float) -> None:
         """Give the device no more work, and switch it off once it has none."""
@@ -302,26 +272,16 @@ class Pool:
 
     def switch_on(self, now: float, *, after: float, loaded: Iterable[int] = ()) -> None:
         """Switch the next device on, with some models loaded; it serves `after` that many seconds."""
-        off = (device for device in self.devices if device.on_since is None)
-        device = next(off) if self.nodes is None else self.nodes.free(self.devices)
-        if device is not None:
-            self._switch_on(device, now, after)
-            self._hold(device, loaded, now)
-            self._size.need(self.powered, now)
-
-    def _switch_on(self, device: SimulatedDevice, now: float, after: float) -> None:
+        device = next(device for device in self.devices if device.on_since is None)
         device.switch_on(now)
         self.powered += 1
         self.started += after > 0
         self._world.at(now + after, self._started, device, device.session)
-        hazard = self._hazard(device)
-        if hazard:
-            self._world.at(now + self._random.expovariate(hazard), self._fail, device, device.session)
-
-    def _hazard(self, device: SimulatedDevice) -> float:
-        """How often a device is lost, per second."""
-        spot = self.device_class.spot if self.nodes is None else self.nodes.spot(device)
-        return (self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * spot) / 3600
+        lost = self.device_class.failures_per_hour + self.device_class.reclaims_per_hour * self.device_class.spot
+        if lost:
+            self._world.at(now + self._random.expovariate(lost / 3600), self._fail, device, device.session)
+        self._hold(device, loaded, now)
+        self._size.need(self.powered, now)
 
     def switch_all_off(self, now: float) -> None:
         """The simulation has ended."""
@@ -498,10 +458,8 @@ class Pool:
             self._draining -= 1
 
     def _grow(self, now: float) -> None:
-        if self.nodes is not None:
-            return  # the operator looks once a second
         on = self.powered - self._draining
-        lacking = self._size.grown(on, self._density, self.jobs, now, self._most) - on
+        lacking = self._size.grown(on, self._density, self.jobs, now, self.available) - on
         if lacking <= 0:
             return
         for device in self.devices:
@@ -512,13 +470,6 @@ class Pool:
                 lacking -= 1
         for _ in range(min(lacking, self.available - self.powered)):
             self.switch_on(now, after=self.start)
-
-    @property
-    def _most(self) -> int:
-        return self.available if self.nodes is None else self.count  # the router does not know of nodes
-
-    def _wanted(self, now: float) -> int:
-        return min(self._size.wanted(self._density, self.jobs, now), self._most)
 
     def _load(self, job: SimulatedJob, now: float) -> None:
         pace = self.learned[job.model]

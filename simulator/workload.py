@@ -81,7 +81,7 @@ class SimulatedJob:
 def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
     """Give every request its terms; those missing in the trace are drawn with `seed`.
 
-    A request without service and deadline draws a service by the fleet file's shares. One with only a deadline is live,
+    A request without service and deadline draws a service by the fleet's shares. One with only a deadline is live,
     standard or bulk by its length; one with only a service gets that service's deadline.
 
     Raises:

@@ -14,7 +14,7 @@ from simulator.workload import SimulatedJob
 
 @dataclass(frozen=True, slots=True)
 class YieldTerms:
-    """What yields of a class depend on: its place in the fleet file, its price, and the services' terms."""
+    """What yields of a class depend on: its place in the fleet, its price, and the services' terms."""
 
     place: int
     usd_per_second: float

@@ -17,6 +17,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
+from tests import tables
 from tests.command_line import CommandLine
 from tests.producing import QUORUM
 from tests.working import empty_fleet
@@ -36,6 +37,12 @@ hypothesis_settings.register_profile(
     "mutants", hypothesis_settings.get_profile("working"), phases=[Phase.explicit, Phase.generate], derandomize=True
 )
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "working")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """As a test's table has it."""
+    tables.parametrize(metafunc)
+
 
 # Collecting makes a million objects that stay: the garbage collector scanned them for half of the time, and with them
 # whenever a test collects garbage.

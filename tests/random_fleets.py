@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from simulator.fleet import SERVICES, Fleet, parse_fleet
+from lab.fleet_file import parse_fleet
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Assignment
 from simulator.traces import make_trace
 from simulator.tuning.opponents import pin, split

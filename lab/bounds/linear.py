@@ -132,11 +132,6 @@ def fines(workload: Workload) -> Figures:
     return each
 
 
-def least_usd_per_second(device: DeviceClass) -> float:
-    """Price of a device on its class's cheapest nodes."""
-    return min(device.usd_on(nodes) for nodes in device.pools or (device,))
-
-
 def _device_seconds(workload: Workload) -> Figures:
     """Minimum device seconds of each request on each class, at the highest speed that the class has during its life."""
     trace = workload.trace
@@ -207,7 +202,7 @@ class Supply:
         low = np.full(windows.count, float(device.minimum * is_lasting(fleet, name)))
         now, other = np.indices((windows.count, windows.count))
         started = (other > now) & (other - now < reach)
-        return cls(device.most, least_usd_per_second(device), low, np.argwhere((other == now) | started).T)
+        return cls(device.count, device.usd_per_second, low, np.argwhere((other == now) | started).T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +241,7 @@ def find_prices(workload: Workload, work: Figures, supplies: Sequence[Supply], w
 def _groups(workload: Workload, work: Figures, windows: Windows) -> list[Column]:
     """Requests that arrive in the windows and could be in time, by model, service, classes and spread of costs."""
     trace = workload.trace
-    dollars = work * np.array([least_usd_per_second(device) for device in workload.fleet.classes.values()])
+    dollars = work * np.array([device.usd_per_second for device in workload.fleet.classes.values()])
     able = np.isfinite(dollars)
     rows = np.flatnonzero(able.any(axis=1) & (windows.first < windows.count))
     spread = np.where(able, dollars, 0.0)[rows].sum(axis=1) / dollars[rows].min(axis=1, initial=math.inf)
@@ -481,12 +476,11 @@ class Pace:
         """The class in this column of the workload's figures."""
         fleet = workload.fleet
         name, device = list(fleet.classes.items())[column]
-        moments, speeds, counts = [0.0], [1.0], [float(device.most)]
+        moments, speeds, counts = [0.0], [1.0], [float(device.count)]
         for event in _events(fleet, name):
             moments.append(event.at)
             speeds.append(speeds[-1] if event.slower is None else 1 / event.slower)
-            nodes = None if event.pool is not None else event.available  # other pools may have them all
-            counts.append(counts[-1] if nodes is None else min(nodes, device.count))
+            counts.append(counts[-1] if event.available is None else min(event.available, device.count))
         carried = _carried(workload, column) / min(speeds) if len(set(speeds)) > 1 else 0.0
         return cls(tuple(moments), tuple(speeds), tuple(counts), carried)
 
@@ -514,7 +508,7 @@ class Pace:
 def is_lasting(fleet: Fleet, name: str) -> bool:
     """Whether a class's devices are on until they are switched off: they do not fail, and none is taken away."""
     device = fleet.classes[name]
-    reclaimed = device.reclaims_per_hour > 0 and any(nodes.spot for nodes in device.pools or (device,))
+    reclaimed = device.reclaims_per_hour > 0 and device.spot
     fails = device.failures_per_hour or reclaimed
     return not fails and all(event.slower is not None for event in _events(fleet, name))
 

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.bounds.linear import SLACK, Pace, Programme, Solution, fines, is_lasting, least_usd_per_second, least_work
+from lab.bounds.linear import SLACK, Pace, Programme, Solution, fines, is_lasting, least_work
 from simulator.engine import RunSummary, penalty
 from simulator.fleet import SERVICES, DeviceClass
 from simulator.traces import Column
@@ -99,7 +99,7 @@ def whole_bound(workload: Workload, *, seconds: float = SECONDS) -> WholeBound:
     paces = [Pace.of(workload, column) for column in range(len(classes))]
     work = least_work(workload, paces)
     slots = _Slots.of(workload, work, paces)
-    price = np.array([least_usd_per_second(device) for device in classes])
+    price = np.array([device.usd_per_second for device in classes])
     unit = float(price[price > 0].min(initial=1.0))
     programme = _Plan(workload, slots, unit)
     for name, pace in zip(workload.fleet.classes, paces, strict=True):
@@ -171,7 +171,7 @@ class _Plan:
         most = pace.most(begin, end)
         low = np.where(np.arange(slots.count) < slots.trace, device.minimum * is_lasting(self._workload.fleet, name), 0)
         room = np.clip(end - device.start, 0.0, lengths)
-        price = least_usd_per_second(device) / self._unit
+        price = device.usd_per_second / self._unit
         high = np.append(
             np.append(min(most[0], max(device.initial, device.minimum)), np.minimum(most[1:], most[:-1])), 0
         )

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from simulator.fleet import SERVICES, Fleet, parse_fleet
+from lab.fleet_file import parse_fleet
+from simulator.fleet import SERVICES, Fleet
 from simulator.traces import Trace, make_trace
 from tasks.settings import TREE
 from tasks.topology import Topology

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.fleet import SERVICES, Fleet, HardwareChange, load_fleet
+from lab.fleet_file import load_fleet
+from simulator.fleet import SERVICES, Fleet, HardwareChange
 from simulator.traces import Trace, make_trace, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare
 

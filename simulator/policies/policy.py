@@ -123,7 +123,7 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """The class of each cell, and the scaling rule of each class, both by the classes' place in the fleet file."""
+    """The class of each cell, and the scaling rule of each class, both by the classes' place in the fleet."""
 
     classes: Mapping[Cell, int]
     rules: tuple[ScalingRule, ...]

@@ -220,9 +220,8 @@ class SimulatedReader:
                 drifted=tuple(sorted(key for key, track in learned.items() if track.drifted)),
                 residual={key: track.residuals for key, track in learned.items()},
                 endpoint=_endpoint_of(pool, now),
-                usd_per_hour=price,
             )
-            for number, price in enumerate(pool.prices())
+            for number in range(pool.serving)
         ]
 
 
@@ -248,7 +247,7 @@ class _Book(ProfileBook):
 
 
 def topology_of(fleet: Fleet) -> Topology:
-    """The fleet file's classes and services as queues.yaml would define them."""
+    """The simulated fleet's classes and services as queues.yaml would define them."""
     hardware = {
         name: HardwareClass(
             device="cpu",
@@ -273,7 +272,7 @@ def topology_of(fleet: Fleet) -> Topology:
 
 
 def model_of(name: str) -> Model:
-    """A stand-in for a model of the fleet file: the router reads only its name and that of its one variant."""
+    """A stand-in for a model of the simulated fleet: the router reads only its name and that of its one variant."""
     tensor = TensorSpec("rows", "FP32", (-1,))
     variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.0)})
     return Model(

@@ -1,6 +1,6 @@
 """Assignments that a good operator would find on recorded traffic: the first half of a trace.
 
-What happens in the second half is unknown to them, and so are the fleet file's events.
+What happens in the second half is unknown to them, and so are the fleet's events.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from typing import get_args
 import msgspec
 import numpy as np
 
+from controller.decide.pools import PoolRules
 from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.history import ENDED, REFUSED, STATES, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, PoolTimes, ServiceName, ServiceShare
+from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
 from simulator.timing import Stepping, Timing, WholeBatches
@@ -47,7 +48,7 @@ ANSWER_SHARE = 0.5
 
 EXPIRED = STATES.index("expired")
 
-NODES = PoolTimes()
+NODES = PoolRules()
 """Seconds after which a class whose devices do not come is out of stock, and until it is tried again."""
 
 _MEMORY = Size(2**40)  # of a class that does not say: enough

@@ -60,7 +60,7 @@ CLOSE = 1.05
 """A descent's play ends early if it is this many times worse by then."""
 
 Classes = dict[Cell, int]
-"""The class of each cell, by its place in the fleet file."""
+"""The class of each cell, by its place in the fleet."""
 
 Option = tuple[int, float, int]
 """A class for some cells: how many of them are late there, what they cost there, and its place."""

@@ -260,7 +260,7 @@ def plan_of(
         window: the arrivals that were played.
         number: the plan's number.
         made: when it was decided.
-        name_of: what a model of the fleet file stands for in the real fleet.
+        name_of: what a model of the simulated fleet stands for in the real fleet.
     """
     names, models = list(fleet.classes), window.workload.trace.models
     due, able = _tightest(window), able_classes(fleet, models)

@@ -52,7 +52,7 @@ TwinConditions = Sequence[ClassState]
 
 
 def usual(fleet: Fleet, powered: Sequence[int]) -> TwinConditions:
-    """The fleet with so many devices of each class; all devices of the fleet file may be on."""
+    """The fleet with so many devices of each class; all devices of the fleet may be on."""
     both = zip(powered, fleet.classes.values(), strict=True)
     return tuple(ClassState((DeviceState(),) * on, device.count) for on, device in both)
 

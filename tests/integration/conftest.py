@@ -12,18 +12,12 @@ from celery import Celery
 import taxiway
 from tasks.settings import Settings
 from taxiway.contract.keys import priority_lists
-from tests import tables
 from tests.producing import producing
 from tests.routing import EchoFleet, echo_fleet, eventually
 from tests.scripting import Store
 from tests.working import Site, Tower, WorkerProcess, empty_fleet, open_site, worker_process, worker_settings
 
 HERE = Path(__file__).parent
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """As a test's table has it."""
-    tables.parametrize(metafunc)
 
 
 _TESTS_OF = {

@@ -5,10 +5,10 @@ import itertools
 import pytest
 
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
+from lab.fleet_file import parse_fleet
 from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
 from simulator.engine import ANSWERED, Simulation
-from simulator.fleet import parse_fleet
 from simulator.policies.policy import Assignment
 from simulator.traces import make_trace
 from simulator.workload import prepare

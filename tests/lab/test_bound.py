@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
-from simulator.fleet import parse_fleet
+from lab.fleet_file import parse_fleet
 from simulator.traces import make_trace
 from simulator.workload import Workload, prepare
 from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat
-from tests.unit.simulator.test_pools import GOES, RETURNS, played, summary
 
 ONE = recorded("fleets/one.yaml")
 
@@ -82,8 +81,3 @@ def test_a_policy_that_answers_all_in_time_pays_at_least_the_bound(name: str) ->
     workload = chat(rate=2)
     found = run(name, EVERY_POLICY[name], workload, 1)
     assert found.cost_usd > lower_bound(workload).cost > 0
-
-
-def test_no_bound_is_above_what_a_class_on_pools_costs() -> None:
-    engine = played(GOES + RETURNS)
-    assert lower_bound(engine.workload).cost <= summary(engine).cost_usd

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Pace, least_work, lower_bound
 from lab.bounds.whole_devices import kinds, whole_bound
+from lab.fleet_file import parse_fleet
 from router.decide.plan import Density
-from simulator.fleet import HardwareChange, parse_fleet
+from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
 from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare

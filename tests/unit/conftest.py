@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests import tables
-
 
 @pytest.fixture(autouse=True, scope="module")
 def refused() -> Iterator[list[str]]:
@@ -37,8 +35,3 @@ def alone(refused: list[str]) -> Iterator[None]:
     yield
     if refused:
         pytest.fail(f"a unit test {refused[0]}: it belongs in tests/integration")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """As a test's table has it."""
-    tables.parametrize(metafunc)

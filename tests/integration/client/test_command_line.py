@@ -98,8 +98,7 @@ def test_an_interrupt_exits_with_130() -> None:
 def test_an_interrupt_of_a_verb_that_another_package_implements_exits_with_130_too(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     os.mkfifo(trace)
-    fleet = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
-    command = [sys.executable, "-m", "taxiway", "simulate", "--trace", str(trace), "--fleet", str(fleet)]
+    command = [sys.executable, "-m", "taxiway", "simulate", "--trace", str(trace)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, trace.open("w"):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]

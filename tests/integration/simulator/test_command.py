@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import Result
 
 from router.decide.plan import parse_plan
 from simulator.__main__ import main
@@ -14,17 +13,18 @@ from tests.builders import a_device
 from tests.command_line import CommandLine
 
 TREE = Path(__file__).parents[3]
-FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
 simulator = CommandLine(main)
 
 KEYS = ["policy", "requests", "attainment", "cost_usd", "score", "p50", "p99", "goodput", "moves", "utilisation"]
 MORE = ["live_by_model", "p99_by_service", "starts_usd", "idle_usd", "refused", "usd_by_class"]
 
 
+SENTIMENT = ("--trace", "poisson:rate=4,duration=30,size=10", "--model", "sentiment")
+
+
 def test_a_comparison_prints_one_object_a_policy() -> None:
-    spec = "poisson:rate=4,duration=60,seed=1"
-    shown = simulator("simulate", "--trace", spec, "--fleet", str(FLEET), "--compare", "--json")
-    assert (shown.exit_code, shown.stderr) == (0, "")
+    shown = simulator("simulate", *SENTIMENT, "--compare", "--json")
+    assert shown.exit_code == 0
     objects = [json.loads(line) for line in shown.stdout.splitlines()]
     assert all(list(found) == KEYS + MORE for found in objects)
     assert all(list(found["attainment"]) == ["live", "standard", "bulk"] for found in objects)
@@ -32,18 +32,10 @@ def test_a_comparison_prints_one_object_a_policy() -> None:
 
 
 def test_one_policy_is_shown_as_a_table() -> None:
-    shown = simulator(
-        "simulate", "--trace", "flash:rate=2,duration=60,at=20,length=10", "--fleet", str(FLEET), "--policy", "static"
-    )
+    shown = simulator("simulate", *SENTIMENT, "--policy", "static")
     assert shown.exit_code == 0
     assert "static" in shown.stdout
     assert "taxiway" not in shown.stdout
-
-
-def test_a_fleet_file_and_a_queues_yaml_are_alternatives() -> None:
-    shown = simulator("simulate", "--trace", "x.csv", "--fleet", "a.yaml", "--queues", "b.yaml")
-
-    assert (shown.exit_code, "give either --queues or --fleet" in shown.stderr) == (2, True)
 
 
 def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
@@ -53,7 +45,7 @@ def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
 
 
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
-    given = ("--trace", "poisson:rate=4,duration=30,size=10", "--model", "sentiment", "--json")
+    given = (*SENTIMENT, "--json")
     no_fleet = simulator("simulate", *given)
     assert no_fleet.exit_code == 0
     assert "note: no fleet runs here" in no_fleet.stderr
@@ -73,15 +65,15 @@ def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what
 
 
 @pytest.mark.parametrize(
-    ("trace", "fleet", "words"),
+    ("trace", "queues", "words"),
     [
-        ("poisson:rate=x", str(FLEET), "expected rate as a number"),
-        ("no-such-file.csv", str(FLEET), "no-such-file.csv: expected a readable CSV"),
-        ("poisson:rate=1,duration=9", "no-such-fleet.yaml", "no-such-fleet.yaml: document: expected a readable file"),
+        ("poisson:rate=x", "queues.yaml", "expected rate as a number"),
+        ("no-such-file.csv", "queues.yaml", "no-such-file.csv: expected a readable CSV"),
+        ("poisson:rate=1,duration=9", "no-such.yaml", "no-such.yaml: document: expected a readable file"),
     ],
 )
-def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, fleet: str, words: str) -> None:
-    shown = simulator("simulate", "--trace", trace, "--fleet", fleet)
+def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, queues: str, words: str) -> None:
+    shown = simulator("simulate", "--trace", trace, "--model", "echo", "--queues", str(TREE / queues))
     assert shown.exit_code == 2
     assert words in shown.stderr
     assert "hint: " in shown.stderr
@@ -137,94 +129,53 @@ def test_a_wrong_comparison_is_an_error_with_a_hint(changed: list[str], tmp_path
     lacking = tmp_path / "lacking.csv"
     lacking.write_text(HISTORY.replace("sentiment", "gone").replace("echo", "gone"))
     for arguments, code, words in (
-        ([str(FLEET), *changed[1:]], 2, "hint: this is a fleet file"),
-        ([*changed, "--old", str(FLEET)], 2, "hint: this is a fleet file"),
         ([new, "--history", str(lacking), *status], 2, "no class runs a model of gone for its service"),
         ([new, "--history", "no-such.csv", *status], 2, "no-such.csv: expected a readable CSV"),
         ([*history, "--status", new], 2, "queues.yaml: document: expected the output of `taxiway status --json`"),
         ([new, *nowhere], 4, "`taxiway up` starts a fleet"),
     ):
         assert words in refused("diff-config", *arguments, code=code)
-    assert "hint: this is a queues.yaml: `--queues FILE`" in refused("simulate", "--trace", history[2], "--fleet", new)
 
 
-PRICES = (TREE / "simulator" / "fleets" / "prices.csv").read_text()
-SLO = ("--slo", "live=0.9", "--slo", "bulk=0.9")
+SLO = ("--slo", "live=0.9")
+LOAD = "size=20,duration=10"
 
 
-def plan(folder: Path, prices: str, *arguments: str, fleet: Path = FLEET) -> Result:
-    file = folder / "prices.csv"
-    file.write_text(prices, encoding="utf-8")
-    return simulator("plan", "--prices", str(file), "--fleet", str(fleet), *arguments)
-
-
-def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_code_2(tmp_path: Path) -> None:
-    given = ("--rate", "chat=2,duration=120", *SLO)
-    output = plan(tmp_path, PRICES, *given, "--json")
-    assert (output.exit_code, output.stderr) == (0, "")
-    answer = json.loads(output.stdout)
-    assert answer["slo"] == {"live": 0.9, "bulk": 0.9}
-    assert all(answer["plan"]["attainment"][name] >= 0.9 for name in answer["slo"])
-    assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
-    assert answer["loads"][1]["usd_per_hour"] == answer["plan"]["usd_per_hour"]
-    assert answer["fleet_plan"] is None
-
-    shown = plan(tmp_path, PRICES, *given).stdout
-    assert all(row["instance"] in shown for row in answer["plan"]["mix"])
-
-    for prices, arguments, words in (
-        (PRICES.replace("1.2,", "0,"), given, "line 11: usd_per_hour: expected `float` > 0.0 (US dollars), got '0'"),
-        (PRICES.replace("L4", "L5"), given, "classes.gpu.l4.accelerator: expected an accelerator of"),
-        (PRICES, ("--rate", "chess=2", *SLO), "expected models that the fleet runs"),
-        (PRICES, ("--trace", "poisson:rate=1", *given), "give either --trace or --rate"),
-        (PRICES, ("--rate", "chat=2", "--slo", "live=2"), "a share above 0, at most 1, got live=2"),
-        (PRICES, ("--rate", "chat=900,duration=60", *SLO), "the fleet has too few devices: gpu.a100 has at most 8"),
-    ):
-        output = plan(tmp_path, prices, *arguments)
-        assert (output.exit_code, output.stdout) == (2, "")
-        assert words in output.stderr
-        assert "Traceback" not in output.stderr
-
-
-def test_a_plan_for_a_queues_yaml_needs_no_other_file_and_takes_its_services() -> None:
-    load = "size=20,duration=10"
-    rates = ("--rate", f"sentiment=20,service=live,{load}", "--rate", f"sentiment=5,service=interactive,{load}")
-    done = simulator("plan", *rates, "--slo", "live=0.9", "--slo", "interactive=0.95", "--json")
+def test_a_plan_prints_one_object_or_tables() -> None:
+    rates = ("--rate", f"sentiment=20,service=live,{LOAD}", "--rate", f"sentiment=5,service=interactive,{LOAD}")
+    given = ("plan", *rates, *SLO, "--slo", "interactive=0.95")
+    done = simulator(*given, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["slo"] == {"live": 0.9, "standard": 0.95}
+    assert all(answer["plan"]["attainment"][name] >= share for name, share in answer["slo"].items())
     (bought,) = answer["plan"]["mix"]
     assert (bought["hardware_class"], bought["usd_per_hour"]) == ("cpu.batch", 0.05 * bought["devices"])
-    assert {cell["service"] for cell in answer["fleet_plan"]["cells"]} >= {"live"}
-
-
-def test_a_plan_names_the_services_that_there_are() -> None:
-    rate, of_trial = ("plan", "--rate", "sentiment=1"), ("--fleet", str(FLEET))
-    every = "live, standard, bulk, interactive, urgent"
-    for given, words in (
-        ((*rate, "--slo", "nobody=0.5"), f"--slo: expected one of {every}, got nobody"),
-        ((*rate, "--slo", "urgent=0.5", *of_trial), "--slo: expected one of live, standard, bulk, got urgent"),
-        (
-            ("plan", "--rate", "chat=1,service=x", *SLO, *of_trial),
-            "--rate: expected a service of live, standard, bulk, got x",
-        ),
-        ((*rate, *SLO, "--prices", "x.csv"), "--prices is for --fleet: devices of queues.yaml cost what it says"),
-    ):
-        done = simulator(*given)
-        assert (done.exit_code, words in done.stderr) == (2, True)
-
-
-def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_follow(tmp_path: Path) -> None:
-    fleet = tmp_path / "fleet.yaml"
-    fleet.write_text(FLEET.read_text(encoding="utf-8") + "penalties: {live: 48, standard: 24, bulk: 12}\n")
-    given = ("--rate", "chat=2,duration=20", *SLO)
-
-    stated = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
-
-    assert (stated.exit_code, stated.stderr) == (0, "")
-    answer = json.loads(stated.stdout)
+    assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
+    assert answer["loads"][1]["usd_per_hour"] == answer["plan"]["usd_per_hour"]
     followed = parse_plan(json.dumps(answer["fleet_plan"]).encode())
-    assert {(cell.model, cell.service) for cell in followed.cells} >= {("chat", "live"), ("chat", "bulk")}
-    assert set(followed.classes) <= {row["hardware_class"] for row in answer["plan"]["mix"]}
-    shown = plan(tmp_path, PRICES, *given, fleet=fleet).stdout
-    assert "classes, best first" in shown
+    assert {cell.service for cell in followed.cells} >= {"live"}
+    assert set(followed.classes) == {"cpu.batch"}
+
+    shown = simulator(*given).stdout
+    assert "cpu.batch" in shown and "classes, best first" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--rate", "chess=2", *SLO), "nothing can be replayed"),
+        (("--trace", "poisson:rate=1", "--rate", "sentiment=1", *SLO), "give either --trace or --rate"),
+        (("--rate", "sentiment=1", "--slo", "live=2"), "a share above 0, at most 1, got live=2"),
+        (
+            ("--rate", "sentiment=1", "--slo", "nobody=0.5"),
+            "expected one of live, standard, bulk, interactive, urgent",
+        ),
+        (("--rate", "sentiment=1,service=x", *SLO), "nothing can be replayed"),
+        (("--rate", "sentiment=1,service=live,duration=10", "--slo", "live=1", "--queues", "no.yaml"), "readable file"),
+    ],
+)
+def test_a_wrong_plan_is_an_error_with_exit_code_2(given: tuple[str, ...], words: str) -> None:
+    done = simulator("plan", *given)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr and "Traceback" not in done.stderr

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from lab.fleet_file import parse_fleet
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, WAITING, Simulation, simulate
-from simulator.fleet import SERVICES, FleetError, parse_fleet
+from simulator.fleet import SERVICES
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
@@ -138,9 +139,3 @@ def test_the_score_adds_the_penalty_of_what_was_missed_to_the_cost() -> None:
     assert summary.attainment["live"] == 0.5
     assert summary.score == pytest.approx(summary.cost_usd + 36 * 0.5)
     assert np.isclose(summary.cost_usd, 1.0, rtol=0.01)
-
-
-@pytest.mark.cases("event, message")
-def test_an_event_that_cannot_happen_is_refused(event: str, message: str) -> None:
-    with pytest.raises(FleetError, match=message.replace("[", r"\[").replace("]", r"\]")):
-        parse_fleet(FLEET + f"events: [{event}]")

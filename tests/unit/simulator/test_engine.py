@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lab.fleet_file import parse_fleet
 from router.decide.facts import BEAT
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Simulation, StuckError, simulate, summarise
-from simulator.fleet import Fleet, parse_fleet
+from simulator.fleet import Fleet
 from simulator.policies.policy import Static
 from simulator.policies.routing import Count, SimulatedReader, Surroundings, topology_of
 from simulator.policies.taxiway import POLICIES

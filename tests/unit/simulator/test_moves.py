@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.fleet_file import parse_fleet
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from simulator.class_queue import SimulatedQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, OutcomeColumns, Simulation
-from simulator.fleet import parse_fleet
 from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lab.fleet_file import parse_fleet
 from router.decide.plan import Density, Depth
 from simulator.engine import simulate
-from simulator.fleet import HardwareChange, parse_fleet
+from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import joined, make_trace, synthetic_trace

@@ -3,46 +3,25 @@
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from simulator.csv_rows import parse_rows
-from simulator.demand import (
-    FleetTooSmallError,
-    InfeasibleError,
-    Instance,
-    Mix,
-    Offer,
-    PriceError,
-    Prices,
-    cheapest,
-    check_deadlines,
-    demand,
-    load_prices,
-    offers,
-)
+from lab.fleet_file import parse_fleet
+from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand, offers
 from simulator.engine import RunSummary, simulate
-from simulator.fleet import Fleet, FleetError, parse_fleet
-from simulator.planner import equipped, fleet_plan, plan, sensitivity
+from simulator.fleet import Fleet
+from simulator.planner import equipped, fleet_plan, mix_of, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.workload import Figures, Workload, prepare
+from tasks.topology import Price
 from tests.builders import recorded
-
-HEADER = "instance,cloud,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot\n"
-ROWS = (
-    "fast-1,x,Fast,1,4,1.5",
-    "fast-2,x,Fast,2,8,",
-    "fast-4,x,Fast,4,15,5",
-    "fast-1-dear,x,Fast,1,5,",
-    "slow,x,,0,1,",
-)
-PRICES = HEADER + "\n".join(ROWS)
 
 FLEET = recorded("fleets/plan.yaml")
 
@@ -56,12 +35,8 @@ def work(rate: float, on: Fleet | None = None, duration: float = 120) -> Workloa
     return prepare(synthetic_trace(spec, model="m"), on or fleet(), seed=1)
 
 
-def prices_in(text: str) -> Prices:
-    return Prices("p.csv", tuple(parse_rows(text.splitlines(), Instance, source="p.csv", error=PriceError)))
-
-
 def bought(on: Fleet | None = None) -> tuple[Offer, ...]:
-    return offers(on or fleet(), prices_in(PRICES))
+    return offers(on or fleet())
 
 
 def replay(what: str, workload: Workload) -> RunSummary:
@@ -90,13 +65,10 @@ def devices_of(mix: Mix, names: Sequence[str]) -> list[int]:
 def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
     names = ["a", "b", "c"][: draw(st.integers(1, 3))]
     amount = st.integers(1, 40).map(lambda tenths: tenths / 10)
-    offered = [Offer(name, f"{name}{size}", size, draw(amount)) for name in names for size in draw(sizes)]
+    offered = [Offer(name, draw(amount)) for name in names]
     rows = draw(st.lists(st.lists(amount | st.just(math.inf), min_size=len(names), max_size=len(names)), max_size=3))
     load = np.array([row for row in rows if not all(map(math.isinf, row))] or [[0.5] * len(names)])
     return offered, load, dict.fromkeys(names, draw(st.integers(1, 3)))
-
-
-sizes = st.sets(st.sampled_from([1, 2]), min_size=1).map(sorted)
 
 
 @given(programme=programmes())
@@ -105,7 +77,7 @@ def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
 ) -> None:
     offered, load, counts = programme
     names = list(counts)
-    ranges = [range(counts[offer.hardware_class] // offer.devices + 1) for offer in offered]
+    ranges = [range(counts[offer.hardware_class] + 1) for offer in offered]
     every = (Mix(tuple(offered), numbers) for numbers in itertools.product(*ranges))
     allowed = [mix for mix in every if all(mix.devices().get(name, 0) <= counts[name] for name in names)]
     cost = min((mix.usd_per_hour for mix in allowed if carries(load, devices_of(mix, names))), default=None)
@@ -126,7 +98,7 @@ def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
     assert more.usd_per_hour >= less.usd_per_hour - 1e-6
     for mix, asked in ((less, load), (more, load * factor)):
         assert carries(asked, devices_of(mix, list(counts)))
-        assert all(number >= 0 for number in mix.instances)
+        assert all(number >= 0 for number in mix.counts)
 
 
 @given(programme=programmes())
@@ -141,39 +113,10 @@ def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported
         cheapest(offered, load, {name: count + error.lacking.get(name, 0) for name, count in counts.items()})
 
 
-def test_an_offer_is_the_cheapest_of_its_size_and_no_multiple_that_is_as_dear() -> None:
-    assert [(offer.hardware_class, offer.instance, offer.usd_per_hour) for offer in bought()] == [
-        ("fast", "fast-1", 4),
-        ("fast", "fast-4", 15),
-        ("slow", "slow", 1),
-        ("spot", "fast-1", 1.5),
-        ("spot", "fast-4", 5),
-    ]
-
-
-def test_further_columns_are_let_be_and_a_processor_counts_as_one_device() -> None:
-    prices = prices_in(PRICES)
-    assert prices.instances[4] == Instance("slow", None, 0, 1.0, None)
-
-
-@pytest.mark.cases("row, words")
-def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) -> None:
-    with pytest.raises(PriceError) as caught:
-        prices_in(HEADER + row)
-    assert str(caught.value).startswith(words)
-
-
-def test_a_price_file_without_its_columns_or_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PriceError, match=r"line 1: expected the columns .*,usd_per_hour_spot, got instance,"):
-        prices_in("instance,accelerator,accelerator_count,usd_per_hour\n")
-    with pytest.raises(PriceError, match=r"no-such\.csv: expected a readable CSV"):
-        load_prices(tmp_path / "no-such.csv")
-
-
-@pytest.mark.cases("old, new, words")
-def test_a_class_that_nothing_of_the_price_file_offers_is_named(old: str, new: str, words: str) -> None:
-    with pytest.raises(FleetError, match=words):
-        bought(fleet(old=old, new=new))
+def test_classes_are_on_offer_at_their_own_price_but_not_those_that_cost_nothing_by_the_hour() -> None:
+    assert bought() == (Offer("fast", 4), Offer("slow", 1), Offer("spot", 1.5))
+    paid_by_tokens = msgspec.structs.replace(fleet().classes["slow"], price=Price(0.0))
+    assert bought(replace(fleet(), classes={"slow": paid_by_tokens})) == ()
 
 
 def able(headroom: float) -> set[tuple[bool, ...]]:
@@ -222,28 +165,26 @@ def test_a_service_that_only_spot_classes_run_is_infeasible() -> None:
         check_deadlines(work(5, only), {"live": 0.9})
 
 
-def test_a_plan_attains_what_was_asked_and_no_instance_more_can_go() -> None:
+def test_a_plan_attains_what_was_asked_and_no_device_more_can_go() -> None:
     workload, slo = work(12, duration=20), {"live": 0.95, "standard": 0.95, "bulk": 0.9}
     found = plan(workload, bought(), slo, replay)
     assert all((found.attainment[name] or 0) >= share for name, share in slo.items())
     assert found.saved == pytest.approx(found.rounds[-1].usd_per_hour - found.usd_per_hour)
     assert found.usd_per_hour == pytest.approx(sum(row.usd_per_hour for row in found.mix))
-    numbers = {(row.hardware_class, row.instance): row.instances for row in found.mix}
-    mix = Mix(bought(), tuple(numbers.get((offer.hardware_class, offer.instance), 0) for offer in bought()))
-    for position, number in enumerate(mix.instances):
+    mix = mix_of(found, bought())
+    for position, number in enumerate(mix.counts):
         if number:
             fewer = replay("fewer", equipped(workload, mix.changed(position, -1)))
             assert any((fewer.attainment[name] or 0) < share for name, share in slo.items())
 
 
-def test_a_replay_has_all_devices_of_the_mix_on_at_the_price_paid() -> None:
-    workload = equipped(work(5), Mix(bought(), (1, 1, 2, 0, 0)))
+def test_a_replay_has_all_devices_of_the_mix_on() -> None:
+    workload = equipped(work(5), Mix(bought(), (5, 2, 0)))
     classes = workload.fleet.classes
     on = {name: (one.count, one.minimum, one.initial) for name, one in classes.items()}
     assert on == {"fast": (5, 5, 5), "slow": (2, 2, 2)}
-    assert classes["fast"].price.usd_per_hour == pytest.approx(19 / 5)
     spent = replay("all on", workload).cost_usd
-    assert spent == pytest.approx((4 + 15 + 2) / 3600 * workload.trace.arrival[-1], rel=0.01)
+    assert spent == pytest.approx((5 * 4 + 2 * 1) / 3600 * workload.trace.arrival[-1], rel=0.01)
 
 
 def test_a_fleet_that_ends_too_early_says_how_many_devices_it_lacks() -> None:

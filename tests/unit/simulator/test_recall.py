@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.fleet_file import parse_fleet
 from router.decide.history import JOB, REFUSED, Arrivals
-from simulator.fleet import parse_fleet
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.fleet import Transformer
-from simulator.timing import Roofline, Stepping, WholeBatches
+from lab.fleet_file import Transformer
+from lab.roofline import Roofline, stepping
+from simulator.timing import WholeBatches
 from tests.unit.simulator.public_data import rows_of
 
 LLAMA: Any = {"intermediate": 11008, "heads": 32, "kv_heads": 32, "vocabulary": 32000}
@@ -43,20 +44,20 @@ def test_the_roofline_is_near_the_measured_dense_operators(device: str) -> None:
 
 
 def test_reading_a_long_prompt_is_bound_by_compute_and_a_step_by_bandwidth() -> None:
-    timing = Stepping.of(PHI, A100)
+    timing = stepping(PHI, A100)
     assert timing.prefill(2000) > 1.8 * timing.prefill(1000)
     assert timing.step(16, 0) == timing.step(1, 0)
 
 
 def test_company_makes_an_answer_slower_and_its_device_time_shorter() -> None:
-    timing = Stepping.of(PHI, A100)
+    timing = stepping(PHI, A100)
     size, output = np.array([1000.0]), np.array([130.0])
     alone, together = timing.answer(size, output, 1)[0], timing.answer(size, output, 8)[0]
     assert alone < together < 8 * alone
 
 
 def test_an_answer_alone_is_its_prompt_and_its_steps() -> None:
-    timing = Stepping.of(PHI, A100)
+    timing = stepping(PHI, A100)
     expected = timing.prefill(1000) + 100 * timing.step(1, 1050)
     assert timing.answer(np.array([1000.0]), np.array([100.0]), 1)[0] == pytest.approx(expected)
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.fleet_file import parse_fleet
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
 from simulator.engine import Simulation, simulate
-from simulator.fleet import SERVICES, HardwareChange, parse_fleet
+from simulator.fleet import SERVICES, HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.fleet_file import parse_fleet
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import Density
 from router.upkeep import yielding as product
 from simulator import yielding
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, DROPPED, OutcomeColumns, Simulation
-from simulator.fleet import SERVICES, parse_fleet
+from simulator.fleet import SERVICES
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool

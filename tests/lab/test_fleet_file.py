@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from simulator.fleet import FleetError, load_fleet, parse_fleet
+from lab.fleet_file import FileClass, FleetError, load_fleet, parse_fleet
 from tests.unit.simulator.public_data import rows_of
 
-EXAMPLE = Path(__file__).parents[3] / "simulator" / "fleets" / "azure-mixed.yaml"
+EXAMPLE = Path(__file__).parents[2] / "lab" / "fleets" / "azure-mixed.yaml"
 DEVICES = {"gpu.l4": "NVIDIA L4", "gpu.a100": "NVIDIA A100-SXM4-40GB", "tpu.v5e": "Google TPU v5e"}
 INSTANCES = {
     "cpu.amx": "c3-standard-44",
@@ -30,8 +30,9 @@ def test_the_example_has_the_published_rooflines() -> None:
     fleet = load_fleet(EXAMPLE)
     published = {row["name"]: row for row in rows_of("accelerators.csv")}
     for name, device in DEVICES.items():
-        limits, row = fleet.classes[name].roofline, published[device]
-        assert limits is not None
+        found, row = fleet.classes[name], published[device]
+        assert isinstance(found, FileClass) and found.roofline is not None
+        limits = found.roofline
         assert limits.peak_flops == float(row["peak_bf16_flops"])
         assert limits.bandwidth == float(row["memory_bandwidth_bytes_per_s"])
         assert limits.host_link == pytest.approx(float(row["host_link_bytes_per_s"]), rel=0.001)
@@ -59,3 +60,9 @@ def test_a_class_too_small_for_a_model_does_not_run_it() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=r"none\.yaml: document: expected a readable file"):
         load_fleet(tmp_path / "none.yaml")
+
+
+@pytest.mark.cases("event, message")
+def test_an_event_that_cannot_happen_is_refused(event: str, message: str) -> None:
+    with pytest.raises(FleetError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        parse_fleet(EXAMPLE.read_text(encoding="utf-8") + f"events: [{event}]")

@@ -1,6 +1,6 @@
 """How many requests per second does the simulator process on one core, by policy?
 
-`python -m benchmarks.simulator_speed` makes a Poisson trace of a million requests at a load that the example fleet can
+`python -m lab.simulator_speed` makes a Poisson trace of a million requests at a load that the example fleet can
 serve, and simulates each policy. It prints one JSON line per policy: requests per second of processor time, the total
 seconds, and the process's peak memory.
 """
@@ -12,14 +12,14 @@ import resource
 import time
 
 from benchmarks.harness.measure import machine, say
+from lab.fleet_file import load_fleet
 from simulator.engine import simulate
-from simulator.fleet import load_fleet
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import synthetic_trace
 from simulator.workload import prepare
 from tasks.settings import TREE
 
-FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
+FLEET = TREE / "lab" / "fleets" / "azure-mixed.yaml"
 
 RATE = 50
 """Requests a second: about nine times those of the Azure chat trace."""
@@ -29,7 +29,7 @@ SEED = 1
 
 def main() -> None:
     """Measure, and print one JSON line a policy."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.simulator_speed", description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
     given = parser.parse_args()
