@@ -29,7 +29,7 @@ import uvicorn
 from api.errors import unforeseen
 from api.gate import Application, Receive, Send
 from tasks.queues.limits import Limits
-from taxiway.contract.peers import BESIDE
+from taxiway.contract.peer_messages import MESSAGE
 
 HEAD = 2**16
 """Limit on a request's head, and on what follows the last chunk of a body, in bytes."""
@@ -52,6 +52,8 @@ class HttpServer:
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        # A frame that comes while a large body is sent waits for what the kernel has of that: no more than a message
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MESSAGE)
         self._scheme = "http" if tls is None else "https"
         self.host = host
         self.port: int = self._socket.getsockname()[1]
@@ -61,7 +63,7 @@ class HttpServer:
             self._answer,
             http="h11",
             ws="wsproto",
-            ws_max_size=int(limits.payload) + BESIDE,
+            ws_max_size=2 * MESSAGE,
             ws_per_message_deflate=False,  # tensors and short texts: it would cost each job more than it takes itself
             lifespan="off",
             interface="asgi3",

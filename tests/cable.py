@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -10,13 +11,15 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK = 2**20  # bytes: a delay must not narrow the cable
+_SHORT = 2**14  # of a narrow one
 
 
 class Cable:
-    """Carries connections to `(host, port)`; every byte waits `delay` seconds on its way."""
+    """Carries connections to `(host, port)`; every byte waits `delay` seconds on its way, and its turn at `rate`."""
 
     def __init__(self, host: str, port: int) -> None:
         self.delay = 0.0
+        self.rate = math.inf  # bytes a second, of each connection and way
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
@@ -77,11 +80,11 @@ class Cable:
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with source, suppress(OSError):
-            while chunk := source.recv(_CHUNK):
+            while chunk := source.recv(_CHUNK if math.isinf(self.rate) else _SHORT):
                 if source in self._forgotten:
                     continue
-                if self.delay:
-                    time.sleep(self.delay)
+                if pause := self.delay + len(chunk) / self.rate:
+                    time.sleep(pause)
                 sink.sendall(chunk)
         if source in self._forgotten:
             return

@@ -13,6 +13,8 @@ import redis
 
 import taxiway
 from tasks.settings import TREE, Settings
+from taxiway.contract.peer_messages import Outbox
+from taxiway.contract.peers import ToCaller, ToSite, encode_frames
 from tests.cable import Cable
 from tests.routing import RouterProcess, eventually, router_process
 from tests.stored import facts_of
@@ -95,6 +97,14 @@ class TwoSites:
         """Whether the far fleet offers something."""
         facts = self.facts()
         return facts is not None and bool(facts.offers)
+
+
+def messages(*frames: ToSite | ToCaller) -> Iterator[bytes]:
+    """Frames as they are sent."""
+    out = Outbox()
+    for frame in frames:
+        out.put(encode_frames(frame), getattr(frame, "key", ""))
+    return out.messages()
 
 
 @contextmanager

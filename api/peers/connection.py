@@ -23,6 +23,7 @@ from tasks.large_bodies import beside
 from tasks.queues.endpoints import HOME
 from tasks.ticket import job_id
 from taxiway.contract.job import Result
+from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
 from taxiway.contract.peers import (
     BESIDE,
     MOST_JOBS,
@@ -49,7 +50,7 @@ from taxiway.contract.peers import (
     ToCaller,
     ToSite,
     encode_frames,
-    messages_of,
+    read_one_to_site,
     read_to_site,
 )
 from taxiway.contract.request import Request, Terms, check_content, check_terms
@@ -86,7 +87,7 @@ class PeerDesk:
 
     @property
     def most_bytes(self) -> int:
-        """Bytes of the largest message that is read."""
+        """Bytes of the largest frame that is read."""
         return int(self.router.rules.topology.limits.payload) + BESIDE
 
     @property
@@ -120,10 +121,9 @@ class PeerConnection:
         self._tenant, self._limited = tenant or Terms().tenant, tenant is not None
         self._home = desk.home
         self._most = 0
-        self._out: list[bytes] = []
-        self._unread = 0
-        self._news, self._free = asyncio.Event(), asyncio.Event()
-        self._free.set()
+        self._in, self._out = Inbox(read_to_site, read_one_to_site, desk.most_bytes), Outbox()
+        self._news, self._free, self._free_large = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._let_on()
         self._jobs: dict[str, _PeerJob] = {}
         self._cancels: set[asyncio.Task[None]] = set()
 
@@ -135,7 +135,7 @@ class PeerConnection:
         """
         try:
             async with asyncio.timeout(HELLO_WITHIN):
-                first = _frames(await receive() or b"")
+                first = await self._first(receive)
         except TimeoutError as error:
             raise PeerError(WRONG_FRAME, f"no hello within {HELLO_WITHIN:g} s") from error
         hello = self._greet(first)
@@ -151,8 +151,13 @@ class PeerConnection:
                 task.cancel()
             await asyncio.gather(*ending, *self._cancels, return_exceptions=True)
 
-    def _greet(self, frames: Iterable[ToSite]) -> PeerHello:
-        hello = next(iter(frames), None)
+    async def _first(self, receive: Callable[[], Awaitable[bytes | None]]) -> ToSite | None:
+        while (message := await receive()) is not None:
+            for frame in self._frames(message):
+                return frame
+        return None
+
+    def _greet(self, hello: ToSite | None) -> PeerHello:
         if not isinstance(hello, PeerHello):
             raise PeerError(WRONG_FRAME, "expected hello first")
         if hello.version != VERSION:
@@ -163,7 +168,7 @@ class PeerConnection:
 
     async def _read(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
         while (message := await receive()) is not None:
-            for frame in _frames(message):
+            for frame in self._frames(message):
                 self._take(frame)
             await self._free.wait()
 
@@ -207,8 +212,9 @@ class PeerConnection:
             job.accepted.set()
             self._jobs.pop(key, None)
         if last is not None:
-            await self._free.wait()
-            self._tell(last)
+            encoded = self._encoded(last)
+            await (self._free_large if len(encoded) > MESSAGE // 2 else self._free).wait()
+            self._put(encoded, key)
 
     async def _accepted(self, submit: PeerSubmit) -> Running:
         """Accept a job as an infer request of the tenant. Raises what `Inference.run` raises."""
@@ -283,26 +289,42 @@ class PeerConnection:
         return {name: offers for name, offers in found.items() if offers}
 
     def _tell(self, frame: ToCaller) -> None:
+        self._put(encode_frames(frame), getattr(frame, "key", ""))
+
+    def _encoded(self, frame: ToCaller) -> bytes:
+        """A job's last frame, or what is said in its place of an answer that is too long."""
         encoded = encode_frames(frame)
         if len(encoded) > self._most and isinstance(frame, PeerAnswer):
             text = f"the answer has {len(encoded)} bytes, more than the site that asked reads ({self._most})"
             encoded = encode_frames(_failure(frame.key, RequestTooLargeError(text)))
-        self._out.append(encoded)
-        self._unread += len(encoded)
-        if self._unread > MOST_UNREAD:
-            self._free.clear()
+        return encoded
+
+    def _put(self, encoded: bytes, key: str) -> None:
+        self._out.put(encoded, key)
+        self._let_on()
         self._news.set()
 
+    def _let_on(self) -> None:
+        """Have jobs wait while too much waits for the peer to read it: a large answer keeps only large ones waiting."""
+        for event, waiting in ((self._free, self._out.small), (self._free_large, self._out.large)):
+            if waiting > MOST_UNREAD:
+                event.clear()
+            else:
+                event.set()
+
     async def _write(self) -> None:
-        """Send what there is to tell, all of it in one message unless that is too long."""
         while True:
             await self._news.wait()
             self._news.clear()
-            frames, self._out, self._unread = self._out, [], 0
-            for message in messages_of(frames, self._most):
+            for message in self._out.messages():
                 await self._send(message)
-            if self._unread <= MOST_UNREAD:
-                self._free.set()
+                self._let_on()
+
+    def _frames(self, message: bytes) -> Iterator[ToSite]:
+        try:
+            yield from self._in.frames(message)
+        except UNREADABLE as error:
+            raise PeerError(WRONG_FRAME, f"malformed: {cut(str(error), 80)}") from error
 
 
 @dataclass(slots=True)
@@ -329,13 +351,6 @@ class _Pieces:
     def end(self, result: Result) -> Iterable[PeerPiece]:
         """Nothing: the answer follows, and has it all."""
         return ()
-
-
-def _frames(message: bytes) -> list[ToSite]:
-    try:
-        return read_to_site(message)
-    except UNREADABLE as error:
-        raise PeerError(WRONG_FRAME, f"malformed: {cut(str(error), 80)}") from error
 
 
 def _key_of(tenant: str, key: str) -> Terms:

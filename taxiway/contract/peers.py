@@ -7,7 +7,7 @@ second what it would promise now. Times are seconds that are left, never moments
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -80,7 +80,7 @@ class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     version: int
     site: str
     bytes: int
-    """Of the largest message that it reads."""
+    """Of the largest frame that it reads."""
     models: tuple[str, ...] = ()
     """Of the caller: the models that it wants offers for, as the other site names them."""
     services: tuple[str, ...] = ()
@@ -173,6 +173,13 @@ class PeerOffers(msgspec.Struct, frozen=True, array_like=True, tag="offers"):
     offers: dict[str, dict[str, SiteOffer]]
 
 
+class PeerPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):
+    """Part of a frame that is longer than a message (`peer_messages`)."""
+
+    content: memoryview
+    last: bool = False
+
+
 class PeerPing(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
     """To be answered at once, with the same number."""
 
@@ -194,26 +201,10 @@ ToCaller = PeerHello | PeerTaken | PeerRefused | PeerPiece | PeerAnswer | PeerFa
 encode_frames = msgspec.msgpack.Encoder().encode
 """A frame, or what a part of one holds, in MessagePack."""
 
-read_to_site = msgspec.msgpack.Decoder(list[ToSite]).decode
-read_to_caller = msgspec.msgpack.Decoder(list[ToCaller]).decode
+read_to_site = msgspec.msgpack.Decoder(list[ToSite | PeerPart]).decode
+read_to_caller = msgspec.msgpack.Decoder(list[ToCaller | PeerPart]).decode
+"""The frames in a message."""
 
-_MOST_FRAMES = 2**16 - 1  # of a message
-
-
-def messages_of(frames: Sequence[bytes], most: int) -> Iterator[bytes]:
-    """Encoded frames as messages of at most `most` bytes; a frame that is longer by itself is one of its own."""
-    start, size = 0, 0
-    for end, frame in enumerate(frames):
-        if end > start and (size + len(frame) > most - _HEAD or end - start == _MOST_FRAMES):
-            yield _list_of(frames[start:end])
-            start, size = end, 0
-        size += len(frame)
-    if frames[start:]:
-        yield _list_of(frames[start:])
-
-
-_HEAD = 3  # bytes of a list's head in MessagePack ("array 16")
-
-
-def _list_of(frames: Sequence[bytes]) -> bytes:
-    return b"".join((b"\xdc", len(frames).to_bytes(2, "big"), *frames))
+read_one_to_site = msgspec.msgpack.Decoder(ToSite).decode
+read_one_to_caller = msgspec.msgpack.Decoder(ToCaller).decode
+"""A frame that came in parts."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 
 import aiohttp
 
+from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
 from taxiway.contract.peers import (
     BESIDE,
     STALE,
@@ -15,7 +17,7 @@ from taxiway.contract.peers import (
     ToCaller,
     ToSite,
     encode_frames,
-    messages_of,
+    read_one_to_caller,
     read_to_caller,
 )
 from taxiway.errors import UNREADABLE, cut
@@ -32,7 +34,7 @@ class BrokenProtocolError(Exception):
 
 
 class SiteLine:
-    """Carries frames both ways. For one event loop. `most` is the largest message that the other side reads, in bytes.
+    """Carries frames both ways. For one event loop. `most` is the largest frame that the other side reads, in bytes.
 
     Args:
         hello: what is said first on each connection.
@@ -52,20 +54,20 @@ class SiteLine:
         lost: Callable[[str, bool], None],
     ) -> None:
         self._hello, self._greet, self._take, self._lost = hello, greet, take, lost
-        self._out: list[bytes] = []
+        self._out = Outbox()
         self._news = asyncio.Event()
         self.most = BESIDE
 
     def say(self, frame: ToSite) -> None:
         """Send a frame; without a line it is lost."""
-        self._out.append(encode_frames(frame))
+        self._out.put(encode_frames(frame), getattr(frame, "key", ""))
         self._news.set()
 
     async def stay(self, session: aiohttp.ClientSession, url: str, fault: Callable[[Exception], EndpointError]) -> None:
         """Connect again whenever the connection is lost. `fault` says what a failure of the connection means."""
         while True:
             try:
-                async with session.ws_connect(url, max_msg_size=MAX_ANSWER, compress=0) as socket:
+                async with session.ws_connect(url, max_msg_size=2 * MESSAGE, compress=0) as socket:
                     self._lost(await self._converse(socket), False)
             except aiohttp.WSServerHandshakeError as error:
                 self._lost(f"it refuses the connection: {error.status}", False)
@@ -77,7 +79,10 @@ class SiteLine:
 
     async def _converse(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         """Speak until the connection ends; returns why it did."""
-        self._out, self.most = [], BESIDE
+        self._out, self.most = Outbox(), BESIDE
+        inbox = Inbox(read_to_caller, read_one_to_caller, MAX_ANSWER)
+        if (wire := socket.get_extra_info("socket")) is not None:
+            wire.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, MESSAGE)  # the kernel keeps no small frame behind more
         self.say(self._hello)
         take = self._greet
         writing = asyncio.create_task(self._write(socket))
@@ -86,7 +91,7 @@ class SiteLine:
                 message = await socket.receive(timeout=STALE)
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     return f"it closed the connection: {cut(str(message.extra or message.data or ''), _SHOWN)}"
-                for frame in _frames(message.data):
+                for frame in _frames(inbox, message.data):
                     take(frame)
                     take = self._take
         finally:
@@ -98,13 +103,12 @@ class SiteLine:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                frames, self._out = self._out, []
-                for message in messages_of(frames, self.most):
+                for message in self._out.messages():
                     await socket.send_bytes(message)
 
 
-def _frames(message: bytes) -> list[ToCaller]:
+def _frames(inbox: Inbox[ToCaller], message: bytes) -> Iterator[ToCaller]:
     try:
-        return read_to_caller(message)
+        yield from inbox.frames(message)
     except UNREADABLE as error:
         raise BrokenProtocolError(cut(str(error), _SHOWN)) from error

@@ -15,6 +15,7 @@ import pytest
 from api.access import Key, Scope, digest_of
 from api.keys_file import write_keys
 from taxiway.contract.keys import job_key
+from taxiway.contract.peer_messages import MESSAGE, Inbox
 from taxiway.contract.peers import (
     BESIDE,
     MOST_JOBS,
@@ -28,6 +29,7 @@ from taxiway.contract.peers import (
     PeerFailure,
     PeerHello,
     PeerOffers,
+    PeerPart,
     PeerPing,
     PeerPong,
     PeerRefused,
@@ -37,11 +39,11 @@ from taxiway.contract.peers import (
     ToCaller,
     ToSite,
     encode_frames,
-    messages_of,
+    read_one_to_caller,
     read_to_caller,
 )
 from tests.routing import eventually
-from tests.sites import FAR, OpenSite, open_fleet
+from tests.sites import FAR, OpenSite, messages, open_fleet
 from tests.stored import record_of
 from tests.working import LASTING
 
@@ -64,9 +66,10 @@ class Caller:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
         self.received: list[ToCaller] = []
+        self._inbox = Inbox(read_to_caller, read_one_to_caller, 2**30)
 
     async def say(self, *frames: ToSite) -> None:
-        for message in messages_of([encode_frames(frame) for frame in frames], 2**16):
+        for message in messages(*frames):
             await self.socket.send_bytes(message)
 
     async def hear(self, *kinds: type[ToCaller], key: str = "") -> Any:
@@ -78,7 +81,7 @@ class Caller:
             async with asyncio.timeout(60):
                 message = await self.socket.receive()
             assert message.type is aiohttp.WSMsgType.BINARY, message
-            self.received += read_to_caller(message.data)
+            self.received += self._inbox.frames(message.data)
 
     async def closed(self) -> tuple[int | None, str]:
         """The code and reason with which the connection is closed."""
@@ -189,12 +192,23 @@ def test_what_cannot_be_read_ends_the_connection_alone(site: OpenSite, message: 
 
 def test_a_message_without_an_end_is_refused(site: OpenSite) -> None:
     async def talk(caller: Caller) -> Any:
-        most = (await caller.hear(PeerHello)).bytes
-        assert most == 64 * 2**10 + BESIDE
-        await caller.socket.send_bytes(bytes(most + 1))
+        await caller.socket.send_bytes(bytes(2 * MESSAGE + 1))
         return (await caller.closed())[0]
 
     assert speak(site, talk) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+
+
+def test_a_frame_without_an_end_is_refused(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        most = (await caller.hear(PeerHello)).bytes
+        assert most == 64 * 2**10 + BESIDE
+        part = b"\x91" + encode_frames(PeerPart(memoryview(bytes(2**15))))
+        for _ in range(most // 2**15 + 1):
+            await caller.socket.send_bytes(part)
+        return await caller.closed()
+
+    assert speak(site, talk) == (WRONG_FRAME, f"malformed: a frame of more than {64 * 2**10 + BESIDE} bytes")
+    assert site.client.infer("slab", QUICK, timeout=60).outputs["estimate"] == [0.75]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.models.model import Profile, Variant
 from tasks.models.tensor_spec import TensorSpec
-from taxiway.contract.peers import BESIDE, PeerAnswer, PeerPiece, encode_frames, messages_of, read_to_caller
+from taxiway.contract.peers import PeerAnswer, PeerPiece
 from tests.builders import a_text_model
 from workers.endpoints.protocol import EndpointError
 from workers.endpoints.taxiway import PeerReader, batched, only_row, prepare
@@ -54,15 +54,6 @@ def test_outputs_that_are_no_batch_of_one_are_the_sites_fault(outputs: dict[str,
     reader.end(PeerAnswer("k", {spec.name: outputs.get("label") for spec in MODEL.outputs} if outputs else {}, 0.0))
     with pytest.raises(EndpointError, match="malformed"):
         reader.answer()
-
-
-@given(sizes=st.lists(st.integers(0, 3000), max_size=30), most=st.integers(BESIDE, 2 * BESIDE))
-def test_frames_are_joined_to_messages_that_the_other_side_reads(sizes: list[int], most: int) -> None:
-    frames = [PeerPiece("k", index, "x" * 40 * size, 0, []) for index, size in enumerate(sizes)]
-    encoded = [encode_frames(frame) for frame in frames]
-    messages = list(messages_of(encoded, most))
-    assert [frame for message in messages for frame in read_to_caller(message)] == frames
-    assert all(len(message) <= most or len(read_to_caller(message)) == 1 for message in messages)
 
 
 def test_a_row_is_a_batch_of_one_on_its_way() -> None:
