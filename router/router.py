@@ -172,6 +172,7 @@ class Router:
                 if recovered:
                     logger.warning("arrivals recovered", extra={"messages": recovered})
                 await self._events.send(self.transport)
+                await self.store.unserved.write()
                 await self.store.audit.write()
             await asyncio.sleep(TIDY)
 

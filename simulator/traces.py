@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import JOB, PRIORITIES, REFUSED, Arrivals
+from router.decide.history import JOB, PRIORITIES, Arrivals
 from simulator.csv_rows import CsvError, read_rows
 from simulator.fleet import SERVICES
 from taxiway.contract.request import Priority
@@ -409,12 +409,12 @@ KINDS: Mapping[str, tuple[Callable[[Mapping[str, float], Random], Times], Mappin
 
 
 def trace_of(arrivals: Arrivals) -> Trace:
-    """The trace that replays these arrivals, as far as they were accepted: the size of a refused one is unknown.
+    """The trace that replays these arrivals, with those that were refused.
 
     A request of several rows has the size of all of them. `output` is what was generated, or what was expected while
     that is unknown. A service that the simulator does not know is unset; such requests have their deadlines.
     """
-    jobs = arrivals.jobs[arrivals.jobs["state"] != REFUSED]
+    jobs = arrivals.jobs
     rows = jobs["rows"].astype(np.int64)
     services = [SERVICES.index(name) if name in SERVICES else UNSET for name in arrivals.names["service"]]
     return Trace(
@@ -453,7 +453,7 @@ def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
 
 
 def _generic_records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
-    trace, jobs = trace_of(arrivals), arrivals.jobs[arrivals.jobs["state"] != REFUSED]
+    trace, jobs = trace_of(arrivals), arrivals.jobs
     models = [name.partition(":")[0] for name in trace.models]
     columns = [
         getattr(trace, name).tolist()

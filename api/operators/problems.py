@@ -17,7 +17,15 @@ MISSED = 0.01
 
 def problems(view: FleetView) -> tuple[FleetProblem, ...]:
     """The fleet's problems: first what stops it, then what serves too little, then what waits for somebody's look."""
-    return (*_store(view), *_processes(view), *_capacity(view), *_queues(view), *_models(view), *_other(view))
+    return (
+        *_store(view),
+        *_processes(view),
+        *_capacity(view),
+        *_scarcity(view),
+        *_queues(view),
+        *_models(view),
+        *_other(view),
+    )
 
 
 def _store(view: FleetView) -> Iterator[FleetProblem]:
@@ -48,11 +56,18 @@ def _capacity(view: FleetView) -> Iterator[FleetProblem]:
         if one.lacks:
             text = f"{one.devices} of {one.replicas} devices: {one.why}"
             yield FleetProblem(f"class {name}", text, "start workers of the class")
+
+
+def _scarcity(view: FleetView) -> Iterator[FleetProblem]:
     for cell in view.plan.cells if view.plan is not None and not view.plan.not_followed else ():
         if cell.in_time < SCARCE:
             text = f"{cell.in_time:.0%} in time by the plan, on {cell.prefers}: more work than hardware, and other work"
             text = f"{text} costs more when it is late; requests that would be late are refused"
             yield FleetProblem(f"{cell.service} {cell.model}", text, "raise `scaling.maximum`, or add hardware")
+    asked = view.ended + view.refused
+    if view.refused and view.refused >= MISSED * asked:
+        text = f"{view.refused} of the last {asked} were refused at once: no device would have answered them in time"
+        yield FleetProblem("requests", text, "raise `scaling.maximum`, or add hardware; the page at / has each service")
     if view.missed and view.missed >= MISSED * view.ended:
         text = f"{view.missed} of the last {view.ended} jobs missed theirs"
         yield FleetProblem(

@@ -160,6 +160,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that ended in the last `LATELY` seconds, as this router saw them."""
     missed: int = 0
     """Those of `ended` that missed their deadline."""
+    refused: int = 0
+    """Requests that this router refused in that time for lack of hardware."""
     failing: Mapping[str, str] = {}
     """Processes of `taxiway up` that failed within a minute of health, and how."""
     problems: tuple[FleetProblem, ...] = ()

@@ -21,20 +21,23 @@ export const latencies = (samples, since) => {
 
 const took = (one) => {
   const times = one.slowest == null ? "no answer" : `${seconds(one.median)}, 95 % in ${seconds(one.slowest)}`;
-  return [times, plural(one.jobs, "job"), one.late && `${one.late} late`].filter(Boolean).join(", ");
+  const counts = [plural(one.jobs, "job"), one.late && `${one.late} late`, one.refused && `${one.refused} refused`];
+  return [times, ...counts].filter(Boolean).join(", ");
 };
 
 const newest = (slices) => slices.reduce((a, b) => (a.begin > b.begin ? a : b));
 
-export const counted = (slices) => sum(slices.map((one) => one.jobs));
-
-const missed = (slices) => sum(slices.map((one) => one.late));
+// What became of the requests, in words: those that were refused could not have been in time.
+const fate = (slices) => {
+  const [jobs, late, refused] = ["jobs", "late", "refused"].map((name) => sum(slices.map((one) => one[name])));
+  const inTime = Math.floor((1000 * (jobs - late)) / (jobs + refused)) / 10;
+  const lost = [late && `${late} late`, refused && `${refused} refused`].filter(Boolean).join(", ");
+  return { bad: late + refused >= MISSED * (jobs + refused), lost, jobs: plural(jobs + refused, "request"), inTime };
+};
 
 export const serviceNow = (slices) => {
-  const jobs = plural(counted(slices), "job"),
-    late = missed(slices);
-  const bad = late && late >= MISSED * counted(slices);
-  return make("b", late ? `${late} of ${jobs} late` : `${jobs}, all in time`, bad ? "bad" : "");
+  const { bad, lost, jobs, inTime } = fate(slices);
+  return make("b", lost ? `${inTime} % of ${jobs} in time: ${lost}` : `${jobs}, all in time`, lost && bad ? "bad" : "");
 };
 
 export const serviceFoot = (slices) => {
@@ -63,7 +66,7 @@ const layers = (slices, end) => (x, width) => {
     ran = slices.filter((one) => one.slowest != null);
   return [
     ...written.map((value) => rule(up(value), width, "grid")),
-    ...slices.filter((one) => one.late).map((one) => box(left(one), right(one), floor(HEIGHT), 0, "late")),
+    ...slices.filter((one) => one.late || one.refused).map((one) => box(left(one), right(one), floor(HEIGHT), 0, "late")),
     ...ran.map((one) =>
       box(left(one) + 1, right(one) - 1, up(one.slowest), up(one.median), one.late ? "bar bad" : "bar"),
     ),
@@ -77,7 +80,7 @@ const layers = (slices, end) => (x, width) => {
 export const servicePicture = (service, slices, end) => ({
   height: HEIGHT,
   left: GUTTER,
-  title: `${service}: latency against deadline; ${plural(counted(slices), "job")}, ${missed(slices)} late; ${took(newest(slices))}`,
+  title: `${service}: latency against deadline; ${fate(slices).jobs}, ${fate(slices).lost || "all in time"}; ${took(newest(slices))}`,
   layers: layers(slices, end),
   read: (time) => {
     const one = slices.find(({ begin }) => begin <= time && time < begin + SLICE);

@@ -3,8 +3,8 @@
 import { chart, hue, onWidth } from "./charts.js";
 import { classPicture } from "./classes.js";
 import { changePicture, changesNow, dollarLegend, dollarPicture, dollarsNow } from "./costs.js";
-import { by, clock, last, make, plural } from "./dom.js";
-import { counted, latencies, serviceFoot, serviceNow, servicePicture } from "./services.js";
+import { by, clock, last, make } from "./dom.js";
+import { latencies, serviceFoot, serviceNow, servicePicture } from "./services.js";
 
 const SPAN = 900; // seconds
 
@@ -48,9 +48,7 @@ const showClasses = (names) => {
 };
 
 const showServices = () => {
-  const found = latencies(samples, span[0]),
-    refused = found.get("");
-  found.delete("");
+  const found = latencies(samples, span[0]);
   keep(
     by("services"),
     [...found.keys()].map((service) => "service-" + service),
@@ -66,7 +64,6 @@ const showServices = () => {
     plot(parts, servicePicture(service, slices, span[1]));
   }
   by("services-none").hidden = found.size > 0;
-  by("refused").textContent = refused ? plural(counted(refused), "request") + " refused in 15 minutes" : "";
 };
 
 const showCosts = (names) => {

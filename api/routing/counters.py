@@ -84,22 +84,25 @@ LATELY = 300.0
 
 
 class RecentOutcomes:
-    """How many jobs `ended` in the last `LATELY` seconds, and how many of them `missed` their deadline."""
+    """How many jobs `ended` in the last `LATELY` seconds, and how many of them `missed` their deadline.
+
+    `refused` counts the requests that no hardware could answer in time.
+    """
 
     def __init__(self) -> None:
-        self.ended = self.missed = 0
-        self._sums: deque[tuple[float, int, int]] = deque()
+        self.ended = self.missed = self.refused = 0
+        self._sums: deque[tuple[float, int, int, int]] = deque()
 
-    def observe(self, outcomes: Iterable[Mapping[tuple[str, ...], int]], now: float) -> None:
+    def observe(self, outcomes: Iterable[Mapping[tuple[str, ...], int]], refused: int, now: float) -> None:
         """Read counters whose labels end with a job's final state; `now` is of any monotonic clock."""
         counts = [(labels[-1], jobs) for counted in outcomes for labels, jobs in counted.items()]
         ended = sum(jobs for _, jobs in counts)
         missed = sum(jobs for state, jobs in counts if state == JobState.EXPIRED)
-        self._sums.append((now, ended, missed))
+        self._sums.append((now, ended, missed, refused))
         while self._sums[0][0] < now - LATELY:
             self._sums.popleft()
-        _, ended_before, missed_before = self._sums[0]
-        self.ended, self.missed = ended - ended_before, missed - missed_before
+        _, *before = self._sums[0]
+        self.ended, self.missed, self.refused = ended - before[0], missed - before[1], refused - before[2]
 
 
 def _sum(done: Done) -> int:

@@ -17,7 +17,7 @@ from broker.port import ForwardOutcome
 from router.decide.fairness import RETRY_AFTER, Depths, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
-from router.service.admission import Order, Place, Rules, admit, refused_receipt
+from router.service.admission import Order, Place, Rules, admit, refused_receipt, unserved
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tasks.topology import Topology
@@ -65,6 +65,8 @@ class HttpRouter(Router):
             admitted = await self._admit(order)
         except TaxiwayError as error:
             self.refuse(order.envelope, order.job, error.code)
+            if asked := unserved(order, self.rules, self.fleet.working, error):
+                self.store.unserved.add(self.store.clock.now(), asked)
             if receipt := refused_receipt(order, self.rules, error):
                 self.store.audit.add([receipt])
             raise
@@ -124,7 +126,7 @@ class HttpRouter(Router):
                 self.scaler.topology = self.rules.topology
                 self.scaler.observe(working.fleet, now, working.depths.classes)
                 self.outcomes.update(working.fleet.devices)
-                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), now)
+                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), self.store.unserved.total, now)
             await asyncio.sleep(_OBSERVE)
 
 

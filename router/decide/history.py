@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.basis import read_basis
-from router.decide.classify import level_of
+from router.decide.classify import Needs, level_of
 from taxiway.contract.request import Priority
 
 SLICE = 30
@@ -62,9 +62,10 @@ class ServiceLatency(msgspec.Struct, frozen=True, kw_only=True):
     begin: int
     """The slice's begin, in Unix seconds."""
     service: str
-    """The service; empty for jobs that were refused, which have none."""
     jobs: int
     """Jobs that were accepted in the slice."""
+    refused: int = 0
+    """Requests that were refused for lack of hardware."""
     late: int
     """Those of them that were expired or answered after their deadline."""
     median: float | None
@@ -118,13 +119,58 @@ class PlacedTerms(NamedTuple):
 def terms_of(basis: str) -> PlacedTerms:
     """The terms in a record's basis; `PlacedTerms()` if it has none, or another release wrote it."""
     read = read_basis(basis)
-    if read is None:
-        return PlacedTerms()
-    needs, place = read.needs, read.needs.constraints
+    return PlacedTerms() if read is None else _terms(read.needs)
+
+
+def _terms(needs: Needs) -> PlacedTerms:
+    place = needs.constraints
     alike = [n for n, name in enumerate(PRIORITIES) if level_of(needs.deadline, name) == needs.level]
     priority = PRIORITIES.index("normal") if PRIORITIES.index("normal") in alike else next(iter(alike), -1)
     size = max(round(needs.size) - needs.output, 0)
     return PlacedTerms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
+
+
+class UnservedTerms(NamedTuple):
+    """What a request asked for that was refused for lack of hardware."""
+
+    model: str
+    tenant: str
+    terms: PlacedTerms
+    deadline: float | None
+
+
+def unserved_terms(model: str, tenant: str, needs: Needs) -> UnservedTerms:
+    """The terms of a refused request."""
+    return UnservedTerms(model, tenant, _terms(needs), needs.deadline)
+
+
+_read_unserved = msgspec.json.Decoder(UnservedTerms).decode
+
+
+def unserved_text(asked: UnservedTerms) -> str:
+    """The terms as stored."""
+    return msgspec.json.encode(asked).decode()
+
+
+def unserved(begin: int, counts: Mapping[str, int]) -> Arrivals:
+    """The refused requests of a slice, from their stored terms. They are spread evenly over it."""
+    asked = [_read_unserved(text) for text, count in counts.items() for _ in range(count)]
+    texts = {
+        "model": [one.model for one in asked],
+        "tenant": [one.tenant for one in asked],
+        "service": [one.terms.service for one in asked],
+        "locality": [one.terms.locality for one in asked],
+        "hardware_class": [""] * len(asked),
+    }
+    names, jobs = {column: tuple(dict.fromkeys(values)) for column, values in texts.items()}, np.zeros(len(asked), JOB)
+    for column, values in texts.items():
+        jobs[column] = indices(values, names[column])
+    for column in ("rows", "size", "expected", "priority"):
+        jobs[column] = [getattr(one.terms, column) for one in asked]
+    jobs["arrival"] = begin + SLICE * (np.arange(len(asked)) + 0.5) / max(len(asked), 1)
+    jobs["deadline"] = [math.nan if one.deadline is None else one.deadline for one in asked]
+    jobs["state"], jobs["output"], jobs["seconds"], jobs["ran"] = REFUSED, -1, math.nan, math.nan
+    return Arrivals(names, jobs)
 
 
 def indices(values: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -229,7 +275,8 @@ def _latency(begin: int, service: str, jobs: Jobs) -> ServiceLatency:
     return ServiceLatency(
         begin=begin,
         service=service,
-        jobs=len(jobs),
+        jobs=len(jobs) - int((refused := jobs["state"] == REFUSED).sum()),
+        refused=int(refused.sum()),
         late=int(late.sum()),
         median=_quantile(answered, 0.5),
         slowest=_quantile(answered, 0.95),

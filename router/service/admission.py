@@ -18,6 +18,7 @@ from broker.port import Affinity, Outgoing
 from broker.valkey.deadlines import Course, exceeded
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.fairness import Tenants, check_class, check_tenant
+from router.decide.history import UnservedTerms, unserved_terms
 from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
@@ -38,7 +39,15 @@ from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
 from taxiway.contract.wire import Envelope
-from taxiway.errors import InvalidRequestError, ModelUnavailableError, RequestTooLargeError, TaxiwayError, wrong_field
+from taxiway.errors import (
+    InvalidRequestError,
+    ModelUnavailableError,
+    NoDeviceError,
+    OverloadedError,
+    RequestTooLargeError,
+    TaxiwayError,
+    wrong_field,
+)
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -329,6 +338,15 @@ def understood(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Mo
     model = _accepting(order, rules)
     measurements = _measure(order, model, rules, working, _prompt(order, rules, working).prefix)
     return model, _needs(order, measurements, rules.topology, working.tenants, _until(order))
+
+
+def unserved(order: Order, rules: Rules, working: WorkingSnapshot, error: TaxiwayError) -> UnservedTerms | None:
+    """What a request asked for that `admit` refused with this error; None if a limit or budget refuses it."""
+    overloaded = isinstance(error, OverloadedError) and error.details.keys() <= {"retry_after"}
+    if not overloaded and not isinstance(error, NoDeviceError):
+        return None
+    model, needs = understood(order, rules, working)
+    return unserved_terms(model.id, order.request.tenant, needs)
 
 
 UNLOADED = "an operator unloaded it"

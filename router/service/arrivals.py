@@ -174,6 +174,8 @@ class Intake:
         if refused:  # also those that ended before: by a router that died before it listed them
             await self._store.jobs.note_refused(refused)
         for arrival, end in ended:
+            if end.unserved is not None:
+                self._store.unserved.add(self._store.clock.now(), end.unserved)
             assert arrival.envelope is not None  # else it has no job
             self._refused(arrival.envelope, end.ending.job, end.code)
             await self._drop_blobs(end.ending.job, arrival.envelope)

@@ -15,8 +15,19 @@ from msgspec.structs import replace
 from broker.port import Arrival
 from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import Drawn, RefusedJob
+from router.decide.history import UnservedTerms
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Order, Place, Rules, admit, check_size, digest_at, hooks_of, refused_receipt
+from router.service.admission import (
+    Order,
+    Place,
+    Rules,
+    admit,
+    check_size,
+    digest_at,
+    hooks_of,
+    refused_receipt,
+    unserved,
+)
 from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers
 from tasks.canvas import Embed, read_embed
 from tasks.queues.receipts import PlacementReceipt
@@ -59,6 +70,7 @@ class End(msgspec.Struct, frozen=True):
     refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written
     receipt: PlacementReceipt | None = None  # of a refused request with labels
+    unserved: UnservedTerms | None = None  # of a request that was refused for lack of hardware
 
 
 class Cancel(msgspec.Struct, frozen=True):
@@ -92,7 +104,7 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
     try:
         return admit(found, rules, working)
     except TaxiwayError as error:
-        return refuse(found, rules, error)
+        return replace(refuse(found, rules, error), unserved=unserved(found, rules, working, error))
 
 
 def refuse(order: Order, rules: Rules, error: TaxiwayError) -> End:

@@ -35,6 +35,7 @@ from router.service.append_only_file import AppendOnlyFile
 from router.service.audit_log import AuditLog
 from router.service.celery_message import After
 from router.service.decision import StoredRefusal
+from router.service.unserved_demand import UnservedDemand
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from tasks.queues.receipts import Chain
@@ -326,6 +327,7 @@ class RouterStore:
         self.fleet = FleetStore(self.calls, self._periodic, self.clock)
         self.jobs = JobStore(self.calls, self._periodic, limits)
         self.holding = HoldingStore(self.calls, self._periodic)
+        self.unserved = UnservedDemand(self.calls, limits.keep_record)
         self.audit = AuditLog(self.calls, chain or Chain(), limits.receipts)
 
     async def close(self) -> None:

@@ -13,7 +13,6 @@ from router.decide.facts import named
 from router.decide.history import (
     ENDED,
     JOB,
-    REFUSED,
     SETTLE,
     SLICE,
     Arrivals,
@@ -28,13 +27,14 @@ from router.decide.history import (
     surplus_hours,
     terms_of,
     unpack,
+    unserved,
 )
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.large_bodies import beside
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
+from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key, unserved_key
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class Recorder(Duty):
         while True:
             observed = observe_answer(await self._connection.run(observe_call(begin, begin + SLICE, skip)))
             if not observed.looked:
+                (refused,) = await self._connection.transaction(("HGETALL", unserved_key(str(begin))))
+                parts.append(unserved(begin, {terms: int(count) for terms, count in named(refused).items()}))
                 return await beside(JOB.itemsize * sum(len(part) for part in parts), joined, parts)
             parts.append(arrivals_of(observed))
             skip += observed.looked
@@ -126,9 +128,12 @@ class Recorder(Duty):
 
 
 def arrivals_of(observed: Observed) -> Arrivals:
-    """The columns of what was read from the records."""
-    groups, outcomes = observed.groups, np.frombuffer(observed.outcomes, _OUTCOME)
-    terms = [terms_of(group.basis) for group in groups]
+    """The columns of what was read from the records of placed jobs."""
+    outcomes = np.frombuffer(observed.outcomes, _OUTCOME)
+    terms = [terms_of(group.basis) for group in observed.groups]
+    placed = np.repeat([one.rows > 0 for one in terms], [group.jobs for group in observed.groups]).astype(bool)
+    groups = [group for group, one in zip(observed.groups, terms, strict=True) if one.rows > 0]
+    terms = [one for one in terms if one.rows > 0]
     texts = {
         "model": [group.model for group in groups],
         "tenant": [group.tenant for group in groups],
@@ -142,13 +147,12 @@ def arrivals_of(observed: Observed) -> Arrivals:
         **{name: [getattr(one, name) for one in terms] for name in ("rows", "size", "expected", "priority")},
         **{column: indices(values, names[column]) for column, values in texts.items()},
     }
-    jobs, counts = np.empty(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
+    jobs, counts = np.zeros(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
     for column, values in each.items():
-        jobs[column] = np.repeat(np.array(values), counts)
+        jobs[column][placed] = np.repeat(np.array(values), counts)
     jobs["output"] = -1
     jobs["output"][list(observed.generated)] = list(observed.generated.values())
-    jobs["state"] = np.where((jobs["rows"] == 0) & (outcomes["state"] >= ENDED), REFUSED, outcomes["state"])
-    jobs["hardware_class"] = outcomes["hardware_class"]
+    jobs["state"], jobs["hardware_class"] = outcomes["state"], outcomes["hardware_class"]
     for column in ("seconds", "ran"):
         jobs[column] = np.where((jobs["state"] >= ENDED) & (outcomes[column] >= 0), outcomes[column], math.nan)
-    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs)
+    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs[placed])

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.history import REFUSED, Arrivals
+from router.decide.history import Arrivals
 from simulator.engine import OutcomeColumns, RunSummary
 from simulator.fleet import SERVICES
 from simulator.own_fleet.known import ReplayError, replayable, under
 from simulator.reports import percent, table
-from simulator.tuning.real_fleet import KnownFleet, as_demanded
+from simulator.tuning.real_fleet import KnownFleet
 from simulator.workload import Workload
 
 SAMPLE_WINDOW = 450.0
@@ -129,7 +129,7 @@ def windows_of(arrivals: Arrivals, *, count: int, each: float) -> list[Arrivals]
     begins = [float(arrival[0]) + number * stratum + (stratum - each) / 2 for number in range(count)]
     spans = [np.searchsorted(arrival, (begin, begin + each)) for begin in begins]
     parts = [arrivals.jobs[first:last] for first, last in spans]
-    return [replace(arrivals, jobs=jobs) for jobs in parts if (jobs["state"] != REFUSED).any()]
+    return [replace(arrivals, jobs=jobs) for jobs in parts if len(jobs)]
 
 
 def _both(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, play: Play, which: str) -> Pair:
@@ -145,12 +145,11 @@ def replayed(
     Raises:
         ReplayError: it can run none of them.
     """
-    arrivals = as_demanded(arrivals)
     found, jobs = replayable(arrivals, known), arrivals.jobs
     summary, outcome = play(found.workload)
     services = arrivals.names["service"]
-    kinds = jobs["model"].astype(np.int64) * len(services) + jobs["service"]
-    every, good = kinds[jobs["state"] != REFUSED], kinds[found.rows[outcome.in_time(found.workload)]]
+    every = jobs["model"].astype(np.int64) * len(services) + jobs["service"]
+    good = every[found.rows[outcome.in_time(found.workload)]]
     requests, timely = dict[Asked, int](), dict[Asked, int]()
     for kind in np.unique(every).tolist():
         model, service = divmod(kind, len(services))

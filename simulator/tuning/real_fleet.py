@@ -17,7 +17,7 @@ import numpy as np
 from controller.decide.pools import PoolRules
 from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
-from router.decide.history import ENDED, REFUSED, STATES, Arrivals
+from router.decide.history import ENDED, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
@@ -45,8 +45,6 @@ UNBOUNDED = 16
 
 ANSWER_SHARE = 0.5
 """The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""
-
-EXPIRED = STATES.index("expired")
 
 NODES = PoolRules()
 """Seconds after which a class whose devices do not come is out of stock, and until it is tried again."""
@@ -135,26 +133,8 @@ def _planned(kinds: Sequence[Cell], plan: Plan, names: Sequence[str]) -> int | N
     return next((names.index(cell.classes[0]) for cell in found if cell and cell.classes[0] in names), None)
 
 
-def as_demanded(arrivals: Arrivals) -> Arrivals:
-    """The arrivals, of which refused ones ask for what the one of their model before them did.
-
-    Nothing is recorded of their terms and sizes. Refused requests of other models than the accepted ones stay so.
-    """
-    jobs = arrivals.jobs.copy()
-    refused = jobs["state"] == REFUSED
-    for model in np.unique(jobs["model"][refused]):
-        mine, like = (np.flatnonzero((jobs["model"] == model) & rows) for rows in (refused, ~refused))
-        if len(like):
-            nearest = like[np.maximum(np.searchsorted(like, mine) - 1, 0)]
-            for column in ("service", "locality", "rows", "size", "expected", "output", "deadline", "priority"):
-                jobs[column][mine] = jobs[column][nearest]
-            jobs["state"][mine] = EXPIRED
-    return replace(arrivals, jobs=jobs)
-
-
 def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | None:
     """The arrivals up to a time whose model and service the fleet still has; None if there are none."""
-    arrivals = as_demanded(arrivals)
     trace, models, rows = _trace(arrivals, known)
     if not len(trace):
         return None
@@ -171,8 +151,7 @@ def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | 
     kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
     ids = [models[name][0].id for name in names]
     conditions = tuple(_state(name, device, known, ids) for name, device in fleet.classes.items())
-    first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
-    span = max(until - float(first), float(trace.arrival[-1]))
+    span = max(until - float(arrivals.jobs["arrival"][0]), float(trace.arrival[-1]))
     workload = prepare(trace, fleet, seed=0)
     jobs, places = arrivals.jobs[rows], {name: place for place, name in enumerate(fleet.classes)}
     place = np.array([places.get(name, -1) for name in arrivals.names["hardware_class"]])[jobs["hardware_class"]]
@@ -254,9 +233,7 @@ def urgency(topology: Topology, service: str) -> int:
 
 def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tuple[Model, str]], Column]:
     """The trace with models by locality, each of these with its model and locality, and its jobs' numbers."""
-    rows = np.flatnonzero(arrivals.jobs["state"] != REFUSED)
-    jobs = arrivals.jobs[rows]
-    trace = trace_of(arrivals)
+    jobs, trace = arrivals.jobs, trace_of(arrivals)
     pairs = list(zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True))
     models: dict[str, tuple[Model, str]] = {}
     numbers: dict[tuple[int, int], int] = {}
@@ -275,7 +252,7 @@ def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tupl
     kept = np.flatnonzero((rank >= 0) & (number >= 0))
     deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
     trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)
-    return trace.part(kept), models, rows[kept]
+    return trace.part(kept), models, kept
 
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: KnownFleet) -> Fleet:
@@ -460,8 +437,7 @@ def paces(fleet: FleetSnapshot, names: Iterable[str]) -> tuple[float, ...]:
 
 def timely(arrivals: Arrivals, topology: Topology) -> list[tuple[TwinCell, bool]]:
     """Of each job that has ended or was refused, its model and service as the twin's, and whether it was in time."""
-    jobs = as_demanded(arrivals).jobs
-    jobs = jobs[jobs["state"] >= ENDED]
+    jobs = arrivals.jobs[arrivals.jobs["state"] >= ENDED]
     ranks = [urgency(topology, name) if name in topology.service else -1 for name in arrivals.names["service"]]
     late = jobs["seconds"] > jobs["deadline"]
     good = (jobs["state"] == ENDED) & ~late

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import REFUSED, SLICE, Arrivals, joined
+from router.decide.history import SLICE, Arrivals, joined
 from simulator.traces import Trace
 
 BLOCK = float(SLICE)
@@ -113,7 +113,7 @@ class Traffic:
 
     def add(self, arrivals: Arrivals, begin: float, end: float) -> None:
         """Count the whole blocks from `begin` to `end`, whose arrivals these are, but for what was not observed."""
-        jobs = arrivals.jobs[arrivals.jobs["state"] != REFUSED]
+        jobs = arrivals.jobs
         block = (jobs["arrival"] // BLOCK).astype(int)
         gaps = [range(int(since // BLOCK), math.ceil(until / BLOCK)) for since, until in arrivals.unseen]
         for number in range(math.ceil(begin / BLOCK), int(end // BLOCK)):

@@ -256,6 +256,10 @@ learned_key = _prefix("taxiway:learned:")
 history_key = _prefix("taxiway:history:")
 """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
 
+unserved_key = _prefix("taxiway:unserved:")
+"""Hash of what requests asked for (`router.decide.history.UnservedTerms`) to how many were refused for lack of hardware
+in the slice that begins then."""
+
 
 BATCHES_OPEN = "taxiway:batches-open"
 """Sorted set of the batches that have not ended, each as its id, a space and its tenant, by the time it was made."""

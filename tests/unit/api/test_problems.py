@@ -37,6 +37,7 @@ TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
         "2 of 7 devices: the test says so",
     ),
     "missed": ({"ended": 14, "missed": 5}, "deadlines", "5 of the last 14 jobs missed theirs"),
+    "refused": ({"refused": 6}, "requests", "6 of the last 6 were refused at once"),
     "invalid": (
         {"queues_wrong": {"a": "hardware: none", "b": "hardware: none"}},
         "queues.yaml",
@@ -85,15 +86,15 @@ def test_no_trouble_hides_another_and_what_stops_the_fleet_comes_first(troubles:
     assert "state store" not in found[len(troubles & {"stale", "disk"}) :]
 
 
-def test_only_the_last_minutes_jobs_count_as_missed_lately() -> None:
+def test_only_the_last_minutes_jobs_count_as_missed_or_refused_lately() -> None:
     lately = RecentOutcomes()
     done: dict[tuple[str, ...], int] = {("cpu", "succeeded"): 10, ("cpu", "expired"): 5}
-    lately.observe([done], 0.0)
-    assert (lately.ended, lately.missed) == (0, 0)
-    lately.observe([{("cpu", "succeeded"): 12, ("cpu", "expired"): 6}, {("expired",): 1}], 1.0)
-    assert (lately.ended, lately.missed) == (4, 2)
-    lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], LATELY + 1.0)
-    assert (lately.ended, lately.missed) == (1, 0)
+    lately.observe([done], 3, 0.0)
+    assert (lately.ended, lately.missed, lately.refused) == (0, 0, 0)
+    lately.observe([{("cpu", "succeeded"): 12, ("cpu", "expired"): 6}, {("expired",): 1}], 5, 1.0)
+    assert (lately.ended, lately.missed, lately.refused) == (4, 2, 2)
+    lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], 6, LATELY + 1.0)
+    assert (lately.ended, lately.missed, lately.refused) == (1, 0, 1)
 
 
 def a_worker(*shares: float) -> DeviceFacts:

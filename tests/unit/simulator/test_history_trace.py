@@ -72,12 +72,12 @@ def state(name: str) -> int:
     return STATES.index(name)
 
 
-def test_a_refused_request_is_in_no_trace_and_unknown_terms_are_unset() -> None:
+def test_a_refused_request_is_demand_as_any_other_and_unknown_terms_are_unset() -> None:
     states = [state("succeeded"), state("refused"), state("queued")]
     trace = trace_of(some(arrival=[100, 101, 103], service=[0, 0, 3], state=states, priority=[0, 1, -1]))
-    assert trace.arrival.tolist() == [0.0, 3.0]
-    assert trace.service.tolist() == [0, UNSET]
-    assert trace.priority.tolist() == [0, UNSET]
+    assert trace.arrival.tolist() == [0.0, 1.0, 3.0]
+    assert trace.service.tolist() == [0, 0, UNSET]
+    assert trace.priority.tolist() == [0, 1, UNSET]
     assert PRIORITIES[trace.priority[0]] == "high"
     assert len(trace_of(some(arrival=[]))) == 0
 

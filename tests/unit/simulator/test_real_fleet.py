@@ -19,7 +19,6 @@ from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
     Shortage,
-    as_demanded,
     billed,
     paces,
     recorded,
@@ -154,25 +153,16 @@ def test_answers_count_as_timely_by_their_deadline_and_refusals_do_not() -> None
     some = arrivals((0, 0, 0, 0.5), (0, 0, 0, 0.5), (0, 2, 0, math.nan), (0, 1, 0, 0.5), (0, 3, 0, 0.5), (0, 0, 0, 0.5))
     some.jobs["seconds"] = 0.4, 0.6, 900.0, 0.1, 0.1, math.nan
     some.jobs["state"][3], some.jobs["state"][5] = STATES.index("refused"), STATES.index("running")
-    assert timely(some, TOPOLOGY) == [((0, 0), True), ((0, 0), False), ((0, 2), True), ((0, 2), False)]
+    assert timely(some, TOPOLOGY) == [((0, 0), True), ((0, 0), False), ((0, 2), True), ((0, 0), False)]
 
 
-def test_a_refused_request_counts_as_demand_with_the_terms_of_the_one_of_its_model_before_it() -> None:
-    some = arrivals((0, 1, 1, 0.25), (0, 0, 0, 0.5), (0, 3, 0, math.nan), (1, 0, 0, 0.5), (0, 2, 0, math.nan))
-    some.jobs["state"][2:4] = STATES.index("refused")
-    some.jobs["rows"][2] = 0
-
-    asked = as_demanded(some).jobs
-
-    terms = ["service", "locality", "rows", "deadline"]
-    assert asked[2][terms] == some.jobs[1][terms]
-    assert asked["arrival"].tolist() == some.jobs["arrival"].tolist()
-    assert STATES[asked["state"][3]] == "refused", "no request of its model was accepted"
+def test_a_refused_request_counts_as_demand() -> None:
+    some = arrivals((0, 1, 1, 0.25), (0, 0, 0, 0.5), (0, 0, 0, 0.5))
+    some.jobs["state"][1] = STATES.index("refused")
     one = found(what=some)
-    assert one.workload.trace.service.tolist() == [0, 0, 0, 2]
-    assert one.rows.tolist() == [0, 1, 2, 4]
-    late = timely(some, TOPOLOGY)
-    assert ((0, 0), False) in late
+    assert one.rows.tolist() == [0, 1, 2]
+    assert 1 not in one.waiting
+    assert ((0, 0), False) in timely(some, TOPOLOGY)
 
 
 def test_the_twin_begins_with_what_the_devices_have_loaded_and_what_endpoints_allow() -> None:

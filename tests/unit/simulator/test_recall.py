@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet
-from router.decide.history import JOB, REFUSED, Arrivals
+from router.decide.history import JOB, Arrivals
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
@@ -113,12 +113,6 @@ def test_times_that_were_not_observed_or_are_too_old_are_not_recalled() -> None:
     old.add(whole, 0, until)
     old.add(arrivals(until, until + COUNTS_KEPT, every), until, until + COUNTS_KEPT)
     assert old.alike(until, span) is None
-
-
-def test_refused_requests_do_not_count() -> None:
-    traffic = Traffic()
-    traffic.add(arrivals(0, 40 * BLOCK, lambda _: 1.0, REFUSED), 0, 40 * BLOCK)
-    assert traffic.alike(40 * BLOCK, LENGTH * BLOCK) is None
 
 
 def test_recalled_arrivals_come_just_before_the_last_minutes() -> None:

@@ -65,7 +65,7 @@ def test_a_slice_is_read_back_as_it_was_stored(arrivals: history.Arrivals) -> No
 @given(slices())
 def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: history.Arrivals) -> None:
     found = history.latencies(BEGIN, arrivals)
-    assert sum(one.jobs for one in found) == len(arrivals)
+    assert sum(one.jobs + one.refused for one in found) == len(arrivals)
     assert len({one.service for one in found}) == len(found)
     for one in found:
         assert 0 <= one.late <= one.jobs
@@ -73,14 +73,14 @@ def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: history.A
         assert one.median is None or one.slowest is None or one.median <= one.slowest
 
 
-def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_did_not() -> None:
+def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_counts_by_itself() -> None:
     expired, running = map(history.STATES.index, ("expired", "running"))
     states = [history.ENDED, history.ENDED, expired, history.REFUSED, running]
     jobs = np.zeros(5, history.JOB)
     jobs["state"], jobs["deadline"], jobs["seconds"] = states, 2.0, (1.0, 3.0, 2.0, 0.1, math.nan)
     names = dict.fromkeys(history.NAMED, ("live",))
     (live,) = history.latencies(BEGIN, history.Arrivals(names, jobs))
-    assert (live.jobs, live.late, live.median, live.slowest, live.deadline) == (5, 2, 2.0, 2.9, 2.0)
+    assert (live.jobs, live.late, live.refused, live.median, live.slowest, live.deadline) == (4, 2, 1, 2.0, 2.9, 2.0)
 
 
 @given(st.binary(max_size=60), slices(), st.data())
@@ -147,7 +147,26 @@ def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
     assert history.terms_of(text) == history.PlacedTerms()
 
 
-def test_the_columns_have_what_the_records_say() -> None:
+@given(st.lists(st.tuples(st.floats(0.01, 1e5), st.integers(1, 9), st.integers(1, 40)), unique_by=lambda one: one[:2]))
+def test_refused_requests_are_arrivals_of_their_slice_with_their_terms(asked: list[tuple[float, int, int]]) -> None:
+    counts = {}
+    for deadline, rows, times in asked:
+        needs = Needs(deadline, 0, rows, 150, output=100, constraints=Constraints("live", "eu"))
+        counts[history.unserved_text(history.unserved_terms("chat:1", "acme", needs))] = times
+    read = history.unpack(BEGIN, history.pack(BEGIN, history.unserved(BEGIN, counts)))
+    assert read is not None
+    assert sorted(zip(read.jobs["deadline"], read.jobs["rows"], strict=True)) == sorted(
+        (np.float32(deadline), rows) for deadline, rows, times in asked for _ in range(times)
+    )
+    assert {history.slice_of(at) for at in read.jobs["arrival"]} <= {BEGIN}
+    assert {history.STATES[state] for state in read.jobs["state"]} <= {"refused"}
+    if asked:
+        found = [read.names[column] for column in ("model", "tenant", "service", "locality")]
+        assert found == [("chat:1",), ("acme",), ("live",), ("eu",)]
+        assert (read.jobs["size"] == 50).all()
+
+
+def test_the_columns_have_what_the_records_say_of_placed_jobs() -> None:
     outcomes = np.array(
         [(4, 1, 0.5, 0.2), (1, 1, -1, -1), (6, 2, 5.0, -1), (5, 0, 0.001, -1)],
         [("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")],
@@ -160,15 +179,14 @@ def test_the_columns_have_what_the_records_say() -> None:
     read = arrivals_of(Observed(2, ("cpu.batch", "gpu.realtime"), groups, outcomes.tobytes(), {0: 7}))
 
     states = [history.STATES[one] for one in read.jobs["state"]]
-    assert states == ["succeeded", "queued", "expired", "refused"]
+    assert states == ["succeeded", "queued", "expired"]
     assert [read.names["hardware_class"][one] for one in read.jobs["hardware_class"]] == [
-        *("cpu.batch", "cpu.batch", "gpu.realtime", "")
+        *("cpu.batch", "cpu.batch", "gpu.realtime")
     ]
-    assert read.jobs["output"].tolist() == [7, -1, -1, -1]
-    assert read.jobs["deadline"][:3].tolist() == [5.0] * 3
-    assert np.isnan(read.jobs["deadline"][3])
-    assert np.isnan(read.jobs["seconds"]).tolist() == [False, True, False, False]
-    assert np.isnan(read.jobs["ran"]).tolist() == [False, True, True, True]
+    assert read.jobs["output"].tolist() == [7, -1, -1]
+    assert read.jobs["deadline"].tolist() == [5.0] * 3
+    assert np.isnan(read.jobs["seconds"]).tolist() == [False, True, False]
+    assert np.isnan(read.jobs["ran"]).tolist() == [False, True, True]
     assert (read.open, len(arrivals_of(Observed(0, (), (), b"", {})))) == (1, 0)
 
 

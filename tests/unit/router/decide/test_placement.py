@@ -107,6 +107,29 @@ def test_a_decision_does_not_depend_on_any_order(situation: Situation, data: st.
     assert outcome(turned) == outcome(situation)
 
 
+def is_refused(situation: Situation) -> bool:
+    """Whether it is refused for lack of hardware."""
+    try:
+        place(*situation)
+    except OverloadedError as error:
+        return "tenant" not in error.details
+    except TaxiwayError:
+        return False
+    return False
+
+
+@given(situation=situations(deadline=0.5) | situations())
+def test_a_request_is_refused_neither_for_less_urgent_work_nor_by_an_idle_fleet(situation: Situation) -> None:
+    model, needs, topology, fleet = situation
+    hardware = {name: msgspec.structs.replace(one, reserve_for=None) for name, one in topology.hardware.items()}
+    open_to_all = msgspec.structs.replace(topology, hardware=hardware)
+    above = {name: (*levels[: needs.level + 1], *[0.0] * 4)[:4] for name, levels in fleet.work.items()}
+    assert is_refused((model, needs, open_to_all, fleet)) == is_refused(
+        (model, needs, open_to_all, replace(fleet, work=above))
+    )
+    assert not is_refused((model, needs, open_to_all, replace(fleet, work={})))
+
+
 @given(situation=situations(), data=st.data(), more=st.floats(0.001, 50))
 def test_more_work_before_a_class_never_makes_it_the_choice(
     situation: Situation, data: st.DataObject, more: float
