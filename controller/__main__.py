@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import CLASSES, FLEETS, GROUP, VERSION, Access, Cluster, OperatorLease, find_access
+from controller.cluster import CLASSES, GROUP, VERSION, Access, Cluster, OperatorLease, find_access
 from controller.operator import Operator
 from controller.routers import Routers
 
@@ -51,25 +51,16 @@ def main() -> None:
     def working(**_: Any) -> bool:
         return not running["task"].done()
 
-    _watch(registry, running)
+    @kopf.on.event(GROUP, VERSION, CLASSES, registry=registry)
+    def observe(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
+        running["operator"].observe(type, dict(body))
+
     kopf.run(
         registry=registry,
         standalone=True,
         namespace=access.namespace,
         liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
     )
-
-
-def _watch(registry: kopf.OperatorRegistry, running: dict[str, Any]) -> None:
-    """Pass the events of the operator's resources to it."""
-
-    @kopf.on.event(GROUP, VERSION, CLASSES, registry=registry)
-    def observe(type: str | None, body: kopf.Body, **_: Any) -> None:  # the names are kopf's
-        running["operator"].observe(type, dict(body))
-
-    @kopf.on.event(GROUP, VERSION, FLEETS, registry=registry)
-    def observe_fleet(type: str | None, body: kopf.Body, **_: Any) -> None:
-        running["operator"].observe_fleet(type, dict(body))
 
 
 def _connection(access: Access) -> kopf.ConnectionInfo:

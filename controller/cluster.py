@@ -7,7 +7,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,31 +20,19 @@ import yaml
 MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds the token of its service account, which is replaced from time to time."""
 
-GROUP, VERSION, CLASSES, FLEETS = "taxiway.dev", "v1alpha1", "hardwareclasses", "fleets"
+GROUP, VERSION, CLASSES = "taxiway.dev", "v1alpha1", "hardwareclasses"
 
 _APIS = {
     "pods": "/api/v1",
-    "configmaps": "/api/v1",
     "events": "/api/v1",
     "deployments": "/apis/apps/v1",
-    "replicasets": "/apis/apps/v1",
     "leases": "/apis/coordination.k8s.io/v1",
     CLASSES: f"/apis/{GROUP}/{VERSION}",
-    FLEETS: f"/apis/{GROUP}/{VERSION}",
 }
 """Paths of the APIs that have the kinds of objects."""
 
-FINALIZER = "taxiway.dev/drain"
-"""Keeps a HardwareClass until its pods have drained."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
 """Of two pods, the one with less ends first when their ReplicaSet shrinks: in Kubernetes 1.22 and later."""
-
-_MERGE, _JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
-
-_MANAGER = "taxiway-controller"
-
-ATTEMPTS = 5
-"""Attempts to remove our field manager from a Deployment per reconciliation."""
 
 Object = Mapping[str, Any]
 
@@ -126,50 +114,13 @@ class Cluster:
         found: list[Object] = (await self._ask("GET", self._path(kind), params={"labelSelector": selector}))["items"]
         return found
 
-    async def delete(self, kind: str, name: str) -> None:
-        """Delete an object, if it still exists: a pod with its grace period, a HardwareClass after its finalizers."""
+    async def end_pod(self, name: str) -> None:
+        """Delete a pod, with its grace period, if it still exists."""
         try:
-            await self._ask("DELETE", self._path(kind, name))
+            await self._ask("DELETE", self._path("pods", name))
         except aiohttp.ClientResponseError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
-
-    async def pause(self, deployment: str, *, paused: bool) -> None:
-        """Whether the pods of a Deployment stay as they are when its template changes."""
-        await self._change(deployment, [{"op": "add", "path": "/spec/paused", "value": paused}])
-
-    async def restore(self, deployment: str, template: Object) -> None:
-        """Replace the template of a Deployment."""
-        await self._change(deployment, [{"op": "replace", "path": "/spec/template", "value": template}])
-
-    async def _change(self, deployment: str, operations: Sequence[Object]) -> None:
-        path = self._path("deployments", deployment)
-        await self.disown(await self._ask("PATCH", path, operations, {"fieldManager": _MANAGER}))
-
-    async def disown(self, deployment: Object) -> None:
-        """Remove our field manager from a Deployment: helm refuses to change fields that another manager owns."""
-        path = self._path("deployments", deployment["metadata"]["name"])
-        for _ in range(ATTEMPTS):
-            owners = [one["manager"] for one in deployment["metadata"].get("managedFields", [])]
-            entries = [f"/metadata/managedFields/{index}" for index, name in enumerate(owners) if name == _MANAGER]
-            if not entries:
-                return
-            removal: list[Object] = []
-            for entry in reversed(entries):
-                test = {"op": "test", "path": f"{entry}/manager", "value": _MANAGER}
-                removal += [test, {"op": "remove", "path": entry}]
-            try:
-                deployment = await self._ask("PATCH", path, removal, {"fieldManager": _MANAGER})
-            except aiohttp.ClientResponseError as error:
-                if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
-                    raise
-                deployment = await self._ask("GET", path)  # it was changed meanwhile
-
-    async def own_queues(self, name: str, owner: Object) -> None:
-        """Have a ConfigMap deleted with its owner."""
-        place = owner["metadata"]
-        reference = {key: owner[key] for key in ("apiVersion", "kind")} | {key: place[key] for key in ("name", "uid")}
-        await self._ask("PATCH", self._path("configmaps", name), {"metadata": {"ownerReferences": [reference]}})
 
     async def asked(self, deployment: str) -> int | None:
         """The replicas of a Deployment; None if there is none."""
@@ -185,19 +136,9 @@ class Cluster:
         path = self._path("pods", pod)
         await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
 
-    async def write_status(self, plural: str, name: str, status: Object) -> None:
-        """Replace fields of the status of a HardwareClass or a Fleet."""
-        await self._ask("PATCH", self._path(plural, name, "status"), {"status": status})
-
-    async def finalize(self, about: Object, finalizers: Sequence[str]) -> None:
-        """Replace the finalizers of a HardwareClass.
-
-        Raises:
-            ConflictError: it has changed since it was read.
-        """
-        place = about["metadata"]
-        body = {"metadata": {"finalizers": list(finalizers), "resourceVersion": place["resourceVersion"]}}
-        await self._ask("PATCH", self._path(CLASSES, place["name"]), body)
+    async def write_status(self, name: str, status: Object) -> None:
+        """Replace fields of the status of a HardwareClass."""
+        await self._ask("PATCH", self._path(CLASSES, name, "status"), {"status": status})
 
     async def add_event(self, about: Object, reason: str, message: str) -> None:
         """Add an event to an object."""
@@ -246,13 +187,12 @@ class Cluster:
         self,
         method: str,
         path: str,
-        body: Object | Sequence[Object] | None = None,
+        body: Object | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Object:
         headers = {"Authorization": f"Bearer {self._access.token}"}
         if body is not None:
-            patch = _MERGE if isinstance(body, Mapping) else _JSON_PATCH
-            headers["Content-Type"] = patch if method == "PATCH" else "application/json"
+            headers["Content-Type"] = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         content = None if body is None else json.dumps(body)
         where = self._server + path
         async with self._http.request(method, where, data=content, headers=headers, params=params) as answer:

@@ -1,38 +1,24 @@
-"""The reconciliation loop: each second it reconciles every HardwareClass and Fleet. Every step may be repeated."""
+"""The reconciliation loop: each second it reconciles every HardwareClass. Every step may be repeated."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from controller.cluster import CLASSES, FINALIZER, UNANSWERED, Cluster, ConflictError, Object, OperatorLease
-from controller.decide.pools import (
-    Allotment,
-    PodLoss,
-    PoolState,
-    Remaining,
-    allot,
-    cheapest_to_end,
-    deletion_cost,
-    drain,
-)
-from controller.fleets import Fleets
+from controller.cluster import UNANSWERED, Cluster, Object, OperatorLease
+from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end, deletion_cost
 from controller.routers import Routers
 from controller.spec import (
     HASH,
     ClassSpec,
     ClassStatus,
     active,
-    age,
-    longest_grace,
     pool_state,
     ready,
     status_of,
@@ -46,13 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class Operator:
-    """Reconciles the HardwareClasses and Fleets of one namespace with what their routers want."""
+    """Reconciles the HardwareClasses of one namespace with what their routers want."""
 
     def __init__(self, cluster: Cluster, routers: Routers, leader: OperatorLease) -> None:
         self._cluster, self._routers, self._leader = cluster, routers, leader
         self._classes: dict[str, Object] = {}
-        self._fleets: dict[str, Object] = {}
-        self._rollouts = Fleets(cluster, routers)
         self._published: dict[str, ClassStatus] = {}
         self._leads = False
 
@@ -65,19 +49,10 @@ class Operator:
         else:
             self._classes[name] = body
 
-    def observe_fleet(self, change: str | None, body: Object) -> None:
-        """Record the same of a Fleet."""
-        name = body["metadata"]["name"]
-        if change == "DELETED":
-            self._fleets.pop(name, None)
-            self._rollouts.forget(name)
-        else:
-            self._fleets[name] = body
-
     async def run(self) -> None:
-        """Work until cancelled. A step of a rollout may take seconds, so Fleets have a loop of their own."""
+        """Work until cancelled."""
         async with asyncio.TaskGroup() as loops:
-            for step in (self._lead, self._reconcile_classes, self._reconcile_fleets):
+            for step in (self._lead, self._reconcile_classes):
                 loops.create_task(_repeat(step))
 
     async def _lead(self) -> None:
@@ -88,41 +63,23 @@ class Operator:
             raise
         if not self._leads:
             self._published.clear()
-            self._rollouts.forget()
 
     async def _reconcile_classes(self) -> None:
         if self._leads:
             await asyncio.gather(*map(self._try_class, list(self._classes.values())))
-
-    async def _reconcile_fleets(self) -> None:
-        if self._leads:
-            await asyncio.gather(*map(self._try_fleet, list(self._fleets.values())))
 
     async def _try_class(self, body: Object) -> None:
         name = body["metadata"]["name"]
         try:
             spec = msgspec.convert(body["spec"], ClassSpec)
             await self._reconcile(name, body, spec)
-        except ConflictError:
-            pass  # the watch will deliver the change
         except (msgspec.ValidationError, *UNANSWERED) as error:
             logger.warning("class left unchanged", extra={"class": name, "error": str(error) or repr(error)})
-
-    async def _try_fleet(self, body: Object) -> None:
-        try:
-            await self._rollouts.reconcile(body, self._classes)
-        except (msgspec.ValidationError, *UNANSWERED) as error:
-            name = body["metadata"]["name"]
-            logger.warning("fleet left unchanged", extra={"fleet": name, "error": str(error) or repr(error)})
 
     async def _reconcile(self, name: str, body: Object, spec: ClassSpec) -> None:
         before = self._published.get(name) or msgspec.convert(body.get("status") or {}, ClassStatus)
         now, pods = time.time(), await self._cluster.objects("pods", spec.selector)
-        if (deleted := age(body, now)) is not None:
-            wanted, reason = await self._drain(body, spec, pods, deleted)
-        else:
-            await self._adopt(body)
-            wanted, reason = await self._wanted(spec, before)
+        wanted, reason = await self._wanted(spec, before)
         if wanted is None:
             return
         by_pool: Mapping[str, list[Any]] = defaultdict(list)
@@ -148,32 +105,9 @@ class Operator:
             logger.warning("router does not know", extra={"class": spec.hardware_class, "error": str(error)})
             return before.wanted, before.reason
 
-    async def _adopt(self, body: Object) -> None:
-        """Add the finalizer to a new class, so that it is not removed before its pods have drained."""
-        finalizers = body["metadata"].get("finalizers", [])
-        if FINALIZER not in finalizers:
-            await self._cluster.finalize(body, [*finalizers, FINALIZER])
-
-    async def _drain(self, body: Object, spec: ClassSpec, pods: list[Object], deleted: float) -> tuple[int | None, str]:
-        """The count of a class that is being deleted, and its reason; None once the class may be removed."""
-        waiting: bool | None = None
-        with contextlib.suppress(*UNANSWERED):
-            waiting = await self._routers.waits(spec.router, spec.hardware_class)
-        step = drain(Remaining(waiting, len(pods), longest_grace(pods)), deleted, spec.drain)
-        if step == "serve":
-            with contextlib.suppress(*UNANSWERED):
-                count, _ = await self._routers.wanted(spec.router, spec.hardware_class, starts=False)
-                return count, "deleted: its waiting jobs are served"
-            return None, ""
-        if step == "gone":
-            others = [one for one in body["metadata"].get("finalizers", []) if one != FINALIZER]
-            await self._cluster.finalize(body, others)
-            return None, ""
-        return 0, "deleted: its pods are stopped"
-
     async def _publish(self, name: str, status: ClassStatus) -> None:
         if status != self._published.get(name):
-            await self._cluster.write_status(CLASSES, name, msgspec.to_builtins(status))
+            await self._cluster.write_status(name, msgspec.to_builtins(status))
             self._published[name] = status
 
     async def _apply(
@@ -211,7 +145,7 @@ class Operator:
             await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
         else:
             ending = cheapest_to_end(lost, set(ready(pods)), len(pods) - left)
-            await asyncio.gather(*map(partial(self._cluster.delete, "pods"), ending))
+            await asyncio.gather(*map(self._cluster.end_pod, ending))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]]) -> None:

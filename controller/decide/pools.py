@@ -1,4 +1,4 @@
-"""How many pods each pool of a hardware class gets, which pods are stopped first, and how a deleted class drains.
+"""How many pods each pool of a hardware class gets, and which pods are stopped first.
 
 The first pool that has capacity gets the pods, and gets them back once it has capacity again. A pool is *trusted* until
 one of its pods has found no node for `stock_out` seconds, then *out* for a while, then on *trial*: it gets few pods
@@ -131,23 +131,3 @@ def deletion_cost(pod: PodLoss) -> int:
 def cheapest_to_end(pods: Mapping[str, PodLoss], ready: Set[str], count: int) -> list[str]:
     """The names of the `count` pods that lose least; of equals, those that are not ready first."""
     return sorted(pods, key=lambda name: (deletion_cost(pods[name]), name in ready, name))[:count]
-
-
-Drain = Literal["serve", "end", "gone"]
-"""The step of a class that is being deleted: serve its waiting jobs, end its pods, or remove it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remaining:
-    """What remains of a class: whether jobs wait (None if unknown), its pods, and the seconds until one has ended."""
-
-    waiting: bool | None
-    pods: int
-    grace: float = 0.0
-
-
-def drain(left: Remaining, age: float, bound: float) -> Drain:
-    """What to do `age` seconds after a class was deleted; it is gone after `bound` and a pod's grace at most."""
-    if left.waiting is not False and age < bound:
-        return "serve"
-    return "end" if left.pods and age < bound + left.grace else "gone"

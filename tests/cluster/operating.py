@@ -33,7 +33,6 @@ class Wishes:
     def __init__(self) -> None:
         self.wanted: dict[str, int] = {}
         self.devices: list[dict[str, Any]] = []
-        self.waiting: dict[str, int] = {}
         wishes = self
 
         class Interface(http.server.BaseHTTPRequestHandler):
@@ -44,8 +43,7 @@ class Wishes:
             def do_GET(self) -> None:
                 if "/v1/scaling" in self.path:
                     return self.do_POST()
-                classes = {name: {"depth": [0, count, 0]} for name, count in wishes.waiting.items()}
-                return self._say({"devices": wishes.devices, "classes": classes})
+                return self._say({"devices": wishes.devices})
 
             def _say(self, answer: Any) -> None:
                 body = json.dumps(answer).encode()
@@ -74,24 +72,20 @@ class Wishes:
 class Controller:
     """The operator's process."""
 
-    def __init__(self, release: Release, folder: Path, proxy: str = "") -> None:
-        self._proxy = proxy
+    def __init__(self, release: Release, folder: Path) -> None:
         self._folder, self._log = folder, folder / "controller.log"
         self._config = _config(release, folder)
         self._namespace = release.namespace
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = self.run("controller")
-
-    def run(self, *command: str) -> subprocess.Popen[bytes]:
-        """A module of the operator's, as a process under its account."""
         environment = {
             **os.environ, "KUBECONFIG": str(self._config), "TAXIWAY_NAMESPACE": self._namespace,
-            "PYTHONPATH": str(TREE), "TMPDIR": str(self._folder), "HTTP_PROXY": self._proxy,
+            "PYTHONPATH": str(TREE), "TMPDIR": str(self._folder),
         }  # fmt: skip
         with self._log.open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log)
+            command = [sys.executable, "-m", "controller"]
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
@@ -129,22 +123,17 @@ def _config(release: Release, folder: Path) -> Path:
 
 
 @contextmanager
-def operated(release: Release, folder: Path, router: str, *, as_is: bool = False) -> Iterator[Controller]:
-    """The operator at work on a fleet whose resources ask `router`; `as_is` they stay as helm has written them."""
-    space = f"/apis/taxiway.dev/v1alpha1/namespaces/{release.namespace}"
-    path = f"{space}/hardwareclasses"
-    if not as_is:
-        for one in (*release.plane.items(path), *release.plane.items(f"{space}/fleets")):
-            plural = "fleets" if one["metadata"]["name"] == release.name else "hardwareclasses"
-            release.plane.patch(f"{space}/{plural}/{one['metadata']['name']}", {"spec": {"router": router}})
-    controller = Controller(release, folder, proxy=router if as_is else "")
+def operated(release: Release, folder: Path, router: str) -> Iterator[Controller]:
+    """The operator at work on a fleet whose resources ask `router`."""
+    path = f"/apis/taxiway.dev/v1alpha1/namespaces/{release.namespace}/hardwareclasses"
+    for one in release.plane.items(path):
+        release.plane.patch(f"{path}/{one['metadata']['name']}", {"spec": {"router": router}})
+    controller = Controller(release, folder)
     controller.start()
     try:
         yield controller
     finally:
         controller.kill()
-        for one in release.plane.items(path):  # nobody is left to drain them
-            release.plane.patch(f"{path}/{one['metadata']['name']}", {"metadata": {"finalizers": None}})
 
 
 QUEUES = recorded("fleets/operated.yaml")

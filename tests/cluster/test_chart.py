@@ -98,10 +98,6 @@ def test_pods_read_the_queues_yaml_that_the_chart_was_given(helm: Path) -> None:
         ({"hardware": {"gpu-realtime": OURS["hardware"]["cpu.batch"]}}, "would have the same names"),
         ({"classes": {"tpu.bulk": {"pools": [{"name": "b", "accelerator": "x"}]}}}, "classes.tpu.bulk.pools: only"),
         (
-            {"autoscaler": "controller", "controller": {"rollout": {"canary": "gpu.huge"}}},
-            "controller.rollout.canary: gpu.huge: no such class in queues.yaml",
-        ),
-        (
             {"hardware": {"far": {**ENGINES["far"], "endpoint": {**ENGINES["far"]["endpoint"], "url": LOCAL}}}},
             f"hardware.far.endpoint.url: a pod cannot reach {LOCAL}: name a server",
         ),
@@ -245,19 +241,6 @@ def test_a_store_of_your_own_replaces_valkey_and_flower(helm: Path) -> None:
     assert broker["valueFrom"]["secretKeyRef"] == {"name": "taxiway", "key": "TAXIWAY_BROKER"}
 
 
-def test_a_change_reaches_the_canary_first_the_other_classes_then_and_the_routers_last(helm: Path) -> None:
-    values = {"autoscaler": "controller", "controller": {"rollout": {"canary": "gpu.vllm", "share": 0.25}}}
-    found = named(rendered(helm, *EVERYTHING, values))
-    stages = found["Fleet", "fleet"]["spec"]["rollout"]["stages"]
-    canary = "fleet-worker-gpu-vllm"
-    assert stages[:2] == [{"parts": [canary], "share": 0.25}, {"parts": [canary]}]
-    assert stages[-1] == {"parts": ["fleet-router", "fleet-tuner"]}
-    parts = [name.removeprefix("fleet-") for stage in stages[1:] for name in stage["parts"]]
-    assert len(parts) == len(set(parts))
-    apart = {"controller", "flower"}
-    assert set(parts) | apart == {name for kind, name in found if kind == "Deployment"}
-
-
 def test_a_hardware_class_has_its_fields_of_queues_yaml(helm: Path) -> None:
     scaling = {"minimum": 2, "maximum": 5}
     more = {"hardware": {"gpu.spot": {"scaling": scaling, "warm": ["chat"]}}}
@@ -265,21 +248,6 @@ def test_a_hardware_class_has_its_fields_of_queues_yaml(helm: Path) -> None:
     spec = found["HardwareClass", "worker-gpu-spot"]["spec"]
     assert (spec["device"], spec["capacity"], spec["scaling"], spec["warm"]) == ("cuda", "spot", scaling, ["chat"])
     assert found["HardwareClass", "worker-gpu-realtime"]["spec"]["capacity"] == "on-demand"
-
-
-def test_pods_keep_the_queues_yaml_that_they_began_with_where_the_operator_rolls_changes_out(helm: Path) -> None:
-    def mounted(limits: dict[str, Any]) -> str:
-        found = named(rendered(helm, OURS, OURS_ON_GKE, {"autoscaler": "controller", "limits": limits}))
-        [queues] = [one for (kind, name), one in found.items() if kind == "ConfigMap" and "queues" in name]
-        assert queues["immutable"]
-        assert "pre-rollback" in queues["metadata"]["annotations"]["helm.sh/hook"]
-        name: str = queues["metadata"]["name"]
-        assert found["Fleet", "fleet"]["spec"]["queues"] == name
-        volumes = found["Deployment", "router"]["spec"]["template"]["spec"]["volumes"]
-        assert name in [one["configMap"]["name"] for one in volumes if "configMap" in one]
-        return name
-
-    assert mounted({}) == mounted({}) != mounted({"lease": 20})
 
 
 def test_a_pools_workers_are_told_what_its_nodes_cost(helm: Path) -> None:

@@ -216,35 +216,3 @@ def test_other_changes_are_corrected_and_a_missing_deployment_is_reported(
 
     assert until(lambda: pools() == [True, False]), controller.log
     assert until(lambda: ready(fleet.of_class("gpu.spot", "other")) == 1), controller.log
-
-
-def test_a_class_that_is_deleted_serves_what_waits_for_it_then_drains_and_goes(
-    fleet: Release, wishes: Wishes, controller: Controller
-) -> None:
-    wishes.wanted["gpu.realtime"], wishes.waiting["gpu.realtime"] = 2, 3
-    settle(fleet, "gpu.realtime", 2)
-    name = f"{HARDWARE}/fleet-worker-gpu-realtime"
-    assert until(lambda: fleet.plane.get(name)["metadata"].get("finalizers") == ["taxiway.dev/drain"])
-
-    fleet.plane.http.request("DELETE", name)
-    assert until(lambda: "its waiting jobs" in fleet.plane.get(name)["status"]["reason"]), controller.log
-    controller.kill()
-    controller.start()
-    assert ready(fleet.of_class("gpu.realtime")) == 2
-
-    wishes.waiting.clear()
-    assert until(lambda: fleet.plane.get(name) is None, timeout=60), controller.log
-    assert fleet.plane.items(PODS, labelSelector="taxiway/class=gpu.realtime") == []
-
-
-def test_uninstalling_drains_every_class_first_and_leaves_nothing(
-    fleet: Release, wishes: Wishes, controller: Controller, kubelets: Kubelets
-) -> None:
-    selector = "app.kubernetes.io/name=taxiway,app.kubernetes.io/instance=fleet"
-    kubelets.programs["uninstall"] = lambda: controller.run("controller.uninstall", selector)
-    wishes.wanted |= {"gpu.realtime": 2, "gpu.spot": 1}
-    settle(fleet, "gpu.realtime", 2)
-    fleet.helm("uninstall")
-    assert fleet.plane.items(HARDWARE) == []
-    volumes = {"persistentvolumeclaim/data-fleet-valkey-0", "persistentvolumeclaim/data-fleet-valkey-1"}
-    assert until(lambda: set(fleet.remaining()) <= volumes), list(fleet.remaining())

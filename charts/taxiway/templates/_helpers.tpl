@@ -69,18 +69,6 @@ securityContext:
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_SECRET}}
 {{- end }}
 
-{{/* The ConfigMap with queues.yaml. The operator rolls changes out in stages: pods that are there keep what they read. */}}
-{{- define "taxiway.queuesName" -}}
-{{ include "taxiway.name" . }}-queues
-{{- if eq .Values.autoscaler "controller" }}-{{ include "taxiway.queues" . | sha256sum | trunc 10 }}{{ end -}}
-{{- end }}
-
-{{/* The operator pauses Deployments whose turn it is not: what it leaves behind is undone, else it is its own affair. */}}
-{{- define "taxiway.paused" -}}
-{{- $live := lookup "apps/v1" "Deployment" .root.Release.Namespace .name -}}
-{{- if and (ne .root.Values.autoscaler "controller") $live (dig "spec" "paused" false $live) }}paused: false{{ end -}}
-{{- end }}
-
 {{/* What every process of the fleet reads: queues.yaml, and models where they are not the image's. */}}
 {{- define "taxiway.fleetMounts" -}}
 - {name: queues, mountPath: /app/queues.yaml, subPath: queues.yaml, readOnly: true}
@@ -92,7 +80,7 @@ securityContext:
 
 {{- define "taxiway.fleetVolumes" -}}
 - name: queues
-  configMap: {name: {{ include "taxiway.queuesName" . }}}
+  configMap: {name: {{ include "taxiway.name" . }}-queues}
 - name: tmp
   emptyDir: {}
 {{- with .Values.models }}

@@ -26,42 +26,6 @@
 {{- dict "pools" (concat (list $own) ($settings.pools | default list)) | toYaml -}}
 {{- end }}
 
-{{/* The Deployments of a class, as {names: […]}: one for each pool, or for each address of an endpoint elsewhere. */}}
-{{- define "taxiway.deployments" -}}
-{{- $name := include "taxiway.className" . -}}
-{{- $names := list -}}
-{{- if eq (include "taxiway.kind" .) "external" -}}
-  {{- $urls := ternary (list .hardware.endpoint.url) .hardware.endpoint.url (kindIs "string" .hardware.endpoint.url) -}}
-  {{- range until (mul (len $urls) (.hardware.endpoint.addresses | default 1) | int) -}}{{- $names = append $names (printf "%s-%d" $name .) -}}{{- end -}}
-{{- else -}}
-  {{- range $index, $pool := (include "taxiway.pools" . | fromYaml).pools -}}
-    {{- $names = append $names (ternary $name (printf "%s-%s" $name $pool.name) (eq $index 0)) -}}
-  {{- end -}}
-{{- end -}}
-{{- dict "names" $names | toYaml -}}
-{{- end }}
-
-{{/* In which order a change reaches the fleet, as {stages: […]}: the canary or a share of it, other classes, routers. */}}
-{{- define "taxiway.stages" -}}
-{{- $rollout := .Values.controller.rollout -}}
-{{- $served := include "taxiway.hardware" . | fromYaml -}}
-{{- $canary := $rollout.canary | default (keys $served | sortAlpha | first) -}}
-{{- $stages := list -}}
-{{- range $class := concat (list $canary) (without (keys $served | sortAlpha) $canary) -}}
-  {{- $hardware := get $served $class -}}
-  {{- if not $hardware -}}{{- fail (printf "controller.rollout.canary: %s: no such class in queues.yaml" $class) -}}{{- end -}}
-  {{- $one := dict "root" $ "class" $class "hardware" $hardware "settings" (get $.Values.classes $class | default dict) -}}
-  {{- $parts := (include "taxiway.deployments" $one | fromYaml).names -}}
-  {{- if and (eq $class $canary) (lt (float64 $rollout.share) 1.0) -}}
-    {{- $stages = append $stages (dict "parts" $parts "share" $rollout.share) -}}
-  {{- end -}}
-  {{- $stages = append $stages (dict "parts" $parts) -}}
-{{- end -}}
-{{- $last := list (printf "%s-router" (include "taxiway.name" .)) -}}
-{{- if ne (.Values.plan | default dict).enabled false -}}{{- $last = append $last (printf "%s-tuner" (include "taxiway.name" .)) -}}{{- end -}}
-{{- dict "stages" (append $stages (dict "parts" $last)) | toYaml -}}
-{{- end }}
-
 {{/* Where the pods of a pool go: nodeSelector, affinity, tolerations, and what they take of the node's devices. */}}
 {{- define "taxiway.placement" -}}
 {{- $all := .root.Files.Get "files/presets.yaml" | fromYaml -}}

@@ -11,9 +11,6 @@ metadata:
     taxiway/class: {{ .class }}
 spec:
   replicas: {{ include "taxiway.replicas" . }}
-  {{- with include "taxiway.paused" . }}
-  {{ . }}
-  {{- end }}
   minReadySeconds: 5
   progressDeadlineSeconds: {{ add .root.Values.startup 600 }}
   {{- if or $placement.devices (not $ofDevices) }}

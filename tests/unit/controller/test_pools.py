@@ -10,11 +10,9 @@ from controller.decide.pools import (
     PoolRules,
     PoolState,
     PoolTrust,
-    Remaining,
     allot,
     cheapest_to_end,
     deletion_cost,
-    drain,
 )
 
 RULES = PoolRules(stock_out=10, retry=30, hold=5)
@@ -177,19 +175,3 @@ def test_the_pods_that_end_lose_no_more_than_any_that_stays(
     for end in ending:
         for stay in staying:
             assert (deletion_cost(pods[end]), end in ready) <= (deletion_cost(pods[stay]), stay in ready)
-
-
-@given(
-    waits=st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=40),
-    pods=st.integers(0, 5),
-    bound=st.floats(0, 20),
-    grace=st.floats(0, 10),
-)
-def test_a_deleted_class_ends_no_pod_while_jobs_wait_and_goes_within_its_time(
-    waits: list[bool | None], pods: int, bound: float, grace: float
-) -> None:
-    steps = [drain(Remaining(waiting, pods, grace), float(age), bound) for age, waiting in enumerate(waits)]
-    for age, (step, waiting) in enumerate(zip(steps, waits, strict=True)):
-        assert (step == "serve") == (waiting is not False and age < bound)
-        assert step != "gone" or pods == 0 or age >= bound + grace
-    assert drain(Remaining(True, pods, grace), bound + grace, bound) == "gone"
