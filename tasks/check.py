@@ -1,24 +1,21 @@
-"""Checks queues.yaml, the models and their files on this machine, without running anything.
+"""Checks queues.yaml and the models, without running anything.
 
 `workers.check` also runs the models.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import with_peers
-from tasks.models.files import ENTRIES, CodeError, entry_code, runtime_code
-from tasks.models.folder import graph_contradictions, load_catalogue
-from tasks.models.model import Derived, Model, ModelError
+from tasks.models.files import ENTRIES, Code, CodeError, entry_code, recipe_code, runtime_code
+from tasks.models.folder import load_catalogue
+from tasks.models.model import Derived, Model, sources_of
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -26,9 +23,6 @@ Level = Literal["ok", "warning", "error"]
 
 QUEUES = "queues.yaml"
 """The subject of verdicts on queues.yaml."""
-
-_HEADER = 8  # bytes of a safetensors file that give its header's length
-_LONGEST_HEADER = 100 * 2**20  # bytes; the format's limit
 
 
 class CheckVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,11 +34,8 @@ class CheckVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     hint: str = ""
 
 
-def check_configuration(queues: Path, models: Path, cache: Path) -> list[CheckVerdict]:
-    """The verdicts on a fleet with this queues.yaml and these models.
-
-    Artefacts in `cache` are checked; the others are listed as not checked.
-    """
+def check_configuration(queues: Path, models: Path) -> list[CheckVerdict]:
+    """The verdicts on a fleet with this queues.yaml and these models."""
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
     if topology is not None:
@@ -63,9 +54,8 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[CheckVe
             verdicts.append(CheckVerdict(subject=name, level="warning", text=reason, hint=_ANNOUNCED))
         else:
             verdicts.append(CheckVerdict(subject=name, level="error", text=reason, hint=_REPAIR))
-    store = ArtefactStore(cache)
     for _, model in sorted(catalogue.models.items()):
-        verdicts += _model(model, topology, store)
+        verdicts += _model(model, topology)
     return verdicts
 
 
@@ -90,15 +80,15 @@ def _runtimes(topology: Topology) -> Iterator[CheckVerdict]:
     """Runtimes of classes, endpoints aside, that are neither built in nor registered by an installed package."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, runtime in enumerate(hardware.runtimes if hardware.endpoint is None else ()):
-            if unknown := _unknown(runtime):
+            if unknown := _lacking(runtime_code, runtime):
                 text = f"hardware.{name}.runtimes.{place}: {unknown}"
                 yield CheckVerdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)
 
 
-def _unknown(runtime: str) -> str:
-    """Why there is no such runtime here; empty if there is one."""
+def _lacking(find: Callable[..., Code], *names: str) -> str:
+    """Why there is no such code here; empty if there is."""
     try:
-        runtime_code(runtime)
+        find(*names)
     except CodeError as error:
         return str(error)
     return ""
@@ -139,69 +129,26 @@ def _runs(model: Model, hardware: HardwareClass) -> bool:
     return any(variant.runtime in hardware.runtimes for variant in model.variants.values())
 
 
-def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Iterator[CheckVerdict]:
+def _model(model: Model, topology: Topology | None) -> Iterator[CheckVerdict]:
     """A verdict for the model, and one for each invalid variant."""
-    unchecked: set[str] = set()
-    found = [verdict for name in sorted(model.variants) for verdict in _variant(model, name, store, unchecked)]
+    found = [verdict for name in sorted(model.variants) for verdict in _variant(model, name)]
     if topology is not None and not any(_runs(model, hardware) for hardware in topology.hardware.values()):
         runtimes = ", ".join(sorted({variant.runtime for variant in model.variants.values()}))
         found.append(CheckVerdict(subject=model.id, level="warning", text=f"no class of queues.yaml runs {runtimes}"))
     variants = f"{len(model.variants)} variants" if len(model.variants) > 1 else "1 variant"
-    missing = (
-        f"; not checked, because they are not on this machine: {', '.join(sorted(unchecked))}" if unchecked else ""
-    )
-    yield CheckVerdict(subject=model.id, level="ok", text=f"{variants}{missing}")
+    yield CheckVerdict(subject=model.id, level="ok", text=variants)
     yield from found
 
 
-def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[CheckVerdict]:
-    """The defects of a variant; artefacts that are not on this machine are added to `unchecked`."""
+def _variant(model: Model, name: str) -> Iterator[CheckVerdict]:
+    """The code that a variant names and that does not exist here."""
     variant, subject = model.variants[name], f"{model.id}/{name}"
-    try:
-        if variant.runtime in ENTRIES:
-            entry_code(variant.runtime, variant.entry, model.folder)
-    except CodeError as error:
-        yield CheckVerdict(subject=subject, level="error", text=f"entry: {error}")
-    if not variant.on_endpoint and (unknown := _unknown(variant.runtime)):
+    if variant.runtime in ENTRIES and (reason := _lacking(entry_code, variant.runtime, variant.entry, model.folder)):
+        yield CheckVerdict(subject=subject, level="error", text=f"entry: {reason}")
+    if not variant.on_endpoint and (unknown := _lacking(runtime_code, variant.runtime)):
         yield CheckVerdict(subject=subject, level="warning", text=f"runtime: {unknown}", hint=_ELSEWHERE)
-    for role, artefact in variant.artefacts.items():
-        try:
-            path = store.present(model, artefact)
-        except (CodeError, importlib.metadata.PackageNotFoundError) as error:
-            yield CheckVerdict(
-                subject=subject, level="error", text=f"artefacts.{artefact}: {error}", hint=_made_by(model)
-            )
-            continue
-        if path is None:
-            unchecked.add(artefact)
-        elif reason := _defect(model, name, role, path):
-            yield CheckVerdict(subject=subject, level="error", text=reason)
-
-
-def _made_by(model: Model) -> str:
-    derived = sorted({one.recipe for one in model.artefacts.values() if isinstance(one, Derived)})
-    return f"made by the recipes {', '.join(derived)}; `make setup` installs what ours need"
-
-
-def _defect(model: Model, variant: str, role: str, path: Path) -> str:
-    """An artefact file's defect, found without reading its weights; empty if it has none."""
-    if role == "graph":
-        for where, expected, value in graph_contradictions(model, variant, path):
-            return str(ModelError(model.file, where, expected, value))
-    if role == "weights" or path.suffix == ".safetensors":
-        return _safetensors_defect(path)
-    return ""
-
-
-def _safetensors_defect(path: Path) -> str:
-    """A mismatch between a file's length and its header. Source: the format's description, huggingface/safetensors."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_HEADER), "little")
-        header = file.read(length) if length <= _LONGEST_HEADER else b""
-    try:
-        tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
-        end = _HEADER + length + max((one["data_offsets"][1] for one in tensors), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return f"expected safetensors, got {path.name}, which has no valid header"
-    size = path.stat().st_size
-    return "" if size == end else f"expected {end} bytes by the header of {path.name}, got {size}"
+    for artefact in variant.artefacts.values():
+        for source in sorted({artefact, *sources_of(model, artefact)}):
+            made = model.artefacts[source]
+            if isinstance(made, Derived) and (reason := _lacking(recipe_code, made.recipe, model.folder)):
+                yield CheckVerdict(subject=subject, level="error", text=f"artefacts.{source}: {reason}")

@@ -53,11 +53,11 @@ def vad_graph() -> bytes:
     return _model(nodes, inputs, outputs, constants)
 
 
-def scale_graph(factor: float, *, batch: int | str = "batch", name: str = "x") -> bytes:
+def scale_graph(factor: float, *, name: str = "x") -> bytes:
     """A graph whose output `y`, FP32 (batch, 2), is its one input times a factor."""
     nodes = [helper.make_node("Mul", [name, "factor"], ["y"])]
     constants = [helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])]
-    shape = [batch, 2]
+    shape: list[int | str] = ["batch", 2]
     return _model(nodes, [_value(name, TensorProto.FLOAT, shape)], [_value("y", TensorProto.FLOAT, shape)], constants)
 
 

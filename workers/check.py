@@ -52,24 +52,23 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 @click.option("--show", is_flag=True, help="Print queues.yaml with every default, if it is valid.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def main(models: Path | None, queues: Path | None, *, running: bool, show: bool, as_json: bool) -> None:
-    """Check queues.yaml, the models, and their files that are on this machine.
+    """Check queues.yaml and the models.
 
     Exits with 1 if anything is wrong. `taxiway up` runs the same checks first, without --run.
 
-    What is not there is not checked, and named. With --run it is fetched, and each variant that this machine's CPU can
-    run answers an example, in the worker's own pipeline and runtime: model.yaml's first, else one made from its inputs.
+    With --run weights are fetched, and each variant that this machine's CPU can run answers an example, in the worker's
+    own pipeline and runtime: model.yaml's first, else one made from its inputs.
     """
     logging.disable(logging.CRITICAL)  # the verdicts say it
     models, queues = (models or models_folder(os.environ)).absolute(), queues or queues_file(os.environ)
-    cache = cache_directory(os.environ)
-    verdicts = check_configuration(queues, models, cache)
+    verdicts = check_configuration(queues, models)
     if show and not any(verdict.subject == QUEUES and verdict.level == "error" for verdict in verdicts):
         click.echo(written_out(load_topology(queues)), nl=False)
         return
     if running:
         failed = {verdict.subject for verdict in verdicts if verdict.level == "error"}
         with Console(stderr=True).status("models answer their examples"):
-            verdicts += run_examples(load_catalogue(models), cache, leaving_out=failed)
+            verdicts += run_examples(load_catalogue(models), cache_directory(os.environ), leaving_out=failed)
     if as_json:
         click.echo(msgspec.json.encode({"verdicts": verdicts}))
     else:

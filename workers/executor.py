@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,7 @@ from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
-from tasks.models.folder import graph_contradictions
-from tasks.models.model import Model, ModelError, Tolerance, Variant
+from tasks.models.model import Model, Tolerance, Variant
 from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
@@ -287,7 +286,6 @@ class Executor(LearnedTimes):
     def _open(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]
         files = self._artefacts.files(model, name)
-        _check_graph(model, name, files)
         placed = Placed(
             variant=key,
             precision=variant.precision,
@@ -385,12 +383,6 @@ def _compiled_for(device: Device, cache: Path) -> Path:
     """The folder of programs compiled for this type of device: others may lack its instructions."""
     kind = "\n".join((device.kind, device.name, *device.instruction_sets))
     return cache / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
-
-
-def _check_graph(model: Model, variant: str, files: Mapping[str, Path]) -> None:
-    """Raise `ModelLoadError` for a graph that differs from model.yaml: its first batch would fail less clearly."""
-    for where, expected, value in graph_contradictions(model, variant, files["graph"]) if "graph" in files else ():
-        raise ModelLoadError(str(ModelError(model.file, where, expected, value)))
 
 
 def _memory(loaded: Loaded) -> int:

@@ -24,13 +24,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from tasks.document import Contradictions, Verbatim, read_document
+from tasks.document import Contradictions, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
 from tasks.models.discovered import Found, with_discovered, with_peers
-from tasks.models.files import GraphError, Stamp, differences, forget, local_sha256, local_signature, stamp_of
+from tasks.models.files import Stamp, forget, local_sha256, stamp_of
 from tasks.models.model import Alias, LocalFile, Model, ModelError, parse_file, sources_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
-from tasks.models.tensor_spec import TensorSpec
 from tasks.queues.queues_file import QueuesFile
 
 logger = logging.getLogger(__name__)
@@ -389,10 +388,6 @@ def _file_contradictions(model: Model) -> Contradictions:
             artefact = model.artefacts[source]
             if isinstance(artefact, LocalFile):
                 yield from _local_contradictions(model, source, artefact)
-    for name, variant in model.variants.items():
-        graph = model.artefacts.get(variant.artefacts.get("graph", ""))
-        if isinstance(graph, LocalFile):
-            yield from graph_contradictions(model, name, Path(model.folder, graph.path))
 
 
 def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> Contradictions:
@@ -401,35 +396,3 @@ def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> Contr
         yield f"artefacts.{name}.path", f"a file in {Path(model.folder).name}/", artefact.path
     elif (got := local_sha256(path)) not in (artefact.sha256, None):
         yield f"artefacts.{name}.sha256", f"that of {artefact.path}, {got}", artefact.sha256
-
-
-def graph_contradictions(model: Model, variant: str, path: Path) -> Contradictions:
-    """Where the ONNX file at `path` is not what model.yaml says of the variant that runs it; nothing for others.
-
-    Yields:
-        The path inside model.yaml, what was expected there, and what it says.
-    """
-    described = model.variants[variant]
-    declared = _graph_tensors(model)
-    if described.runtime != "onnx" or declared is None:
-        return
-    try:
-        signature = local_signature(path)
-    except (GraphError, OSError) as error:
-        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Verbatim(f"{path.name}: {error}")
-        return
-    for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
-        yield where, f"{expected} as in {path.name}", value
-
-
-def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]] | None:
-    """The inputs and outputs that a graph of the model has to have; None where they are not checked."""
-    if model.pipeline == "tensors":
-        return model.inputs, model.outputs
-    if model.pipeline == "image":
-        pixels = [spec for spec in model.inputs if spec.name == "pixels"]
-        return pixels, (TensorSpec("logits", "FP32", (-1, -1)),)
-    if model.pipeline == "text":
-        tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
-        return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
-    return None

@@ -159,7 +159,7 @@ def test_a_machine_has_the_version_of_a_registered_runtime(package: Path) -> Non
 def test_a_runtime_that_is_not_installed_here_is_a_warning(package: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "queues.yaml").write_text(QUEUES.replace("[python, echo]", "[abacos, python]").replace("slab]", "]"))
     (folder / "model.yaml").write_text(described(folder, "shorten").replace("runtime: abacus", "runtime: abacos"))
-    found = check_configuration(tmp_path / "queues.yaml", folder.parent, tmp_path / "cache")
+    found = check_configuration(tmp_path / "queues.yaml", folder.parent)
     warnings = {one.subject: one.text for one in found if one.level == "warning" and "abacos" in one.text}
     expected = "no runtime 'abacos': expected one of abacus, echo, "
     assert expected in warnings["lab:1/abacus"]

@@ -15,7 +15,6 @@ from tasks.models.model import Model, ModelError, Profile, parse_model
 from tasks.settings import TREE
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from tests.builders import recorded
-from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model
 from tests.unit.strategies import json_values
 from tests.unit.tasks.test_topology import paths
 
@@ -152,24 +151,6 @@ def test_what_did_not_change_is_the_same_object_again_and_what_is_removed_is_gon
     second = load_catalogue(tmp_path, first)
     assert second.resolve("sentiment") is first.resolve("sentiment")
     assert sorted(second.models) == ["sentiment:1"]
-
-
-GRAPH = scale_graph(2.0)
-
-
-@pytest.mark.cases("graph, fields, reason")
-def test_a_model_whose_graph_is_another_is_disabled_with_the_difference(
-    graph: bytes, fields: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    write_model(tmp_path, "scale", graph, **{**SCALE_SPECS, **fields})
-    assert load_catalogue(tmp_path).disabled["scale"].startswith(f"scale/model.yaml: {reason}")
-
-
-def test_a_graph_of_one_row_is_fine_for_a_variant_that_never_gets_more(tmp_path: Path) -> None:
-    fields = graph_model("scale", b"", **SCALE_SPECS)
-    fields["variants"]["onnx"]["max_batch"] = 1
-    write_model(tmp_path, "scale", scale_graph(2.0, batch=1), **SCALE_SPECS, variants=fields["variants"])
-    assert load_catalogue(tmp_path).serves("scale")
 
 
 def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:

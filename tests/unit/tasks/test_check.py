@@ -1,6 +1,3 @@
-import hashlib
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ from tasks.models.artefacts import made_inputs
 from tasks.models.signature import bind
 from tasks.settings import TREE
 from tests.builders import recorded
-from tests.graphs import SCALE_SPECS, VAD_SPECS, graph_model, scale_graph, vad_graph, write_model
+from tests.graphs import SCALE_SPECS, VAD_SPECS, scale_graph, write_model
 from tests.unit.tasks.test_catalogue import model
 
 TOPOLOGY: dict[str, Any] = yaml.safe_load(recorded("documents/checked.yaml"))
@@ -22,7 +19,7 @@ def checked(folder: Path, **hardware: Any) -> list[CheckVerdict]:
     """What the check says that is not ok, with a class of these fields."""
     described = {**TOPOLOGY, "hardware": {"cpu.batch": {**TOPOLOGY["hardware"]["cpu.batch"], **hardware}}}
     (folder / "queues.yaml").write_text(yaml.safe_dump(described))
-    found = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    found = check_configuration(folder / "queues.yaml", folder / "models")
     assert found[0].subject == QUEUES
     return [verdict for verdict in found if verdict.level != "ok"]
 
@@ -54,7 +51,7 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
         "engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}},
     }
     (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": hardware}))
-    verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    verdicts = check_configuration(folder / "queues.yaml", folder / "models")
     assert [one.level for one in verdicts if one.subject == "stand-in"] == ["warning"]
     assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
@@ -63,7 +60,7 @@ def test_a_model_that_an_endpoint_names_and_does_not_exist_is_an_error(folder: P
     engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "models": {"embed": "a", "lit-chat": "b"}}
     hardware = {"engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}}}
     (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": {**TOPOLOGY["hardware"], **hardware}}))
-    verdicts = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
+    verdicts = check_configuration(folder / "queues.yaml", folder / "models")
     found = {one.text: one.level for one in verdicts if one.subject == QUEUES}
     assert (
         found["hardware.engine.endpoint.models.lit-chat: expected a model of the catalogue, got 'lit-chat'"] == "error"
@@ -92,53 +89,20 @@ def test_an_empty_folder_of_models_is_named_before_the_models_that_it_lacks(tmp_
     assert "expected a model of the catalogue, got 'embed'" in errors[1]
 
 
-def test_what_is_not_on_this_machine_is_named_as_not_checked(folder: Path) -> None:
-    fields = graph_model("embed", b"", **SCALE_SPECS)
-    url = {"kind": "https", "url": "https://models.example/graph.onnx", "sha256": "0" * 64}
-    (folder / "models/embed/model.yaml").write_text(yaml.safe_dump({**fields, "artefacts": {"graph": url}}))
-    checked(folder)
-    found = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
-    assert found[1].text == "1 variant; not checked, because they are not on this machine: graph"
-    place = folder / "cache" / "sha256" / ("0" * 64) / "graph.onnx"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(vad_graph())
-    (wrong,) = checked(folder)
-    assert (wrong.subject, wrong.level) == ("embed:1/onnx", "error")
-    assert "inputs.0.name: expected one of ['input', 'sr', 'state'] as in graph.onnx, got 'x'" in wrong.text
-
-
-def safetensors(length: int) -> bytes:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"\0" * length
-
-
-@pytest.mark.cases("content, entry, reason")
-def test_weights_and_networks_are_looked_at_without_loading_them(
-    content: bytes, entry: str, reason: str, folder: Path
-) -> None:
+def test_code_that_a_variant_names_and_that_does_not_exist_is_an_error(folder: Path) -> None:
+    torch = {"runtime": "torch", "entry": "minilmm", "artefacts": {"weights": "w"}, "memory": 0}
     write_model(
         folder / "models",
         "embed",
         b"",
         **SCALE_SPECS,
-        artefacts={"w": {"kind": "file", "path": "w.safetensors", "sha256": "0" * 64}},
+        artefacts={"w": {"kind": "derived", "recipe": "alchemy", "inputs": {}}},
         reference="torch",
-        variants={
-            "torch": {
-                "runtime": "torch",
-                "entry": entry,
-                "artefacts": {"weights": "w"},
-                "memory": 0,
-                "profiles": {"cpu": {"base": 1, "slope": 0}},
-            }
-        },
+        variants={"torch": {**torch, "profiles": {"cpu": {"base": 1, "slope": 0}}}},
     )
-    path = folder / "models/embed/w.safetensors"
-    path.write_bytes(content)
-    yaml_path = folder / "models/embed/model.yaml"
-    yaml_path.write_text(yaml_path.read_text().replace("0" * 64, hashlib.sha256(content).hexdigest()))
-    found = checked(folder, runtimes=["torch"])
-    assert [reason in verdict.text for verdict in found] == ([True] if reason else [])
+    network, recipe = checked(folder, runtimes=["torch"])
+    assert network.text.startswith("entry: no architecture 'minilmm_torch': expected one of minilm_torch")
+    assert recipe.text.startswith("artefacts.w: no recipe 'alchemy': expected one of ")
 
 
 def test_a_request_made_from_a_models_inputs_is_one_that_it_takes() -> None:
@@ -156,5 +120,5 @@ def test_of_inputs_that_are_all_optional_the_one_of_numbers_is_made() -> None:
 
 
 def test_every_shipped_model_and_queues_yaml_pass() -> None:
-    found = check_configuration(TREE / "queues.yaml", TREE / "models", TREE / "nowhere")
+    found = check_configuration(TREE / "queues.yaml", TREE / "models")
     assert [verdict for verdict in found if verdict.level != "ok"] == []
