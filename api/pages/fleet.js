@@ -155,6 +155,35 @@ const showDevices = (fleet) => {
   fill(by("devices-table"), columns, [...live, ...silent], "no live device");
 };
 
+const siteRow = (device) => {
+  const peer = device.endpoint.peer,
+    models = [...new Set(Object.keys(peer.offers ?? {}).map((key) => key.split(":")[0]))].sort();
+  return [
+    peer.site || "not reached yet",
+    make("code", device.hardware_class),
+    device.fault ? make("span", "silent: " + device.fault.replace(`site ${peer.site}: `, ""), "bad") : seconds(peer.round_trip ?? 0),
+    models.join(", ") || "nothing",
+    models.length ? seconds(Math.round(peer.age ?? 0)) : "",
+    device.running || "",
+    peer.dropped || "",
+  ];
+};
+
+const showSites = (fleet) => {
+  const peers = fleet.devices.filter((one) => one.endpoint?.peer);
+  by("sites").hidden = !peers.length;
+  const columns = [
+    ["site"],
+    ["class", "long"],
+    ["line", "long"],
+    ["offers", "long"],
+    ["offers' age", "n"],
+    ["running", "n"],
+    ["dropped", "n"],
+  ];
+  fill(by("sites-table"), columns, peers.map(siteRow), "");
+};
+
 const showMoves = (moves) => {
   if (!changed("moves", moves)) return;
   const rows = moves
@@ -238,6 +267,7 @@ export const showFleet = (fleet) => {
   showFigures(fleet);
   dropClasses(Object.keys(fleet.classes));
   for (const [name, one] of Object.entries(fleet.classes).sort()) showClass(name, one, fleet);
+  showSites(fleet);
   showDevices(fleet);
   showMoves(fleet.moves);
   showPlan(fleet);

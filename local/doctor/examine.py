@@ -20,7 +20,8 @@ from local.fleet import LocalFleet, failing
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.models.folder import APART
-from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from tasks.queues.endpoints import HOME
+from tasks.settings import BROKERS, SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from tasks.web import NO_ANSWER, ask
 from taxiway.cli.show import TELLING_JOBS
@@ -53,7 +54,9 @@ def examine(machine: Machine, environment: Mapping[str, str], fleet: LocalFleet 
         [processes(fleet), *_store_here(fleet, environment), *reported(fleet, environment)] if fleet is not None else []
     )
     this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
-    return [*this, *configuration(environment), *check_endpoints(environment), *here]
+    made = Path(fleet.data) / "site.key" if fleet is not None else None
+    signing = site_key(environment, made)
+    return [*this, *configuration(environment), *signing, *check_endpoints(environment), *here]
 
 
 def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -64,6 +67,27 @@ def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield problem(verdict.subject, verdict.text, verdict.hint or "taxiway check")
     if not wrong:
         yield finding("queues.yaml and models", f"{len(verdicts) - 1} models are valid")
+
+
+def site_key(environment: Mapping[str, str], made: Path | None) -> Iterator[Finding]:
+    """Whether a fleet with labels or peers has a key that signs receipts: one that is named, else that of `taxiway up`.
+
+    None of any other fleet, nor if queues.yaml is invalid.
+    """
+    from router.service.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
+
+    with suppress(TopologyError):
+        hardware = load_topology(queues_file(environment)).hardware.values()
+        if not any(one.is_peer or set(one.labels) - {HOME} for one in hardware):
+            return
+        path = environment.get("TAXIWAY_SITE_KEY") or made
+        try:
+            public = public_text(load_site_key(path)) if path else ""
+            value = f"receipts can be verified with {public}" if public else "receipts of placements are not signed"
+        except SettingsError as error:
+            public, value = "", str(error)
+        remedy = "openssl rand -hex 32 > site.key, and name it in TAXIWAY_SITE_KEY of the routers"
+        yield finding("site key", value, found=bool(public), remedy=remedy)
 
 
 def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]:

@@ -280,7 +280,7 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
     if fleet.get("devices"):
         console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
-    if sites := [row for facts in fleet.get("devices", ()) for row in _site_rows(facts)]:
+    if sites := [row for facts in fleet.get("devices", ()) for row in site_rows(facts)]:
         console.print(_table("sites", sites))
     if "models" in fleet:
         show_models(fleet["models"])
@@ -443,13 +443,13 @@ def _state(facts: Mapping[str, Any]) -> str:
     return f" (out of service: {facts['fault']})" if facts.get("fault") else ""
 
 
-def _site_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def site_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for the other fleet that a device is; none of any other device."""
     peer = (facts.get("endpoint") or {}).get("peer")
     if peer is None:
         return []
     models = sorted({key.partition(":")[0] for key in peer.get("offers", ())})
-    silent = facts.get("fault", "")
+    silent = facts.get("fault", "").removeprefix(f"site {peer['site']}: ")
     return [
         {
             "site": peer["site"] or "not reached yet",

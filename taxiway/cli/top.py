@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taxiway.cli.address import AskedFleet, fleet_options, print_json
-from taxiway.cli.show import headline, plan_title, planned_rows, span, stdout_console, tuner_line
+from taxiway.cli.show import headline, plan_title, planned_rows, site_rows, span, stdout_console, tuner_line
 from taxiway.errors import FleetUnavailable
 
 _BAR = 5
@@ -68,6 +68,8 @@ def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, r
     if fleet["moves"]:
         parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
     devices = fleet["devices"]
+    if sites := _site_rows(fleet):
+        parts.append(_sites(sites))
     parts.append(_devices(devices[:rows]))
     if len(devices) > rows:
         parts.append(Text(f"… and {len(devices) - rows} more", "dim"))
@@ -86,7 +88,9 @@ def _room(console: Console, fleet: Mapping[str, Any]) -> int:
     """How many devices fit beside the rest of the page."""
     moves = min(len(fleet["moves"]), _MOVES_SHOWN)
     planned = min(len(planned_rows(fleet["plan"])), _MODELS_SHOWN) + 3 if fleet.get("plan") else 0
-    return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - planned - _HEADINGS)
+    sites = len(_site_rows(fleet))
+    others = sum(count + 1 for count in (moves, sites) if count)
+    return max(1, console.height - len(fleet["classes"]) - others - planned - _HEADINGS)
 
 
 def _headline(fleet: Mapping[str, Any]) -> Text:
@@ -162,6 +166,18 @@ def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
             str(one.get("held", 0) or ""),
             ", ".join(warm),
         )
+    return table
+
+
+def _site_rows(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [row for facts in fleet["devices"] for row in site_rows(facts)]
+
+
+def _sites(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The other fleets that work is handed to, silent ones with the reason."""
+    table = _table("site", "class", "offers", ">old", "line")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("site", "class", "offers", "old", "line")))
     return table
 
 

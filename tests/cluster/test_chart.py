@@ -26,6 +26,16 @@ ON_GKE: dict[str, Any] = {
 }
 OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
 ENGINES: dict[str, Any] = yaml.safe_load(recorded("charts/engines.yaml"))
+ANOTHER_FLEET = {
+    "device": "endpoint",
+    "endpoint": {
+        "protocol": "taxiway",
+        "url": "https://fleet.example.org:8443",
+        "slots": 64,
+        "models": {"echo": "echo"},
+        "key_env": "CLOUD_KEY",
+    },
+}
 LOCAL = "http://localhost:8000/v1"
 WITH_ENGINES = {
     "hardware": ENGINES,
@@ -190,6 +200,23 @@ def test_each_replica_of_an_endpoint_elsewhere_has_a_worker_that_nothing_scales(
     router = pods(everything)["router"]["containers"][0]["env"]
     [starts] = [one["value"] for one in router if one["name"] == "TAXIWAY_STARTS"]
     assert starts == "cpu.batch,gpu.realtime,gpu.spot,gpu.vllm,tpu.bulk"
+
+
+@pytest.mark.parametrize("autoscaler", ["keda", "controller"])
+def test_another_fleet_has_a_worker_with_the_key_of_its_secret_that_nothing_scales(helm: Path, autoscaler: str) -> None:
+    hardware = {"cpu.batch": OURS["hardware"]["cpu.batch"], "cloud": ANOTHER_FLEET}
+    found = named(rendered(helm, {**OURS, "hardware": hardware, "autoscaler": autoscaler}))
+    spec = found["Deployment", "worker-cloud-0"]["spec"]
+    assert spec["replicas"] == 1
+    (worker,) = spec["template"]["spec"]["containers"]
+    (key,) = [one for one in worker["env"] if one["name"] == "CLOUD_KEY"]
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "fleet-worker-cloud", "key": "key"}}
+    ports = [port["port"] for rule in found["NetworkPolicy", "worker"]["spec"]["egress"] for port in rule["ports"]]
+    assert 8443 in ports
+    scaled = {name for kind, name in found if kind in ("ScaledObject", "HardwareClass")}
+    assert scaled == {"worker-cpu-batch"}
+    (router,) = [one for one in pods([*found.values()])["router"]["containers"] if one["name"] == "router"]
+    assert "CLOUD_KEY" not in {one["name"] for one in router["env"]}, "no other process than its worker has the key"
 
 
 @pytest.mark.parametrize("autoscaler", ["keda", "hpa"])

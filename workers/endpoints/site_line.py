@@ -90,7 +90,8 @@ class SiteLine:
             while True:
                 message = await socket.receive(timeout=STALE)
                 if message.type is not aiohttp.WSMsgType.BINARY:
-                    return f"it closed the connection: {cut(str(message.extra or message.data or ''), _SHOWN)}"
+                    why = cut(str(message.extra or message.data or ""), _SHOWN)
+                    return f"it closed the connection: {why}" if why else "it closed the connection"
                 for frame in _frames(inbox, message.data):
                     take(frame)
                     take = self._take

@@ -13,7 +13,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from local.doctor.endpoints import check_endpoints
-from local.doctor.examine import configuration, reported, servers
+from local.doctor.examine import configuration, reported, servers, site_key
 from local.embedded import find_binary, free_port
 from local.fleet import LocalFleet
 from tasks.models.folder import CatalogueReport
@@ -86,6 +86,23 @@ def local_fleet(router: RouterProcess) -> LocalFleet:
         workers=(),
         timeout=0.0,
     )
+
+
+def test_a_fleet_with_labels_or_peers_needs_a_key_that_signs_its_receipts(tmp_path: Path) -> None:
+    edge = {"TAXIWAY_QUEUES": str(TREE / "examples" / "sites" / "edge" / "queues.yaml")}
+    key = tmp_path / "site.key"
+    (missing,) = site_key(edge, None)
+    assert (missing.found, missing.value) == (False, "receipts of placements are not signed")
+    key.write_text("no key")
+    (wrong,) = site_key(edge | {"TAXIWAY_SITE_KEY": str(key)}, None)
+    assert not wrong.found
+    assert "expected a file with 64 hexadecimal digits" in wrong.value
+    key.write_text("ab" * 32)
+    assert [
+        one.found for variables in (edge | {"TAXIWAY_SITE_KEY": str(key)}, edge) for one in site_key(variables, key)
+    ] == [True, True]
+    cloud = {"TAXIWAY_QUEUES": str(TREE / "examples" / "sites" / "cloud" / "queues.yaml")}
+    assert not list(site_key(cloud, None)), "neither labels nor peers"
 
 
 def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings: Settings, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_site_is_listed_with_its_distance_and_its_offers(capsys: pytest.Captur
 def test_a_site_without_a_line_is_silent_and_offers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     endpoint = {"state": "open", "peer": {"site": "cloud"}}
     text = shown(capsys, endpoint=endpoint, fault="site cloud: cannot connect")
-    assert "silent: site cloud: cannot connect" in text
+    assert "silent: cannot connect" in text
     assert "nothing" in text
 
 
