@@ -196,6 +196,11 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     never, and an engine that is started there runs: 0 to 19, as Linux counts."""
 
     @property
+    def is_peer(self) -> bool:
+        """Whether it is another fleet."""
+        return self.endpoint is not None and self.endpoint.is_peer
+
+    @property
     def runs_at_most(self) -> float:
         """Maximum seconds of a batch of several rows; infinite if unbounded."""
         return math.inf if self.max_run is None else self.max_run

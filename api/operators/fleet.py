@@ -11,7 +11,7 @@ from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
-from api.described import EVENTS, NONE, VERSION, posts
+from api.described import EVENTS, NONE, VERSION, deletes, posts
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
@@ -19,7 +19,7 @@ from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet, read_timeline
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, router_of
-from taxiway.errors import BrokerUnavailableError, quoted
+from taxiway.errors import BrokerUnavailableError, UnplaceableError, quoted
 
 _encode = msgspec.json.Encoder().encode
 
@@ -135,7 +135,26 @@ async def reload(request: AnyRequest) -> JsonResponse:
     return Response(await router_of(request).repository.reload())
 
 
+@posts("/v2/drain", responses=described.DRAIN)
+async def drain(request: AnyRequest) -> JsonResponse:
+    """Hand work to other fleets: what waits and may leave moves to classes of peers, and what comes goes there."""
+    router = router_of(request)
+    hardware = router.rules.topology.hardware
+    peers = sorted(name for name, one in hardware.items() if one.is_peer)
+    if not peers:
+        raise UnplaceableError(f"this fleet hands work to no other: none of its classes is one ({', '.join(hardware)})")
+    await router.operators.drain()
+    return Response({"draining": True, "peers": peers})
+
+
+@deletes("/v2/drain", responses=described.DRAIN)
+async def resume(request: AnyRequest) -> Response[bytes]:
+    """Serve again what this fleet can."""
+    await router_of(request).operators.resume()
+    return json_answer({"draining": False})
+
+
 ENDPOINTS = (
     *(server_metadata, live, ready, fleet, fleet_timeline, fleet_stream),
-    *(scaling, scaling_starts, metrics, reload),
+    *(scaling, scaling_starts, metrics, reload, drain, resume),
 )

@@ -22,6 +22,7 @@ def problems(view: FleetView) -> tuple[FleetProblem, ...]:
         *_processes(view),
         *_capacity(view),
         *_scarcity(view),
+        *_draining(view),
         *_queues(view),
         *_models(view),
         *_other(view),
@@ -73,6 +74,12 @@ def _scarcity(view: FleetView) -> Iterator[FleetProblem]:
         yield FleetProblem(
             "deadlines", text, "`taxiway jobs --state expired` lists them, `taxiway explain ID` says why"
         )
+
+
+def _draining(view: FleetView) -> Iterator[FleetProblem]:
+    if view.draining:
+        text = "drains: it hands to other fleets what these offer to run, and runs the rest"
+        yield FleetProblem("site", text, "`taxiway drain` lists what stays, `taxiway drain --end` serves again")
 
 
 def _queues(view: FleetView) -> Iterator[FleetProblem]:

@@ -45,6 +45,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         devices=tuple(map(shown, fleet.devices)),
         moves=moves,
         refuses=router.fleet.working.depths.refuses,
+        draining=fleet.draining,
         silent=silent,
         webhooks_waiting=waiting,
         webhooks_dead=given_up,

@@ -133,6 +133,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Latest first."""
     refuses: bool = False
     """The state store cannot write to its disk, and refuses requests and heartbeats."""
+    draining: bool = False
+    """The site hands its work to other fleets."""
     silent: dict[str, float] = {}
     """Seconds since the last heartbeat of workers that are not in `devices`: they died, or lost the state store."""
     # Models by name

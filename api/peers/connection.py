@@ -94,7 +94,7 @@ class PeerDesk:
     def home(self) -> str | None:
         """The locality of peers' work where this fleet has peers itself: it is not handed on, nor back."""
         hardware = self.router.rules.topology.hardware.values()
-        return HOME if any(one.endpoint is not None and one.endpoint.is_peer for one in hardware) else None
+        return HOME if any(one.is_peer for one in hardware) else None
 
 
 class PeerError(Exception):
@@ -282,7 +282,8 @@ class PeerConnection:
         rules, fleet = self._desk.router.rules, self._desk.router.fleet
         terms, found = Terms(tenant=self._tenant, locality=self._home), {}
         for name in hello.models[:MOST_OFFERS]:
-            if not fleet.working.fleet.stale and rules.catalogue.serves(name):
+            now = fleet.working.fleet
+            if not now.stale and not now.draining and rules.catalogue.serves(name):
                 model = rules.catalogue.resolve(name)
                 found[name] = offers_of(model, terms, hello.services, rules.topology, fleet.working)
                 await asyncio.sleep(0)  # requests are placed meanwhile

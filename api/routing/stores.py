@@ -24,6 +24,7 @@ from taxiway.contract.keys import (
     CATALOGUES_SEEN,
     CONTROLS,
     DEAD,
+    DRAINING,
     FAILING,
     HELD,
     RELOADS,
@@ -185,6 +186,14 @@ class OperatorStore:
     async def note_start(self, hardware_class: str) -> None:
         """Record that devices of the class are started on demand."""
         await self._calls.call("HSET", STARTS, hardware_class, repr(self.clock.now()))
+
+    async def drain(self) -> None:
+        """Have routers hand work to other fleets, until `resume`."""
+        await self._calls.call("SET", DRAINING, repr(self.clock.now()))
+
+    async def resume(self) -> None:
+        """End that."""
+        await self._calls.call("DEL", DRAINING)
 
     async def control_models(self, marks: Mapping[str, str | None]) -> int:
         """Record what an operator asks of models, as `CONTROLS` has it, None for nothing; have all processes reload.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.decide.classify import Candidate, Constraints, Refusal, classify, with_place
+from router.decide.classify import LEAVING, Candidate, Constraints, Refusal, classify, leaving, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
@@ -141,7 +141,8 @@ def build_table(
     """
     known = FleetSnapshot(stale=True) if fleet.stale else fleet
     classes = tuple(sorted(topology.hardware))
-    candidates, refusals = with_place(place, *classify(model, constraints, topology, known), model, topology)
+    able = leaving(*classify(model, constraints, topology, known), known)
+    candidates, refusals = with_place(place, *able, model, topology)
     starting = {} if fleet.stale else starting_in(topology, fleet)
     seen = [_Seen.of(candidate, model, book, constraints.service, starting=starting) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
@@ -188,7 +189,7 @@ def starting_in(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]
     found = {name: topology.hardware[name].scaling.start for name in fleet.startable if name in topology.hardware}
     for name, hardware in topology.hardware.items():
         start = hardware.scaling.start
-        if hardware.endpoint is not None and hardware.endpoint.is_peer:
+        if hardware.is_peer:
             found[name] = start
         if left := opens_in(hardware.available, fleet.now - start):  # it opens, or has opened so lately
             found[name] = left
@@ -204,8 +205,8 @@ def _live(
     """
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     coming = last_seen if fleet.stale else starting
-    live = [bool(c.devices) or c.hardware_class in coming for c in candidates]
-    here = [one and (bool(c.devices) or not _is_peer(c)) for one, c in zip(live, candidates, strict=True)]
+    live = [bool(c.devices) or (c.hardware_class in coming and c.absent != LEAVING) for c in candidates]
+    here = [one and (bool(c.devices) or not c.hardware.is_peer) for one, c in zip(live, candidates, strict=True)]
     return np.array(here if any(here) else live, dtype=bool)
 
 
@@ -356,7 +357,7 @@ class _Seen:
             ),
             start=start,
             concurrent=mean(lambda one: one.latency(*full))
-            * (_limit(candidate) if _is_peer(candidate) else generates(model)),
+            * (_limit(candidate) if candidate.hardware.is_peer else generates(model)),
             residual=tuple(_residual(known, key, level, service) for level in range(LEVELS)),
             warning=_absent(candidate, start) if coming else _warning(known, key, service),
         )
@@ -421,14 +422,9 @@ def _profile(device: DeviceFacts, known: KnownProfile, key: str, service: str) -
     )
 
 
-def _is_peer(candidate: Candidate) -> bool:
-    """Whether it is another fleet: its offers have in them what waits there."""
-    return candidate.hardware.endpoint is not None and candidate.hardware.endpoint.is_peer
-
-
 def _absent(candidate: Candidate, start: float) -> str:
     """What is to be said of a candidate without devices that will have some."""
-    if _is_peer(candidate):
+    if candidate.hardware.is_peer:
         return "no line to the site: what only it can do waits for it"
     return f"no device is live: one starts in {start:g} s"
 

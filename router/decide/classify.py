@@ -22,6 +22,9 @@ BACKGROUND = 600.0
 LATENCY_CRITICAL = 1.0
 """Deadlines up to this, in seconds, are latency-critical: a person is waiting."""
 
+LEAVING = "the site drains, and another one offers to run it"
+"""Why a class is refused by `leaving`."""
+
 _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 
@@ -213,6 +216,17 @@ def _absence(name: str, fleet: FleetSnapshot) -> str:
     """Why no device serves a class: one of its own may be out of service."""
     faults = (f"{device.worker} is out of service: {device.fault}" for device in fleet.own(name) if device.fault)
     return next(faults, "no device of the class is live")
+
+
+def leaving(
+    candidates: list[Candidate], refusals: list[Refusal], fleet: FleetSnapshot
+) -> tuple[list[Candidate], list[Refusal]]:
+    """The same while the site drains: what other fleets offer to run, they alone may have."""
+    away = [one for one in candidates if one.hardware.is_peer]
+    if not (fleet.draining and any(one.devices for one in away)):
+        return candidates, refusals
+    stay = (one for one in candidates if not one.hardware.is_peer)
+    return away, [*refusals, *(Refusal(one.hardware_class, one.variant_name, LEAVING, ever=False) for one in stay)]
 
 
 def with_place(

@@ -44,6 +44,8 @@ class FleetFacts:
     """Answer lengths by model and tenant, as stored."""
     starts: Mapping[str, float] = field(default_factory=dict)
     """When an autoscaler last declared that it starts devices of a class."""
+    draining: bool = False
+    """The site hands its work to other fleets."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """US dollars by tenant on the day of `now`."""
     used: float = 0.0
@@ -127,7 +129,13 @@ def snapshot_from(facts: FleetFacts, outage: WriteOutage = NEVER, starts: Set[st
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
     return FleetSnapshot(
-        devices=with_hosts(devices), work=work, held=held, startable=startable, occupied=occupied, now=facts.now
+        devices=with_hosts(devices),
+        work=work,
+        held=held,
+        startable=startable,
+        draining=facts.draining,
+        occupied=occupied,
+        now=facts.now,
     )
 
 

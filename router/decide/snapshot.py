@@ -30,6 +30,8 @@ class FleetSnapshot:
     """Each class's shadow price, in US dollars per device second."""
     startable: tuple[str, ...] = ()
     """Classes whose devices are started on demand."""
+    draining: bool = False
+    """The site hands its work to other fleets, as far as they offer to take it."""
     stale: bool = False
     """It could not be read in time: decisions use queues.yaml alone, and say so."""
     occupied: Mapping[str, float] = field(default_factory=dict)

@@ -44,6 +44,7 @@ from taxiway.contract.job import JobState, accepted_meta, failure_meta
 from taxiway.contract.keys import (
     DEAD,
     DEVICES,
+    DRAINING,
     HEARTBEATS,
     HELD,
     LENGTHS,
@@ -130,12 +131,13 @@ class FleetStore:
             ("HGETALL", WORK),
             ("HGETALL", LENGTHS),
             ("HGETALL", STARTS),
+            ("EXISTS", DRAINING),
             ("HGETALL", spent_key(day)),
             ("INFO", "server", "memory", "persistence", "errorstats"),
             *(("ZCOUNT", open_key(tenant), self._clock.now(), "+inf") for tenant in bounded),
             *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
         )
-        time_of, devices, heartbeats, work, lengths, starts, spent, info, *rest = answers
+        time_of, devices, heartbeats, work, lengths, starts, draining, spent, info, *rest = answers
         depths, plan = rest[: len(bounded)], rest[len(bounded) :]
         if plan:
             self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
@@ -152,6 +154,7 @@ class FleetStore:
             work=figures(work),
             lengths=named(lengths),
             starts=figures(starts),
+            draining=bool(draining),
             spent=figures(spent),
             used=_used(values),
             refuses=self._file.refuses,

@@ -81,7 +81,7 @@ class Mover(Duty):
         names = backlogged(working, rules.tick)
         depths, waiting = await self._inspect(names, window_per_level(rules.window, names, working.backlog))
         groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
-        running = await self._running(working)
+        running = {} if working.fleet.draining else await self._running(working)
         groups += running_groups(running.values(), working, rules.max_moves_per_job)
         for _, job in running.values():
             depths[job.queue] = depths.get(job.queue, 0) + 1

@@ -170,6 +170,7 @@ COMMANDS = {
     "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and list undelivered events."),
     "models": ("taxiway.cli.models", "List what the fleet can run, load a model, unload one."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
+    "drain": ("taxiway.cli.drain", "Hand the fleet's work to other fleets."),
     "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),

@@ -447,6 +447,20 @@ class AsyncClient:
         processes: list[dict[str, Any]] = (await self._transport.administer("POST", "/v2/reload"))["processes"]
         return processes
 
+    async def drain(self) -> dict[str, Any]:
+        """Hand the fleet's work to other fleets, as far as it may leave and they offer to run it in time.
+
+        Returns the classes of those (`peers`). HTTP only, else `InvalidRequestError`.
+
+        Raises:
+            UnplaceableError: none of its classes is another fleet.
+        """
+        return await self._transport.administer("POST", "/v2/drain")
+
+    async def resume(self) -> dict[str, Any]:
+        """Serve again after `drain`. HTTP only, else `InvalidRequestError`."""
+        return await self._transport.administer("DELETE", "/v2/drain")
+
     async def load_model(self, name: str) -> dict[str, Any]:
         """Accept requests for a model, and load it on the classes that can run it; returns what came of it by class.
 

@@ -361,6 +361,14 @@ class Client:
         """Make every router and worker reread its models folder now: see `AsyncClient.reload`."""
         return self._loop.run(self._client.reload())
 
+    def drain(self) -> dict[str, Any]:
+        """Hand the fleet's work to other fleets: see `AsyncClient.drain`."""
+        return self._loop.run(self._client.drain())
+
+    def resume(self) -> dict[str, Any]:
+        """Serve again after `drain`: see `AsyncClient.resume`."""
+        return self._loop.run(self._client.resume())
+
     def load_model(self, name: str) -> dict[str, Any]:
         """Accept requests for a model, and load it on the classes that can run it: see `AsyncClient.load_model`."""
         return self._loop.run(self._client.load_model(name))

@@ -60,6 +60,9 @@ WAITING = "held"
 STARTS = "taxiway:starts"
 """Hash of hardware class to the last time (store's clock) that an autoscaler announced to start devices of it."""
 
+DRAINING = "taxiway:draining"
+"""Set while the site hands its work to other fleets; has the time (store's clock) since when."""
+
 HEARTBEATS = "taxiway:heartbeats"
 SESSIONS = "taxiway:sessions"
 """Sorted set of routers' sessions that may have arrivals in flight, by last sign of life on the broker's clock."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 from router.decide.candidates import CandidateTable
-from router.decide.classify import Candidate, Needs
+from router.decide.classify import LEAVING, Candidate, Needs
 from router.decide.cost import GroupNeeds, blocks_for, dearest, estimate_figures, limits_of, wait_of
 from router.decide.moves.preempt import SWITCH
 from router.decide.placement import reserved_and_busy
@@ -446,7 +446,8 @@ def _urgency(group: Group) -> tuple[float, int, str]:
 def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
     here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.at_most[0].tolist()
     if not group.table.live[here]:
-        return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
+        why = LEAVING if group.table.candidates[here].absent == LEAVING else f"no device of {group.source} is live"
+        return f"{kind}: {why}; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:
         left = f"{group.needs.deadline:.3g} s left"
         return f"rescue: at most {sure[to]:.3g} s, {sure[here]:.3g} s on {group.source}; {left}"

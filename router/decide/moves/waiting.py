@@ -37,9 +37,13 @@ Q = TypeVar("Q", bound=Queued)
 
 
 def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
-    """The classes with more work than they serve within a tick; empty if all work is on the only live class."""
+    """The classes with more work than they serve within a tick; empty if all work is on the only live class.
+
+    Of a site that drains, all classes with work.
+    """
     devices = {name: working.fleet.serving(name) for name in working.backlog.classes}
-    behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
+    least = {name: 0.0 if working.fleet.draining else tick * live for name, live in devices.items()}
+    behind = [name for name in devices if sum(working.backlog.levels(name)) > least[name]]
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 

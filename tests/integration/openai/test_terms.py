@@ -62,6 +62,7 @@ NONE_MADE = {
     "/v1/webhook_endpoints/{endpoint:str}/dead_letters/replay",
     "/v1/webhook_endpoints/{endpoint:str}/rotate_secret",
     "/v1/webhook_endpoints/{endpoint:str}/test",
+    "/v2/drain",
     "/v2/reload",
     "/v2/repository/index",
     "/v2/repository/models/{model:str}/load",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,3 +143,18 @@ def test_small_changes_are_not_told() -> None:
     assert changed(before, {"mood": {"": SiteOffer(0.4, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 7)}})
     assert changed(before, {"mood": {"": OFFER, "live": OFFER}})
     assert changed(before, {})
+
+
+def test_while_the_site_drains_other_fleets_alone_get_what_they_offer_to_run() -> None:
+    topology = a_peer()
+    here = a_device(runtimes=("echo",))
+    drained = replace(fleet({"": OFFER}, here), draining=True, startable=("cpu.batch",))
+    for place, names in {None: ["far"], ("cpu.batch", "fp32"): ["cpu.batch", "far"]}.items():
+        table = build_table(handed(topology), Constraints(), topology, drained, BOOK, place)
+        assert [one.hardware_class for one in table.candidates] == names
+        assert table.live.tolist() == [name == "far" for name in names], "what waits here is to leave"
+    kept = build_table(handed(topology), Constraints(locality=HOME), topology, drained, BOOK)
+    assert [one.hardware_class for one in kept.candidates] == ["cpu.batch"], "what may not leave runs here"
+    without = replace(drained, devices=(here,))
+    table = build_table(handed(topology), Constraints(), topology, without, BOOK)
+    assert table.live[[one.hardware_class for one in table.candidates].index("cpu.batch")], "nobody offers to run it"
