@@ -116,10 +116,9 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+zrem", [f"%W~{keys.open_key('*')}"]),
         _grant("+get", [f"%R~{name}" for name in (keys.RELOADS, keys.QUEUES)]),
-        _grant("+hgetall", [f"%R~{keys.CONTROLS}"]),
         _grant(
             "+eval +evalsha",
-            [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS, keys.CONTROLS))],
+            [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS))],
         ),
     ]
     return " ".join([_GREETING, _SERVING, "+client|reply", *owns, *_CHANNELS, *grants])

@@ -39,39 +39,6 @@ STAGES: tuple[Stage, ...] = ("queue", "run", "total")
 """Stages that each job goes through."""
 
 
-class Ran(msgspec.Struct, frozen=True):
-    """What was done for one model."""
-
-    answered: int = 0
-    """Jobs that were answered."""
-    failed: int = 0
-    """Jobs that had begun and failed."""
-    rows: int = 0
-    """Rows of the answered jobs."""
-    batches: float = 0.0
-    """Batches that they were, each job a share of its own."""
-    # Seconds of the answered jobs, in all
-    queue: float = 0.0
-    """Waiting."""
-    run: float = 0.0
-    """In batches."""
-    total: float = 0.0
-    """From acceptance to result."""
-    lost: float = 0.0
-    """Seconds that the failed ones took."""
-    last: float = 0.0
-    """When the last one ended, in Unix time."""
-
-    def plus(self, more: Ran, less: Ran) -> Ran:
-        """This and what `more` has beyond `less`."""
-        sums = {
-            name: getattr(self, name) + getattr(more, name) - getattr(less, name)
-            for name in self.__struct_fields__
-            if name != "last"
-        }
-        return Ran(**sums, last=max(self.last, more.last))
-
-
 class Use(msgspec.Struct, frozen=True):
     """Rows that one model ran on endpoints, those `aborted`, and tokens of input, of that cached, and of output.
 
@@ -97,15 +64,14 @@ class Done(msgspec.Struct, frozen=True):
     """What was done for one hardware class.
 
     `outcomes` counts jobs by their final state; `latency` maps each stage to jobs by bucket, with one more for those
-    beyond all bounds, and then their seconds in all. `rejected` counts messages that no router had ordered. `models`
-    has each model's part, by its id, `used` its part of endpoints, and `dollars` what it cost by tenant, in US dollars:
-    tenants that queues.yaml does not name are one, without a name.
+    beyond all bounds, and then their seconds in all. `rejected` counts messages that no router had ordered. `used`
+    has each model's part of endpoints, by its id, and `dollars` what it cost by tenant, in US dollars: tenants that
+    queues.yaml does not name are one, without a name.
     """
 
     outcomes: dict[str, int] = {}
     latency: dict[Stage, tuple[float, ...]] = {}
     rejected: int = 0
-    models: dict[str, Ran] = {}
     used: dict[str, Use] = {}
     dollars: dict[str, dict[str, float]] = {}
 

@@ -236,15 +236,11 @@ class WorkerContext:
         return closes_in(self.hardware.available, now)
 
     def warm(self) -> list[Model]:
-        """The models that the class keeps warm, without those that an operator unloaded.
-
-        Those that the catalogue does not serve are logged and skipped.
-        """
+        """The models that the class keeps warm; those that the catalogue does not serve are logged and skipped."""
         found: list[Model] = []
         for name in self.hardware.warm:
             try:
-                model = self.folder.catalogue.resolve(name)
-                found += [model] if model.id not in self.folder.unloaded else []
+                found.append(self.folder.catalogue.resolve(name))
             except (UnknownModelError, ModelUnavailableError) as error:
                 extra = {"class": self.options.hardware_class, "reason": error.message}
                 logger.error("warm model of the class is not served", extra=extra)

@@ -138,19 +138,6 @@ class Executor(LearnedTimes):
             loaded.runtime.unload()
             logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
 
-    def retry(self, model: Model) -> None:
-        """Forget why variants of the model could not be loaded: the next load tries again. Thread-safe."""
-        for name in model.variants:
-            self.unavailable.pop(variant_key(model.id, name), None)
-
-    def unload_unused(self, models: Collection[str], queued: Collection[str]) -> None:
-        """Unload variants of these models that do not run, have no `queued` job, and were unused for `LINGER`."""
-        for loaded in self.all_loaded():
-            idle = not loaded.in_use and loaded.key not in queued
-            if loaded.model.id in models and idle and time.monotonic() - self._uses[loaded.key].last > LINGER:
-                self.unload(loaded)
-                logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
-
     def all_loaded(self) -> list[Loaded]:
         """Every loaded variant. Thread-safe."""
         return list(self._loaded.values())
@@ -361,9 +348,6 @@ def most_rows(hardware: HardwareClass, variant: Variant) -> int:
     """Most rows of a variant in one batch of the class."""
     return min(hardware.max_batch, variant.max_batch or hardware.max_batch)
 
-
-LINGER = 2.0
-"""Seconds since its last use after which a model that an operator unloaded goes: accepted jobs may be on their way."""
 
 STALL = 20.0
 """A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.

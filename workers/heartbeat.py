@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -214,23 +214,17 @@ class ModelsWatch:
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)
         self._stopped = threading.Event()
-        self._unloaded: frozenset[str] = frozenset()
         context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
-
-    def begin(self) -> None:
-        """Learn which models operators unloaded, before any is loaded."""
-        self._report()
 
     def run(self) -> None:
         """Check until stopped."""
         self._context.folder.log_problems()
         while not self._stopped.is_set():
-            load = self._report()
+            self._report()
             variants = self._device.variants
             self._context.folder.discovered = discovered_by([(variants.device.runtimes[0], variants.discovered)])
             requested = self._reporter.requested
             self._context.folder.look(closely=requested)
-            self._control(load)
             if requested:
                 self._reporter.looked()
             else:
@@ -240,18 +234,9 @@ class ModelsWatch:
         """End `run`. Any thread may call it."""
         self._stopped.set()
 
-    def _report(self) -> list[str]:
-        """Report what is served; returns the models that operators asked to load."""
+    def _report(self) -> None:
+        """Report what is served."""
         try:
-            return self._reporter.apply(self._store.watch(self._reporter.arguments()))
+            self._reporter.apply(self._store.watch(self._reporter.arguments()))
         except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
             logger.debug("cannot report the catalogue", extra={"error": error.message})
-            return []
-
-    def _control(self, load: Iterable[str]) -> None:
-        """Have the device load these models, and unload those that operators unloaded, as long as there are any."""
-        models, unloaded = self._context.folder.catalogue.models, self._context.folder.unloaded
-        wanted = [models[name] for name in load if name in models]
-        if wanted or unloaded or self._unloaded:
-            self._device.control(load=wanted, unloaded=unloaded)
-            self._unloaded = unloaded

@@ -122,7 +122,6 @@ class Worker:
         """
         self.heartbeat.name.take()
         self._threads: dict[str, threading.Thread] = {}
-        self._reload.begin()
         loaded = threading.Event()
 
         def serve_device() -> None:

@@ -47,8 +47,7 @@ PLACEMENT = answers(FIELDS, *KEYED, *ASKED)
 GENERATE = {**answers(Generated, *KEYED, *ASKED, *RUN), **PLACED}
 GENERATE_STREAM = answers(ServerSentEvent, *KEYED, *ASKED, *RUN, media=EVENTS)
 JOB_STREAM = answers(ServerSentEvent, *KEYED, 400, 404, 410, 503, media=EVENTS)
-INDEX = answers(list[FIELDS], *KEYED, 400, 413, 415)
-REPOSITORY = answers(FIELDS, *KEYED, 400, 404, 413, 415, 503)
+INDEX = answers(list[FIELDS], *KEYED)
 MODEL = answers(FIELDS, *KEYED, 404, 503)
 MODEL_READY = {**MODEL, **answers(FIELDS, status=503)}
 """What each endpoint answers, by status."""

@@ -28,11 +28,9 @@ from api.bodies import read_body
 from api.errors import UNFORESEEN, unforeseen
 from api.gate import Application, Receive, Send, allow, caller_of, refuse, take_terms
 from api.inference.protocol import (
-    CLASSIFICATION,
     InferRequest,
     WantsBinary,
     answer_of,
-    classes_wanted,
     read_infer,
     request_of,
     wants_binary,
@@ -55,7 +53,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
-from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError, wrong_field
+from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 
 _TRACEPARENT, _HEADER = TRACEPARENT.encode(), HEADER.encode()
 
@@ -190,11 +188,7 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
-        request, classes = await self._converted(reference, infer, size)
-        for name in classes:
-            field = f"outputs.{name}.{CLASSIFICATION}"
-            raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
-        return await self.accept(request, size)
+        return await self.accept(await self._converted(reference, infer, size), size)
 
     async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
@@ -235,13 +229,13 @@ class Inference:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
         model = self.router.rules.catalogue.resolve(reference)
-        request, classes = await self._converted(reference, infer, size)
+        request = await self._converted(reference, infer, size)
         with closing(await self.run(request, size)) as running:
             meta = await running.wait(min(longest, self._limits.wait))
         if meta is None:
             return Accepted(running.job)
         result, size = await self._read(meta)
-        return await beside(size, answer_of, model, running.job, result, wants_binary(infer), infer.id, classes)
+        return await beside(size, answer_of, model, running.job, result, wants_binary(infer), infer.id)
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would be placed now, and why; nothing is accepted.
@@ -249,7 +243,7 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid. A failed placement is part of the answer.
         """
-        request, _ = await self._converted(reference, infer, size)
+        request = await self._converted(reference, infer, size)
         order = (await self._prepared(request, size, reply="")).order
         model, table = preview(order, self.router.rules, self.router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
@@ -264,11 +258,9 @@ class Inference:
         result, size = await self._read(meta)
         return await beside(size, answer_of, self.router.rules.model_of(result.model), job, result, wants)
 
-    async def _converted(self, reference: str, infer: InferRequest, size: int) -> tuple[Request, Mapping[str, int]]:
-        """A request in our form, and the number of classes wanted of its outputs."""
-        model = self.router.rules.catalogue.resolve(reference)
-        request = await beside(size, request_of, reference, infer, self._limits.elements)
-        return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
+    async def _converted(self, reference: str, infer: InferRequest, size: int) -> Request:
+        """A request in our form."""
+        return await beside(size, request_of, reference, infer, self._limits.elements)
 
     async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
         """A request as an order, before admission."""

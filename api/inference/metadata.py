@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
-from router.service.admission import UNLOADED
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.tensor_spec import TensorSpec
@@ -31,10 +29,8 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
     }
 
 
-def unready(model: Model, topology: Topology, fleet: FleetSnapshot, unloaded: Collection[str] = ()) -> str:
-    """Why the model takes no requests, or no live device has or can load it; empty if one does."""
-    if model.id in unloaded:
-        return UNLOADED
+def unready(model: Model, topology: Topology, fleet: FleetSnapshot) -> str:
+    """Why no live device has or can load the model; empty if one does."""
     if fleet.stale:
         return "the fleet snapshot is stale"
     candidates, refusals = classify(model, Constraints(), topology, fleet)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from litestar import Response, get
 
 from api.described import of_model, posts
-from api.gate import AnyRequest, needs, take_terms
+from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference import described
 from api.inference.metadata import model_metadata, unready
 from api.inference.protocol import InferRequest, read_infer
@@ -22,7 +23,28 @@ async def models(request: AnyRequest) -> JsonResponse:
     """Every model with its versions, aliases and variants, and why one is disabled."""
     router = router_of(request)
     rules = router.rules
-    return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet, rules.unloaded)})
+    return Response({"models": model_list(rules.catalogue, router.fleet.working.fleet)})
+
+
+class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of a model; `reason` says why it could not run now."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+@posts("/v2/repository/index", opt=needs(), responses=described.INDEX)
+async def repository_index(request: AnyRequest) -> Response[bytes]:
+    """Every version of every model, for Triton's clients, and whether a live device has it or could load it."""
+    router = router_of(request)
+    catalogue, found = router.rules.catalogue, list[IndexedModel]()
+    for name in sorted({model.name for model in catalogue.models.values()} | catalogue.others.keys()):
+        for model in catalogue.versions(name):
+            reason = unready(model, router.rules.topology, router.fleet.snapshot)
+            found.append(IndexedModel(name, str(model.version), "UNAVAILABLE" if reason else "READY", reason))
+    return json_answer(found)
 
 
 @get(of_model(""), opt=needs(), responses=described.MODEL)
@@ -38,7 +60,7 @@ async def model_ready(request: AnyRequest, model: str, version: str | None = Non
     router = router_of(request)
     try:
         found = router.rules.catalogue.resolve(reference_of(model, version))
-        reason = unready(found, router.rules.topology, router.fleet.snapshot, router.rules.unloaded)
+        reason = unready(found, router.rules.topology, router.fleet.snapshot)
     except ModelUnavailableError as error:
         reason = str(error.details["reason"])
     content = {"name": model, "ready": not reason}
@@ -76,4 +98,4 @@ async def _read(request: AnyRequest) -> InferRequest:
     return infer
 
 
-ENDPOINTS = (models, metadata, model_ready, infer, model_placement)
+ENDPOINTS = (models, repository_index, metadata, model_ready, infer, model_placement)

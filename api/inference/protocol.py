@@ -1,15 +1,13 @@
 """The Open Inference Protocol v2: infer requests read and converted to ours, results to its answers.
 
-Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md; triton-inference-server/server,
-docs/protocol/extension_classification.md. Service terms and the model's parameters share `parameters`.
+Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md. Service terms and the
+model's parameters share `parameters`.
 
 - A BYTES tensor with the parameter `"content_type": "base64"` holds base64 text, in both directions. It may hold any
   JSON value if the model takes or gives one; bytes in it are tagged as `values` tags them.
 - `taxiway.contract.tensors` reads and writes the tensors that follow the JSON.
 - A call that decodes JSON holds the interpreter lock throughout. Numeric data of a large body is therefore left as text
   at first, and then read in pieces; everything else is limited to what one call decodes in time.
-- An element of a classification is `value:index`, the largest values first. Models here have no label file, so there is
-  no third part; outputs of type BYTES (labels) are not supported.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from tasks.models.model import Model
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.limits import (
-    COUNT,
     ELEMENTS,
     LARGE,
     WHOLE_VALUES_DIVISOR,
@@ -41,45 +38,6 @@ from taxiway.contract.request import TERMS, Priority, Request, parse_request
 from taxiway.contract.tensors import SINGLE, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
 from taxiway.errors import UNREADABLE, ExecutionError, InvalidRequestError, cut, quoted, unreadable, wrong_field
-
-CLASSIFICATION = "classification"
-"""An output's parameter: how many of each row's largest values to return."""
-
-
-def classes_wanted(model: Model, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
-    """The number of classes to return of each output that has the parameter; `outputs` are parameters by name.
-
-    Raises:
-        InvalidRequestError: not a number, or the output has no numbers besides the batch axis; names the parameter.
-    """
-    specs = {spec.name: spec for spec in model.outputs}
-    return {
-        name: _count(parameters[CLASSIFICATION], specs[name])
-        for name, parameters in outputs.items()
-        if CLASSIFICATION in parameters and name in specs
-    }
-
-
-def classified(spec: TensorSpec, rows: np.ndarray, count: int) -> tuple[TensorSpec, list[list[str]]]:
-    """The output's new spec, and the largest values of each row, largest first; ties by index."""
-    flat = np.moveaxis(rows, spec.batch_axis or 0, 0).reshape(rows.shape[spec.batch_axis or 0], -1)
-    places = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
-    written = "{}:{}" if flat.dtype.kind in "iub" else "{:f}:{}"
-    texts = [
-        [written.format(value, place) for value, place in zip(row[order].tolist(), order.tolist(), strict=True)]
-        for row, order in zip(flat, places, strict=True)
-    ]
-    return TensorSpec(spec.name, "BYTES", (-1, places.shape[1])), texts
-
-
-def _count(count: object, spec: TensorSpec) -> int:
-    field = f"outputs.{spec.name}.{CLASSIFICATION}"
-    if type(count) is not int or not 1 <= count <= COUNT:
-        raise wrong_field(field, f"a whole number from 1 to {COUNT}", count)
-    if spec.datatype == "BYTES" or len(spec.shape) < 2:
-        raise wrong_field(field, "an output of several numbers per row", f"{spec.datatype} {list(spec.shape)}")
-    return count
-
 
 BINARY_OUTPUTS = "binary_data_output"
 """The request parameter that selects binary form for all outputs; an output's own `binary_data` overrides it."""
@@ -141,11 +99,11 @@ class InferAnswer(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
-_NO_CLASSES: Mapping[str, int] = {}
 _ENCODED_ELEMENTS = 2**16  # elements encoded per call: 6 ms
 _TIMEOUT = "timeout"  # of Triton, in microseconds
 _KNOWN_PARAMETERS = TERMS | {BINARY_OUTPUTS, _TIMEOUT}
-_SHARED = "shared_memory_region"  # of Triton: an answer in it would be read there, and not in the body
+_UNSUPPORTED = ("shared_memory_region", "classification")
+"""Triton's parameters of outputs whose answers would be others than those in the body."""
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -158,9 +116,11 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
         RequestTooLargeError: a BYTES tensor has more than `most` elements.
     """
     for output in infer.outputs:
-        if _SHARED in output.parameters:
-            field = f"outputs.{output.name}.{_SHARED}"
-            raise wrong_field(field, "no shared memory, which is not supported", output.parameters[_SHARED])
+        for name in _UNSUPPORTED:
+            if name in output.parameters:
+                raise wrong_field(
+                    f"outputs.{output.name}.{name}", "none, as it is not supported", output.parameters[name]
+                )
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
     if type(terms.get("priority")) is int:
         terms["priority"] = _priority_of(terms["priority"])
@@ -248,20 +208,14 @@ def answer_of(
     result: Result,
     wants: WantsBinary,
     request_id: str | None = None,
-    classes: Mapping[str, int] = _NO_CLASSES,
 ) -> Framed:
-    """The infer answer for a result. Its id is the request's own if it had one, else the job's.
-
-    For an output in `classes` it holds that many of each row's largest values.
-    """
+    """The infer answer for a result. Its id is the request's own if it had one, else the job's."""
     parts: list[bytes | memoryview] = []
     outputs = []
     for spec in model.outputs:
         if spec.name not in result.outputs:
             continue
         value = result.outputs[spec.name]
-        if spec.name in classes:
-            spec, value = classified(spec, array_output(spec, value), classes[spec.name])
         if wants(spec):
             tensor, part = _binary_output(spec, value)
             outputs.append(tensor)

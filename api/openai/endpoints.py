@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -69,9 +69,9 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ListedModel]
 
 
-def listed(catalogue: Catalogue, unloaded: Collection[str]) -> ModelList:
-    """The models that these calls can use now, once each and by second names: without those that are `unloaded`."""
-    names = [(name, model) for name, model in catalogue.bare_names() if is_used(model) and model.id not in unloaded]
+def listed(catalogue: Catalogue) -> ModelList:
+    """The models that these calls can use, once each and by second names."""
+    names = [(name, model) for name, model in catalogue.bare_names() if is_used(model)]
     return ModelList(data=[listed_model(name, model) for name, model in names])
 
 
@@ -117,16 +117,15 @@ class Read:
 @get("/v1/models", opt=needs(), responses=_MODELS)
 async def models(request: AnyRequest) -> Response[bytes]:
     """The models that these calls can use now. They also answer by version (`chat:1`) and alias (`chat@stable`)."""
-    rules = router_of(request).rules
-    return json_answer(listed(rules.catalogue, rules.unloaded))
+    return json_answer(listed(router_of(request).rules.catalogue))
 
 
 @get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
 async def model(request: AnyRequest, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
-    rules, model = router_of(request).rules, model.removeprefix("/")
-    found = rules.catalogue.resolve(model)
-    if not is_used(found) or found.id in rules.unloaded:
+    model = model.removeprefix("/")
+    found = router_of(request).rules.catalogue.resolve(model)
+    if not is_used(found):
         raise UnknownModelError(f"model {quoted(model)} cannot be used by these calls", model=model)
     return json_answer(listed_model(model, found))
 

@@ -17,15 +17,14 @@ from api.inference.streaming import STREAM_HEADERS
 from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet, read_timeline
+from api.routing.reload import reload as reload_all
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, router_of
 from taxiway.errors import BrokerUnavailableError, UnplaceableError, quoted
 
 _encode = msgspec.json.Encoder().encode
 
-EXTENSIONS = [
-    *("binary_tensor_data", "classification", "generate", "model_configuration", "model_repository", "statistics"),
-]
+EXTENSIONS = ["binary_tensor_data", "generate"]
 """Triton's names for the extensions of the protocol that this API supports."""
 
 _EACH = 1.0  # seconds between two events of the fleet's stream
@@ -132,7 +131,8 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
 @posts("/v2/reload", responses=described.FLEET_CHANGE)
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
-    return Response(await router_of(request).repository.reload())
+    router = router_of(request)
+    return Response(await reload_all(router.folder, router.operators))
 
 
 @posts("/v2/drain", responses=described.DRAIN)

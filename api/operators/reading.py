@@ -52,7 +52,6 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         tokens=sum(use.input + use.output for use in router.outcomes.used.values()),
         disabled=catalogue.disabled,
         outdated=catalogue.outdated,
-        unloaded=tuple(sorted(router.rules.unloaded & catalogue.models.keys())),
         restart=tuple(name for name, report in reports.items() if report.queues_changed),
         queues_wrong={name: report.queues_wrong for name, report in reports.items() if report.queues_wrong},
         clocks={name: report.clock for name, report in reports.items() if abs(report.clock) >= APART},

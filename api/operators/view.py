@@ -142,8 +142,6 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Why they are not served."""
     outdated: Mapping[str, str] = {}
     """Those served as they were before their file became invalid, and why."""
-    unloaded: tuple[str, ...] = ()
-    """Those that operators took out of service."""
     # Processes
     restart: tuple[str, ...] = ()
     """Those whose queues.yaml has changed since they started."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
-from tasks.heartbeat import DeviceFacts, Done, Ran, Use, empty
+from tasks.heartbeat import DeviceFacts, Done, Use, empty
 from taxiway.contract.job import JobState
 
 Counts = Mapping[tuple[str, ...], float]
@@ -28,7 +28,6 @@ class OutcomeCounters:
         self.outcomes: Counter[tuple[str, ...]] = Counter()  # jobs by class and final state
         self.latency: dict[tuple[str, ...], list[float]] = {}  # figures of `tasks.heartbeat` by class and stage
         self.rejected: Counter[tuple[str, ...]] = Counter()  # messages by class
-        self.models: dict[str, Ran] = {}  # over all classes
         self.used: dict[tuple[str, str], Use] = {}  # of endpoints, by class and model
         self.dollars: dict[tuple[str, ...], float] = {}  # US dollars by class, model and tenant
         self._seen: dict[tuple[str, str], Done] = {}
@@ -61,8 +60,6 @@ class OutcomeCounters:
             self.rejected[hardware_class,] += done.rejected - before.rejected
         for outcome, jobs in done.outcomes.items():
             self.outcomes[hardware_class, outcome] += jobs - before.outcomes.get(outcome, 0)
-        for model, ran in done.models.items():
-            self.models[model] = self.models.get(model, Ran()).plus(ran, before.models.get(model, Ran()))
         self._add_use(hardware_class, done, before)
         for stage, figures in done.latency.items():
             sums = self.latency.setdefault((hardware_class, stage), empty())

@@ -8,7 +8,6 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from api.routing.counters import Counts, OutcomeCounters, RecentOutcomes
-from api.routing.repository import Repository
 from api.routing.results import Results, WaitTimeouts
 from api.routing.stores import OperatorStore, StoredJobs, ValueStore
 from api.routing.submissions import Submissions
@@ -39,7 +38,6 @@ class HttpRouter(Router):
         self.operators = OperatorStore(self.store.calls, self.store.clock)
         self.results = Results(settings.broker, self.jobs, name)
         self.wait_timeouts = WaitTimeouts()
-        self.repository = Repository(rules, self.fleet, self.folder, self.operators)
         self.registry = WebhookRegistry(self.webhooks, rules, self.store.clock)
         self.scaler = Scaler(rules.topology)
         self.outcomes, self.lately = OutcomeCounters(), RecentOutcomes()

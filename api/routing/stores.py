@@ -22,7 +22,6 @@ from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
-    CONTROLS,
     DEAD,
     DRAINING,
     FAILING,
@@ -195,16 +194,9 @@ class OperatorStore:
         """End that."""
         await self._calls.call("DEL", DRAINING)
 
-    async def control_models(self, marks: Mapping[str, str | None]) -> int:
-        """Record what an operator asks of models, as `CONTROLS` has it, None for nothing; have all processes reload.
-
-        Returns the number of that request.
-        """
-        kept = [part for name, mark in marks.items() if mark is not None for part in (name, mark)]
-        dropped = [name for name, mark in marks.items() if mark is None]
-        commands = [("HSET", CONTROLS, *kept)] if kept else []
-        commands += [("HDEL", CONTROLS, *dropped)] if dropped else []
-        return int((await self._calls.transaction(*commands, ("INCR", RELOADS)))[-1])
+    async def request_reload(self) -> int:
+        """Have all processes reload; returns the number of that request."""
+        return int(await self._calls.call("INCR", RELOADS))
 
     async def catalogues(self) -> dict[str, CatalogueReport]:
         """What each running process serves, by its name."""

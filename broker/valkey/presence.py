@@ -7,7 +7,7 @@ from typing import Any
 
 from broker.valkey import Call
 from tasks.models.folder import Watched
-from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN, CONTROLS, DEVICES, HEARTBEATS, PLAN, RELOADS
+from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN, DEVICES, HEARTBEATS, PLAN, RELOADS
 
 
 def heartbeat_call(worker: str, facts: bytes) -> Call:
@@ -22,11 +22,10 @@ def plan_call(before: bytes, plan: bytes) -> Call:
 
 def watch_call(arguments: Sequence[str | bytes]) -> Call:
     """Reports what a process serves, as a `Reporter` has it; `watch_answer` reads the answer."""
-    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS, CONTROLS], arguments)
+    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS], arguments)
 
 
 def watch_answer(answer: Sequence[Any]) -> Watched:
-    """What operators asked of all processes, and whether the store has this one's report."""
-    reloads, known, controls, now = answer
-    marks = [part.decode() for part in controls]
-    return Watched(int(reloads), bool(known), dict(zip(marks[::2], marks[1::2], strict=True)), float(now))
+    """How often reloads were requested, and whether the store has this process's report."""
+    reloads, known, now = answer
+    return Watched(int(reloads), bool(known), float(now))

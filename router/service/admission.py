@@ -41,7 +41,6 @@ from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
 from taxiway.contract.wire import Envelope
 from taxiway.errors import (
     InvalidRequestError,
-    ModelUnavailableError,
     NoDeviceError,
     OverloadedError,
     RequestTooLargeError,
@@ -69,8 +68,6 @@ class Rules:
     """Classes whose devices an autoscaler starts on demand: they accept work without any."""
     webhooks: Endpoints = field(default_factory=Endpoints)
     """Their endpoints as last read."""
-    unloaded: frozenset[str] = frozenset()
-    """Models for which no new request is accepted."""
     classify: Classifier | None = None
     """Labels requests by their content."""
     sign: Sign | None = field(default=None, repr=False)
@@ -170,7 +167,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
     prompt = _prompt(order, rules, working)
-    model = _accepting(order, rules)
+    model = rules.catalogue.resolve(order.request.model)
     measurements = _measure(order, model, rules, working, prompt.prefix)
     template = _template(order, rules, working, model, measurements)
     placement = template.placement
@@ -247,7 +244,7 @@ def _prompt(order: Order, rules: Rules, working: WorkingSnapshot) -> Prompt:
     prefixes = working.prefixes
     if prefixes is None:
         return _NO_PROMPT
-    model, request = _accepting(order, rules), order.request
+    model, request = rules.catalogue.resolve(order.request.model), order.request
     if not generates(model):
         return _NO_PROMPT
     value = given_inputs(model, request.inputs).get(model.inputs[0].name)
@@ -335,7 +332,7 @@ def understood(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Mo
     Raises:
         TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
-    model = _accepting(order, rules)
+    model = rules.catalogue.resolve(order.request.model)
     measurements = _measure(order, model, rules, working, _prompt(order, rules, working).prefix)
     return model, _needs(order, measurements, rules.topology, working.tenants, _until(order))
 
@@ -347,24 +344,6 @@ def unserved(order: Order, rules: Rules, working: WorkingSnapshot, error: Taxiwa
         return None
     model, needs = understood(order, rules, working)
     return unserved_terms(model.id, order.request.tenant, needs)
-
-
-UNLOADED = "an operator unloaded it"
-"""Why an unloaded model takes no requests."""
-
-
-def _accepting(order: Order, rules: Rules) -> Model:
-    """The request's model. One that is unloaded still runs what was accepted before.
-
-    Raises:
-        ModelUnavailableError: it is disabled, or takes no new requests.
-        UnknownModelError: no such model.
-    """
-    model = rules.catalogue.resolve(order.request.model)
-    if model.id in rules.unloaded and not order.released:
-        message = f"model {model.id!r} is unloaded: {UNLOADED}"
-        raise ModelUnavailableError(message, model=model.id, reason=UNLOADED)
-    return model
 
 
 Sizes = tuple[int, int, int]

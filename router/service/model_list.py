@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from router.decide.snapshot import FleetSnapshot
-from router.service.admission import UNLOADED
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model, Variant
 
 
-def model_list(catalogue: Catalogue, fleet: FleetSnapshot, unloaded: Collection[str] = ()) -> list[dict[str, Any]]:
+def model_list(catalogue: Catalogue, fleet: FleetSnapshot) -> list[dict[str, Any]]:
     """Every model by name: versions and aliases, plus variants and summary of the version that the bare name means.
 
     A second name has the versions and variants of the model that it leads to, and that model's `alias_of`.
     `disabled` is why the bare name is not served. `problems` lists other faults: invalid files of other versions, or of
-    a version still served from before its file became invalid; versions that an operator unloaded; and, by variant, why
-    live devices could not load it.
+    a version still served from before its file became invalid; and, by variant, why live devices could not load it.
     """
     names = {m.name for m in catalogue.models.values()} | {
         catalogue.bare(reference) for reference in catalogue.disabled
     }
-    return [_listed(catalogue, name, fleet, unloaded) for name in sorted(names | catalogue.others.keys())]
+    return [_listed(catalogue, name, fleet) for name in sorted(names | catalogue.others.keys())]
 
 
-def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot, unloaded: Collection[str]) -> dict[str, Any]:
+def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, Any]:
     versions = catalogue.versions(name)
     current = catalogue.resolve(name) if catalogue.serves(name) else None
     entry = {
@@ -37,8 +34,7 @@ def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot, unloaded: Col
     }
     if current is not None and name in catalogue.others:
         entry["alias_of"] = current.id
-    out = {m.id: UNLOADED for m in versions if m.id in unloaded}
-    problems = _problems(catalogue, name) | out | ({} if current is None else _unloadable(current, fleet))
+    problems = _problems(catalogue, name) | ({} if current is None else _unloadable(current, fleet))
     if current is None and name in problems:
         entry["disabled"] = problems.pop(name)
     return entry | ({"problems": problems} if problems else {})

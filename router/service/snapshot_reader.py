@@ -229,12 +229,8 @@ class FolderWatch:
         self._now.set()
 
     async def report(self) -> None:
-        """Report the served models to the store, and learn which ones operators unloaded.
-
-        In an outage, which another loop logs, the folder is still read.
-        """
+        """Report the served models to the store. In an outage, which another loop logs, the folder is still read."""
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.apply(await self._store.fleet.watch(self._reporter.arguments()))
-            self._rules.unloaded = self.folder.unloaded

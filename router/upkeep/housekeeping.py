@@ -50,7 +50,7 @@ class Housekeeping(Duty):
     async def _publish(self) -> None:
         """Publish the content of `GET /v2/models`, and queues.yaml, when they have changed or need renewal."""
         rules, now = self._rules, time.monotonic()
-        listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot, rules.unloaded))
+        listed = msgspec.json.encode(model_list(rules.catalogue, self._fleet.snapshot))
         both = listed, msgspec.json.encode(PublishedQueues(release(), self._queues.text))
         published, at = self._published
         if published != both or now - at > PUBLISH:

@@ -6,8 +6,7 @@ A change is detected by sizes, times and inodes of the files behind links, so th
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
 Each process calls `broker.valkey.presence.watch_call` once per second. It reports what it serves, if that changed, and
-learns how often an operator requested a reload (`RELOADS`), and which models operators loaded and unloaded
-(`CONTROLS`). A report expires a minute after its process's last call.
+learns how often an operator requested a reload (`RELOADS`). A report expires a minute after its process's last call.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ class ModelsFolder:
         queues: the process's queues.yaml, which is looked at together with the folder.
         packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
-    `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds. `unloaded`
-    are those that an operator unloaded, by `name:version`: routers accept no requests for them.
+    `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
     `digests` identifies the description of each model served, by its `name:version`, and the model of each second name.
     """
 
@@ -58,7 +56,6 @@ class ModelsFolder:
         self.catalogue = self._written = Catalogue({})
         self.discovered: Found = {}
         self._added: Found = {}
-        self.unloaded: frozenset[str] = frozenset()
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}
         self.queues = queues
@@ -190,15 +187,10 @@ class CatalogueReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class Watched(NamedTuple):
-    """The answer to a process's call: requests of reloads so far, and whether the store has its report.
-
-    `controls` maps models to the operator's last request for them, in the form of `CONTROLS`. `now` is the store's
-    time.
-    """
+    """The answer to a process's call: reloads requested so far, whether the store has its report, and its time."""
 
     reloads: int
     known: bool
-    controls: Mapping[str, str]
     now: float
 
 
@@ -213,7 +205,6 @@ class Reporter:
         self._kind = kind
         self._process = process
         self._requested: int | None = None
-        self._controls: Mapping[str, str] = {}
         self._done = 0
         self._known = b""
         self._sent = b""
@@ -247,19 +238,14 @@ class Reporter:
         )
         return self._process, b"" if self._sent == self._known else self._sent
 
-    def apply(self, answer: Watched) -> list[str]:
-        """Apply the answer; returns the models to load that were asked for since the last one."""
-        requested, controls = answer.reloads, answer.controls
-        fresh = [name for name, mark in controls.items() if mark and self._controls.get(name) != mark]
-        started = self._requested is None
+    def apply(self, answer: Watched) -> None:
+        """Apply the answer."""
+        requested = answer.reloads
         if self._requested is None or requested < self._requested:  # the first answer, or a new store
             self._done = requested  # earlier requests need no reload
         self._requested = requested
         self._clock = round(time.time() - answer.now)
         self._known = self._sent if answer.known else b""
-        self._controls = controls
-        self._folder.unloaded = frozenset(name for name, mark in controls.items() if not mark)
-        return [] if started else fresh
 
 
 def load_catalogue(root: Path, last: Catalogue | None = None, discovered: Collection[str] = ()) -> Catalogue:

@@ -21,7 +21,13 @@ from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Priority
 from taxiway.contract.stream import Event, Lost, Restarted
 from taxiway.contract.values import to_wire
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, RequestError, ResultTimeoutError
+from taxiway.errors import (
+    BrokerUnavailableError,
+    FleetUnavailable,
+    RequestError,
+    ResultTimeoutError,
+    UnknownModelError,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -500,6 +506,19 @@ def _raise_last(refused: Sequence[RequestError]) -> None:
         report(error.message, hint_for(error))
     if refused:
         raise refused[-1]
+
+
+@click.command()
+@click.argument("name", required=False)
+@fleet_options
+def models(name: str | None, *, fleet: AskedFleet) -> None:
+    """List what the fleet can run, or only model NAME."""
+    found = fleet.ask(lambda client: client.models())
+    if name is not None:
+        found = [model for model in found if model["name"] == name]
+        if not found:
+            raise UnknownModelError(f"unknown model {name!r}", model=name)
+    fleet.present(found, "show_models")
 
 
 @click.command()

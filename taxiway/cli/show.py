@@ -286,8 +286,6 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         show_models(fleet["models"])
     if fleet.get("plan"):
         show_plan(console, fleet["plan"])
-    if fleet.get("unloaded"):
-        console.print(Text(f"unloaded by an operator: {', '.join(fleet['unloaded'])}", "dim"), soft_wrap=True)
     if fleet.get("note"):
         console.print(Text(fleet["note"], "dim"), soft_wrap=True)
 

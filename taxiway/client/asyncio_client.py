@@ -22,7 +22,6 @@ from collections.abc import (
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
-from urllib.parse import quote
 
 import msgspec
 
@@ -461,33 +460,11 @@ class AsyncClient:
         """Serve again after `drain`. HTTP only, else `InvalidRequestError`."""
         return await self._transport.administer("DELETE", "/v2/drain")
 
-    async def load_model(self, name: str) -> dict[str, Any]:
-        """Accept requests for a model, and load it on the classes that can run it; returns what came of it by class.
-
-        HTTP only, else `InvalidRequestError`.
-
-        Raises:
-            ModelUnavailableError: its file is wrong, or no device has loaded it in time.
-        """
-        return await self._transport.administer("POST", f"{_repository_path(name)}/load")
-
-    async def unload_model(self, name: str) -> dict[str, Any]:
-        """Accept no more requests for a model, or for the version that `name` names; accepted jobs end as they would.
-
-        Returns its `versions`, and the processes that are `unanswered` and may still accept some. HTTP only, else
-        `InvalidRequestError`.
-        """
-        return await self._transport.administer("POST", f"{_repository_path(name)}/unload")
-
     async def close(self) -> None:
         """Close all connections; jobs continue. Closing twice has no effect."""
         if not self._closed:
             self._closed = True
             await self._transports.get().close()
-
-
-def _repository_path(model: str) -> str:
-    return f"/v2/repository/models/{quote(model, safe=':@')}"
 
 
 def _request(model: str, inputs: Any, options: Options) -> Request:

@@ -369,14 +369,6 @@ class Client:
         """Serve again after `drain`: see `AsyncClient.resume`."""
         return self._loop.run(self._client.resume())
 
-    def load_model(self, name: str) -> dict[str, Any]:
-        """Accept requests for a model, and load it on the classes that can run it: see `AsyncClient.load_model`."""
-        return self._loop.run(self._client.load_model(name))
-
-    def unload_model(self, name: str) -> dict[str, Any]:
-        """Accept no more requests for a model: see `AsyncClient.unload_model`."""
-        return self._loop.run(self._client.unload_model(name))
-
     def close(self) -> None:
         """Close all connections; jobs continue. Closing twice has no effect."""
         self._loop.close()

@@ -70,9 +70,6 @@ SESSIONS = "taxiway:sessions"
 RELOADS = "taxiway:reloads"
 """Counter of requests that all processes reread their models folder."""
 
-CONTROLS = "taxiway:model-controls"
-"""Hash of a model (`name:version`) to what an operator last asked of it: nothing if unloaded, else that load's mark."""
-
 CATALOGUES = "taxiway:catalogues"
 """Hash of a router's or worker's name to the models it serves; `CATALOGUES_SEEN` has the time of its last report."""
 

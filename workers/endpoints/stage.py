@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 
 from msgspec.structs import replace as replace_fields
@@ -154,9 +154,6 @@ class EndpointStage:
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
         self.variants.renew(catalogue, book)
-
-    def control(self, *, load: Sequence[Model], unloaded: Collection[str]) -> None:
-        """Do nothing: an endpoint's server loads and unloads its own models."""
 
     def follow(self, endpoint: Endpoint) -> None:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""

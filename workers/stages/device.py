@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from tasks.heartbeat import Yieldable
@@ -86,15 +86,6 @@ class DeviceStage:
         A running batch finishes with the old model; waiting jobs of changed models are decoded again.
         """
         self._change(partial(self._renew, catalogue, book, tuple(warm)))
-
-    def control(self, *, load: Sequence[Model], unloaded: Collection[str]) -> None:
-        """Load these models as far as memory allows, and unload those of these names once no job needs them.
-
-        Thread-safe.
-        """
-        for model in load:
-            self.variants.retry(model)
-        self._change(partial(self._control, load, unloaded))
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
@@ -245,12 +236,6 @@ class DeviceStage:
         for job in sorted(outdated, key=lambda job: job.arrived):
             job.delivery.began = 0.0  # rows that already ran run again with the others
             self._shared.admissions.put(job.delivery)
-
-    def _control(self, load: Sequence[Model], unloaded: Collection[str]) -> None:
-        for model in load:
-            if self.variants.is_current(model):
-                self._loads.want(model)
-        self.variants.unload_unused(unloaded, self._lanes.variants())
 
     def _take_in(self, job: RunningJob) -> None:
         if not self.variants.is_current(job.model) and not self._stopping.is_set():

@@ -11,7 +11,7 @@ from typing import cast
 from opentelemetry.trace import SpanKind
 
 from tasks import telemetry
-from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty
+from tasks.heartbeat import STAGES, Done, Stage, Use, count, empty
 from tasks.ticket import Promise
 from taxiway.contract.job import JobState, state_of
 from workers.stages.job import (
@@ -30,7 +30,6 @@ class _Class:
     outcomes: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     latency: dict[Stage, list[float]] = field(default_factory=lambda: {stage: empty() for stage in STAGES})
-    models: dict[str, Ran] = field(default_factory=dict)
     used: dict[str, Use] = field(default_factory=dict)
     dollars: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -94,7 +93,6 @@ class WorkerOutcomes:
                 dict(one.outcomes),
                 {stage: tuple(figures) for stage, figures in list(one.latency.items())},
                 one.rejected,
-                dict(one.models),
                 dict(one.used),
                 {model: dict(paid) for model, paid in list(one.dollars.items())},
             )
@@ -111,12 +109,11 @@ class WorkerOutcomes:
             count(latency["queue"], waited)
             count(latency["run"], _ran(ended, now))
             count(latency["total"], waited + now - delivery.began)
-            model = delivery.ticket.model
-            known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
             if (result := ended.result) is not None:
                 self._pay(known, delivery, result.report.cost - ended.billed)
                 if ended.generated and result.report.tokens is None:  # those of endpoints are counted by row
                     generated = Use(output=sum(ended.generated))
+                    model = delivery.ticket.model
                     known.used[model] = known.used.get(model, Use()).plus(generated)
 
     def _of(self, hardware_class: str) -> _Class:
@@ -141,16 +138,6 @@ class WorkerOutcomes:
         variant = ticket.variants[ended.delivery.hardware_class]
         what = {"taxiway.model": ticket.model, "taxiway.variant": variant, "taxiway.device": self._device}
         return {**place, **what, **ran}
-
-
-def _share(ended: Ended, waited: float, now: float) -> Ran:
-    """One job's contribution to its model's counters."""
-    total, result = waited + now - ended.delivery.began, ended.result
-    if result is None:
-        return Ran(failed=1, lost=total, last=now)
-    rows = ended.rows
-    batches = rows / max(result.report.batch, 1)
-    return Ran(answered=1, rows=rows, batches=batches, queue=waited, run=_ran(ended, now), total=total, last=now)
 
 
 def _ran(ended: Ended, now: float) -> float:

@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -401,9 +401,6 @@ class DeviceDriver(Protocol):
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Prepare the device for these models, before `run`."""
-
-    def control(self, *, load: Sequence[Model], unloaded: Collection[str]) -> None:
-        """Load these models as far as memory allows, and unload those of these names once no job needs them."""
 
     def run(self) -> None:
         """Run admitted jobs until stopped, then finish what ends in time."""

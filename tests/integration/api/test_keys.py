@@ -104,8 +104,7 @@ SUBMITTERS = ("lab", "shop", "writer")
 READERS = ("lab", "shop", "reader")
 GRANTED = {
     ANY: [
-        *("GET /v2", "GET /v2/models/echo", "GET /v2/models/echo/config", "GET /v2/models/echo/stats"),
-        *("GET /schema/openapi.json", "POST /v2/repository/index"),
+        *("GET /v2", "GET /v2/models/echo", "GET /schema/openapi.json", "POST /v2/repository/index"),
     ],
     SUBMITTERS: [
         *(f"POST /v2/models/{call}" for call in ("echo/infer", "echo/placement")),
@@ -117,7 +116,6 @@ GRANTED = {
         *("GET /v2/jobs", "GET /v2/blobs/none"),
     ],
     ("ops",): [
-        *(f"POST /v2/repository/models/no-such/{call}" for call in ("load", "unload")),
         *("GET /metrics", "GET /v2/fleet", "GET /v2/dead"),
         *("GET /v1/scaling/cpu.batch", "POST /v1/scaling/cpu.batch/starts"),
     ],

@@ -90,7 +90,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "WEBHOOKS_DUE": "zadd eval evalsha",
         "RELOADS": "get eval evalsha",
         "QUEUES": "get",
-        "CONTROLS": "hgetall eval evalsha",
         "HELD": "zrem hdel eval evalsha",
         "RELEASED": "zrem hdel eval evalsha",
         "holding_key": "zrem hdel",

@@ -77,20 +77,8 @@ def test_status_without_a_job_shows_the_fleet(cli: CommandLine) -> None:
 
 def test_models_are_listed(cli: CommandLine) -> None:
     assert "echo" in cli.succeed("models").stdout
-    for arguments in (["echo", "--json"], ["--json", "echo"], ["list", "echo", "--json"]):
+    for arguments in (["echo", "--json"], ["--json", "echo"]):
         assert [model["name"] for model in json.loads(cli.succeed("models", *arguments).stdout)] == ["echo"]
-
-
-def test_a_model_is_taken_out_of_service_and_put_back(cli: CommandLine) -> None:
-    assert cli.succeed("models", "unload", "echo").stdout == "echo:1\n"
-    refused = cli("submit", "echo", "--text", "a")
-    assert refused.exit_code == 4
-    assert "an operator unloaded it" in refused.stderr
-
-    loaded = json.loads(cli.succeed("models", "load", "echo", "--json").stdout)
-    assert loaded["classes"]["cpu.batch"] == "loaded on 1 of 1 devices"
-    assert "payload  a" in cli.succeed("submit", "echo", "--text", "a").stdout
-    assert cli("models", "unload", "ecko").exit_code == 2
 
 
 def test_an_unknown_model_exits_with_2_and_a_hint(cli: CommandLine) -> None:

@@ -13,7 +13,6 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 import taxiway
-from taxiway.errors import ModelUnavailableError
 from tests.openai_fleet import SECOND, Caller, OpenAIFleet
 from tests.routing import eventually
 
@@ -242,27 +241,6 @@ def test_a_second_name_may_be_what_other_servers_call_the_model(
         assert other.submit(SECOND, {"messages": HELLO}).result(timeout=60).model == "talk:1"
     assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
     assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
-
-
-def test_a_model_that_an_operator_unloaded_is_not_offered(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
-    with taxiway.Client(fleet.router.http) as operator:
-        operator.unload_model("vector")
-        try:
-            assert {one.id.partition(":")[0] for one in client.models.list()} & {"vector", "vector@stable"} == set()
-            with pytest.raises(openai.NotFoundError) as caught:
-                client.models.retrieve("vector")
-            assert caught.value.code == "model_not_found"
-        finally:
-            with contextlib.suppress(ModelUnavailableError):  # not within the second that a call may wait in this fleet
-                operator.load_model("vector")
-    assert eventually(lambda: offers(client, "vector"))
-
-
-def offers(client: openai.OpenAI, model: str) -> bool:
-    try:
-        return client.models.retrieve(model).id == model
-    except openai.NotFoundError:
-        return False
 
 
 CHAT = "chat.completions.create"

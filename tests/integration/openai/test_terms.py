@@ -65,8 +65,6 @@ NONE_MADE = {
     "/v2/drain",
     "/v2/reload",
     "/v2/repository/index",
-    "/v2/repository/models/{model:str}/load",
-    "/v2/repository/models/{model:str}/unload",
 }
 """Paths of the other endpoints."""
 

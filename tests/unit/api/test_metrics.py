@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.operators.metrics import Latency, exposition
 from api.operators.view import ClassView, FleetView
 from api.routing.counters import Counts, OutcomeCounters
-from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Ran, Use, count, empty
+from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Use, count, empty
 from tasks.topology import Price
 from tests.builders import a_device
 from tests.unit.router.decide.test_rebalance import two_classes
@@ -184,19 +184,6 @@ def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> No
     for rejected in (3, 5, 1):  # the last is another process under that name
         outcomes.update([msgspec.structs.replace(a_worker("a", 0), done={"cpu": Done(rejected=rejected)})])
     assert outcomes.rejected["cpu",] == 6
-
-
-def test_what_was_done_for_a_model_adds_up_over_workers_and_classes() -> None:
-    def done(**classes: int) -> dict[str, Done]:
-        ran = {name: Ran(answered=n, run=n / 4) for name, n in classes.items()}
-        return {name: Done({"succeeded": n}, models={"echo:1": ran[name]}) for name, n in classes.items()}
-
-    outcomes = OutcomeCounters()
-    outcomes.update([msgspec.structs.replace(a_worker("a", 0), done=done(cpu=4))])
-    both = [msgspec.structs.replace(a_worker(name, 0), done=done(cpu=8, gpu=2)) for name in "ab"]
-    outcomes.update(both)
-    outcomes.update(both)
-    assert outcomes.models == {"echo:1": Ran(answered=16, run=4.0)}
 
 
 def test_latencies_add_up_over_workers_by_bucket() -> None:

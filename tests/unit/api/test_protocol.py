@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.inference import protocol
-from api.inference.triton import stats_of
-from tasks.heartbeat import Ran
-from tasks.models.folder import load_catalogue
 from tasks.models.tensor_spec import TensorSpec
-from tasks.settings import TREE
-from taxiway.contract.job import Result
 from taxiway.contract.limits import DEEPEST, ELEMENTS, LARGE, WHOLE_VALUES_DIVISOR, count_values
 from taxiway.contract.values import to_array, to_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
-from tests.builders import a_report
 
 VECTORS = TensorSpec("vector", "FP32", (-1, 2))
 
@@ -161,45 +155,11 @@ def test_numbers_that_take_long_to_read_count_as_many(number: str) -> None:
     assert protocol.read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text], "but text is text"
 
 
-EMBED = load_catalogue(TREE / "models").resolve("embed")
-
-(VECTOR,) = EMBED.outputs
-
-REPORT = a_report()
-
-
-def test_an_output_of_classes_has_the_largest_values_with_their_places_the_largest_first() -> None:
-    spec, rows = protocol.classified(VECTOR, np.asarray([[0.25, 0.5, 0.125], [1.0, 1.0, 2.0]], np.float32), 2)
-    assert (spec.datatype, spec.shape) == ("BYTES", (-1, 2))
-    assert rows == [["0.500000:1", "0.250000:0"], ["2.000000:2", "1.000000:0"]]
-    spec, rows = protocol.classified(TensorSpec("n", "INT64", (-1, 2)), np.asarray([[3, 7]]), 9)
-    assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]]), "whole, and all that there are"
-
-
-@pytest.mark.parametrize("raw", [False, True])
-def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
-    parameters = {"classification": 1, "binary_data": raw}
-    infer = protocol.InferRequest([], outputs=[protocol.WantedOutput(name=VECTOR.name, parameters=parameters)])
-    row = {"shape": [3], "datatype": "FP32", "data": [0.0, 3.5, 1.0]}
-    wanted = protocol.classes_wanted(EMBED, {VECTOR.name: parameters})
-    framed = protocol.answer_of(EMBED, "j", Result(model="embed:1", outputs={VECTOR.name: row}, report=REPORT),
-                       protocol.wants_binary(infer), None, wanted)  # fmt: skip
-    assert b'"shape":[1,1],"datatype":"BYTES"' in framed.body
-    assert (b"3.500000:1" in framed.text) is not raw
-    assert b"3.500000:1" in framed.body
-
-
-def test_an_output_in_shared_memory_is_refused_by_name() -> None:
-    wanted = protocol.WantedOutput(name="n", parameters={"shared_memory_region": "mine", "shared_memory_byte_size": 8})
-    with pytest.raises(InvalidRequestError, match=r"outputs\.n\.shared_memory_region: expected no shared memory"):
+@pytest.mark.parametrize("name", ["shared_memory_region", "classification"])
+def test_an_output_that_would_not_be_in_the_body_as_it_is_is_refused_by_name(name: str) -> None:
+    wanted = protocol.WantedOutput(name="n", parameters={name: 8})
+    with pytest.raises(InvalidRequestError, match=rf"outputs\.n\.{name}: expected none, as it is not supported"):
         protocol.request_of("m", protocol.InferRequest([], outputs=[wanted]))
-
-
-@pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
-def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        protocol.classes_wanted(EMBED, {VECTOR.name: {"classification": count}})
-    assert caught.value.details["field"] == f"outputs.{VECTOR.name}.classification"
 
 
 @pytest.mark.cases("parameters, priority, deadline, left")
@@ -215,14 +175,3 @@ def test_parameters_are_terms_and_the_rest_is_the_models(
 def test_a_timeout_is_microseconds_or_refused_by_name(timeout: object) -> None:
     with pytest.raises(InvalidRequestError, match="timeout: expected a whole number of microseconds"):
         protocol.request_of("m", protocol.InferRequest([], parameters={"timeout": timeout}))
-
-
-def test_statistics_are_counts_and_nanoseconds() -> None:
-    answer = stats_of(
-        EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
-    )
-    stats = answer["inference_stats"]
-    assert (answer["inference_count"], answer["execution_count"], answer["last_inference"]) == (8, 2, 7000)
-    assert stats["success"] == {"count": 4, "ns": 1_000_000_000}
-    assert stats["fail"] == {"count": 1, "ns": 3_000_000_000}
-    assert (stats["queue"]["ns"], stats["compute_infer"]["ns"]) == (500_000_000, 250_000_000)

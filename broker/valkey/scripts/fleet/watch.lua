@@ -3,10 +3,9 @@
 -- KEYS[1] hash of process to its report
 -- KEYS[2] sorted set of processes by their last call
 -- KEYS[3] count of requested reloads
--- KEYS[4] hash of model to what operators requested of it
 -- ARGV[1] process
 -- ARGV[2] its report; '' = as before
--- Returns the count of requested reloads, 1 if the store has a report of the process, KEYS[4]'s content, and the time.
+-- Returns the count of requested reloads, 1 if the store has a report of the process, and the time.
 -- Safe to run twice: the later call counts.
 --- @include "now"
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60)) do
@@ -16,4 +15,4 @@ end
 redis.call('ZADD', KEYS[2], math.floor(now), ARGV[1])
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 local known = redis.call('HEXISTS', KEYS[1], ARGV[1])
-return {tonumber(redis.call('GET', KEYS[3]) or '0'), known, redis.call('HGETALL', KEYS[4]), tostring(now)}
+return {tonumber(redis.call('GET', KEYS[3]) or '0'), known, tostring(now)}

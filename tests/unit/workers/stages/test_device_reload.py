@@ -157,29 +157,6 @@ def test_a_model_that_becomes_warm_is_loaded_with_no_job(device: Device) -> None
         assert until(lambda: [loaded.key for loaded in device.executor.all_loaded()] == ["other:1/onnx"])
 
 
-def test_a_model_that_an_operator_loads_is_there_and_one_that_he_unloads_goes_once_nothing_uses_it(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workers.executor.LINGER", 0.0)
-    one = device.folder.catalogue.resolve("one")
-    with device.running():
-        device.executor.unavailable["one:1/onnx"] = "no room"
-        device.stage.control(load=[one], unloaded=())
-        assert not device.executor.unavailable
-        assert until(lambda: [loaded.key for loaded in device.executor.all_loaded()] == ["one:1/onnx"])
-        device.jobs.put([device.job("one")])
-        assert device.begun.wait(20)
-        device.jobs.put([device.job("one")])
-        device.stage.control(load=(), unloaded={"one:1"})
-        device.gate.set()
-        assert until(lambda: len(device.endings.all) == 2)
-        device.stage.control(load=(), unloaded={"one:1"})
-        assert until(lambda: device.executor.all_loaded() == [])
-        device.jobs.put([device.job("one")])  # it was accepted before, and came late
-        assert until(lambda: len(device.endings.all) == 3)
-    assert [answer(ending) for ending in device.endings.all] == [[2.0, 4.0]] * 3
-
-
 def test_a_variant_that_could_not_be_loaded_is_tried_at_once_after_a_change(device: Device) -> None:
     model = device.folder.catalogue.resolve("one")
     (device.root / "one" / "graph.onnx").rename(device.root / "away")

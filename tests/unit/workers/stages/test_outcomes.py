@@ -51,19 +51,6 @@ def test_a_job_counts_with_its_outcome_and_the_time_that_it_had(
     assert not ran or done.latency["queue"][BOUNDS.index(2.5)] == 1
 
 
-def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
-    counters = WorkerOutcomes("cpu:0")
-    began = time.time() - 0.5
-    counters.count([answered(taken(began=began, started=102.0), run_time=0.25) for _ in range(2)])
-    counters.count([failed(taken(began=began, started=103.0), ExecutionError("it broke"))])
-    counters.count([failed(taken(), DeadlineExceededError("late"))])
-    ran = counters.totals()["cpu.batch"].models["echo:1"]
-    assert (ran.answered, ran.failed, ran.batches, ran.queue, ran.run) == (2, 1, 2.0, 4.0, 0.5)
-    assert ran.total == pytest.approx(5.0, abs=0.4)
-    assert ran.lost == pytest.approx(3.5, abs=0.2)
-    assert ran.last == pytest.approx(time.time(), abs=2)
-
-
 def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tenant() -> None:
     counters = WorkerOutcomes("endpoint:0", ["lab"])
     counters.use(
