@@ -296,7 +296,7 @@ def _check() -> None:
     Raises:
         CommandError: queues.yaml is invalid.
     """
-    found = check_configuration(queues_file(os.environ), models_folder(os.environ))
+    found = check_configuration(queues_file(os.environ), models_folder(os.environ), os.environ)
     for verdict in found:
         if verdict.level == "error" and verdict.subject == QUEUES:
             raise CommandError(f"{QUEUES}: {verdict.text}", hint=verdict.hint, code=USAGE)

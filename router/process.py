@@ -26,6 +26,7 @@ from tasks.models.folder import ModelsFolder
 from tasks.queues.endpoints import HOME
 from tasks.queues.queues_file import QueuesFile
 from tasks.queues.receipts import Sign
+from tasks.queues.sealing import open_seal_keys
 from tasks.settings import SettingsError, settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology
@@ -114,6 +115,7 @@ def prepare(
         settings.producers,
         starts,
         classify=classify,
+        seal_keys=open_seal_keys(settings.seals, topology),
         sign=read_site_key(arguments.site_key, topology),
     )
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # that no other has or had

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,11 @@ from tasks.models.discovered import with_peers
 from tasks.models.files import ENTRIES, Code, CodeError, entry_code, recipe_code, runtime_code
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, sources_of
+from tasks.queues.locality import joined
+from tasks.queues.sealing import open_seal_keys
+from tasks.settings import SettingsError, seal_keys
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
+from taxiway.contract.wire import key_id
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 Level = Literal["ok", "warning", "error"]
@@ -34,8 +38,8 @@ class CheckVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     hint: str = ""
 
 
-def check_configuration(queues: Path, models: Path) -> list[CheckVerdict]:
-    """The verdicts on a fleet with this queues.yaml and these models."""
+def check_configuration(queues: Path, models: Path, environment: Mapping[str, str] | None = None) -> list[CheckVerdict]:
+    """The verdicts on a fleet with this queues.yaml and these models, and on the keys in `environment`."""
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
     if topology is not None:
@@ -46,6 +50,7 @@ def check_configuration(queues: Path, models: Path) -> list[CheckVerdict]:
     if topology is not None:
         verdicts += _runtimes(topology)
         verdicts += _named(topology, catalogue)
+        verdicts += _sealed(topology, environment or {})
     discovers = topology is not None and any(
         one.endpoint and one.endpoint.discover for one in topology.hardware.values()
     )
@@ -92,6 +97,29 @@ def _lacking(find: Callable[..., Code], *names: str) -> str:
     except CodeError as error:
         return str(error)
     return ""
+
+
+_SEALS = "TAXIWAY_SEAL_KEYS"
+
+
+def _sealed(topology: Topology, environment: Mapping[str, str]) -> Iterator[CheckVerdict]:
+    """The public keys of the private ones that are here, and sealed labels without the key that seals."""
+    try:
+        private = seal_keys(environment)
+    except SettingsError as error:
+        yield CheckVerdict(subject=_SEALS, level="error", text=str(error), hint="openssl rand -hex 32 makes one")
+        return
+    keys = open_seal_keys(private, topology)
+    if keys is None or not private:
+        return
+    for name, label in zip(keys.names, topology.locality.labels_of_keys(keys.names), strict=True):
+        hint = "" if label else "list the public key in locality.sealed of queues.yaml"
+        text = f"public key {keys.public(name).hex()} of {f'label {label}' if label else 'no label'}"
+        yield CheckVerdict(subject=_SEALS, level="ok" if label else "warning", text=text, hint=hint)
+    for label, newest in topology.locality.sealing(joined(*topology.locality.sealed)).items():
+        if key_id(newest) not in keys.names:
+            text = f"locality.sealed.{label}.0: {_SEALS} has no private key of {newest.hex()}"
+            yield CheckVerdict(subject=QUEUES, level="warning", text=text, hint="workers without it get no such work")
 
 
 def _named(topology: Topology, catalogue: Catalogue) -> Iterator[CheckVerdict]:

@@ -163,8 +163,10 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     age: float = 0.0
     """Seconds since the offers came."""
     offers: dict[str, dict[str, SiteOffer]] = {}
+    keys: tuple[str, ...] = ()
+    """Names of the keys of its sealed labels."""
     dropped: int = 0
-    """Answers that came for an attempt which had been given up here, or was never sent."""
+    """Answers that cannot be opened, or came for an attempt which had been given up here, or was never sent."""
 
     def offer(self, variant: str, service: str) -> SiteOffer | None:
         """What it offers for a variant and service, else for its own default service; None if nothing."""
@@ -248,6 +250,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """It accepts no more jobs."""
     joined: bool = False
     """It may serve its own class alone."""
+    opens: tuple[str, ...] = ()
+    """Names of the keys whose sealed inputs it opens; at another fleet, those that some label there has, too."""
     yieldable: tuple[Yieldable, ...] = ()
     """The running jobs that can yield."""
     done: dict[str, Done] = {}

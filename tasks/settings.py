@@ -13,6 +13,8 @@ from taxiway.valkey import parse
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
+_SEAL_KEY = 32  # bytes of a private key (X25519)
+
 BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
@@ -34,6 +36,7 @@ class Settings:
     models: Path
     cache: Path
     producers: tuple[bytes, ...] = field(default=(), repr=False)  # what arrivals must be signed with, if with anything
+    seals: tuple[bytes, ...] = field(default=(), repr=False)  # private keys of sealed labels
 
     def environment(self) -> dict[str, str]:
         """The variables that give a child process these settings."""
@@ -41,6 +44,7 @@ class Settings:
             "TAXIWAY_BROKER": self.broker,
             "TAXIWAY_SECRET": _text(self.secret),
             "TAXIWAY_PRODUCER_SECRET": _text(self.producers),
+            "TAXIWAY_SEAL_KEYS": _text(self.seals),
             "TAXIWAY_QUEUES": str(self.queues),
             "TAXIWAY_MODELS": str(self.models),
             "TAXIWAY_CACHE": str(self.cache),
@@ -65,7 +69,20 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         models=models_folder(environment),
         cache=cache_directory(environment),
         producers=_keys(environment, producers, "the same on every router") if environment.get(producers) else (),
+        seals=seal_keys(environment),
     )
+
+
+def seal_keys(environment: Mapping[str, str]) -> tuple[bytes, ...]:
+    """The private keys in `TAXIWAY_SEAL_KEYS`, with which sealed inputs and results are opened. Raises as above."""
+    text = environment.get("TAXIWAY_SEAL_KEYS", "")
+    try:
+        keys = tuple(bytes.fromhex(one) for one in text.split(",") if text)
+    except ValueError:
+        keys = (b"",)
+    if any(len(key) != _SEAL_KEY for key in keys):
+        raise SettingsError("TAXIWAY_SEAL_KEYS", "keys of 64 hexadecimal digits, with commas between", "another text")
+    return keys
 
 
 def on_socket(url: str) -> str:

@@ -29,7 +29,7 @@ from tasks.queues.endpoints import HOME, Endpoint, Tariff
 from tasks.queues.endpoints import contradictions as endpoint_contradictions
 from tasks.queues.hours import Hours, flaw
 from tasks.queues.limits import Limits
-from tasks.queues.locality import JOINT, missing
+from tasks.queues.locality import JOINT, Locality, LocalityText, missing, sealing_contradictions
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.request import LONGEST_DEADLINE, MAX_NAME, Priority
 
@@ -37,7 +37,6 @@ DeviceKind = Literal["cpu", "cuda", "tpu", "mps", "endpoint"]
 Tier = Literal["default", "flex", "priority"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
-LocalityText = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
@@ -249,18 +248,6 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 _NO_RULES = Tenant()
-
-
-class Locality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where requests may go that say nothing of it. Labels of a request, its tenant and its model add up."""
-
-    default: LocalityText | None = None
-    """Labels of a request that has none from itself, its tenant, its model or the classifier. Example: ward"""
-    required: bool = False
-    """Whether a request without any label is refused."""
-    classifier: str | None = None
-    """An entry point of the group `taxiway.classifiers`: a function of a package installed beside the routers, which
-    labels requests by what is in them. Example: patterns"""
 
 
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -555,6 +542,8 @@ def _labels_of_no_class(topology: Topology) -> Contradictions:
     for where, locality in {"locality.default": topology.locality.default, **given}.items():
         if all(missing(locality, (*hardware.labels, HOME)) for hardware in topology.hardware.values()):
             yield where, "labels that one class has", locality
+    labels = {label for hardware in topology.hardware.values() for label in hardware.labels}
+    yield from sealing_contradictions(topology.locality, sorted(labels - {HOME}))
 
 
 def _tiers_of_several(topology: Topology) -> Contradictions:

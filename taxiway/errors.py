@@ -13,7 +13,8 @@
     │   ├── RequestTooLargeError       it exceeds a named limit
     │   ├── IdempotencyConflictError   its key was first used for another request
     │   ├── UnsupportedEncodingError   its body's content encoding is not supported
-    │   └── UnplaceableError           no device class of this fleet can run it
+    │   ├── UnplaceableError           no device class of this fleet can run it
+    │   └── SealedError                a payload is sealed, and cannot be opened here
     ├── FleetUnavailable           the fleet is at fault: a retry may succeed
     │   ├── BrokerUnavailableError     the state store or a router does not answer
     │   │   └── BrokerFullError            it is out of memory or disk
@@ -190,6 +191,10 @@ class UnsupportedEncodingError(RequestError, code="unsupported_encoding", status
 
 class UnplaceableError(RequestError, code="unplaceable", status=422):
     """No device class of this fleet can run it; `details["refusals"]` has the reason for each candidate."""
+
+
+class SealedError(RequestError, code="sealed", status=403):
+    """A payload is sealed with `details["keys"]`, of which one is not here, or it was altered."""
 
 
 class FleetUnavailable(TaxiwayError, code="unavailable", status=503, exit_code=4):

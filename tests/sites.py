@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,15 +109,26 @@ def messages(*frames: ToSite | ToCaller) -> Iterator[bytes]:
 
 @contextmanager
 def open_fleet(
-    valkey_url: str, folder: Path, queues: str, *classes: str, options: tuple[str, ...] = (), lasting: bool = False
+    valkey_url: str,
+    folder: Path,
+    queues: str,
+    *classes: str,
+    options: tuple[str, ...] = (),
+    lasting: bool = False,
+    seals: tuple[bytes, ...] = (),
+    opening: bool = True,
 ) -> Iterator[tuple[OpenSite, dict[str, WorkerProcess]]]:
-    """A fleet with one worker for each of these classes."""
+    """A fleet with one worker for each of these classes; the workers have these keys, and its router if `opening`."""
     folder.mkdir()
-    settings = worker_settings(empty_fleet(valkey_url, lasting=lasting), folder, queues)
+    settings = replace(worker_settings(empty_fleet(valkey_url, lasting=lasting), folder, queues), seals=seals)
     (settings.models / "chat").symlink_to(TREE / "models" / "chat")
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(worker_process(settings, "--class", name)) for name in classes}
-        router = stack.enter_context(router_process(settings, None, options))
+        logs = {name: stack.enter_context((folder / f"{name}.log").open("wb")) for name in ("router", *classes)}
+        workers = {
+            name: stack.enter_context(worker_process(settings, "--class", name, log=logs[name])) for name in classes
+        }
+        own = settings if opening else replace(settings, seals=())
+        router = stack.enter_context(router_process(own, logs["router"], options))
         client = stack.enter_context(taxiway.Client(router.http))
         state = stack.enter_context(redis.Redis.from_url(settings.broker))
         yield OpenSite(settings, router, client, state), workers
@@ -145,17 +156,25 @@ def two_sites(
     classes: tuple[str, ...] = (),
     options: tuple[str, ...] = (),
     lasting: bool = False,
+    seals: tuple[bytes, ...] = (),
 ) -> Iterator[TwoSites]:
     """Both fleets, once the far one has made offers, with workers of these further `classes` there, and of `near`.
 
-    `lasting`: they live through the tests of a module.
+    `lasting`: they live through the tests of a module. `seals` are the keys of all but the far router.
     """
     folder.mkdir(exist_ok=True)
     with (
-        open_fleet(valkey_url, folder / "far", far, "cpu.batch", *classes, options=options, lasting=lasting) as (
-            there,
-            _,
-        ),
+        open_fleet(
+            valkey_url,
+            folder / "far",
+            far,
+            "cpu.batch",
+            *classes,
+            options=options,
+            lasting=lasting,
+            seals=seals,
+            opening=False,
+        ) as (there, _),
         line_to(there.url) as line,
         open_fleet(
             valkey_url,
@@ -164,6 +183,7 @@ def two_sites(
             PEER,
             *near,
             lasting=lasting,
+            seals=seals,
         ) as (here, workers),
     ):
         sites = TwoSites(here, there, line, workers[PEER])

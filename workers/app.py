@@ -21,8 +21,9 @@ from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
 from tasks.queues.hours import serves_in
 from tasks.queues.queues_file import QueuesFile
+from tasks.queues.sealing import open_seal_keys
 from tasks.settings import settings_from
-from tasks.telemetry import log_to_stderr, start_tracing
+from tasks.telemetry import log_to_stderr, start_tracing, withhold
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.consumer import Fetching, GroupedEvents, LoneConsumer
@@ -54,7 +55,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     folder = ModelsFolder(settings.models, QueuesFile(settings.queues), packages())
     topology = folder.queues.topology
     options = options_from(environment, topology)
-    context = WorkerContext(options, settings, topology, folder)
+    context = WorkerContext(options, settings, topology, folder, open_seal_keys(settings.seals, topology))
     _read_plainly()
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, for no message may hold code here
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.broker else WriteOnceBackend
@@ -87,7 +88,8 @@ def serve(app: Celery, loglevel: str, name: str = "") -> int:
     label = options.device or f"{context_of(app).hardware.device}:0"
     name = worker_name(name, f"{options.hardware_class}.{label.replace(':', '-')}")
     ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
-    signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
+    filters = [withhold] if context_of(app).settings.seals else []
+    signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel, *filters), weak=False)
 
     @signals.worker_ready.connect(weak=False)
     def say_ready(**_: Any) -> None:

@@ -61,7 +61,7 @@ def main(models: Path | None, queues: Path | None, *, running: bool, show: bool,
     """
     logging.disable(logging.CRITICAL)  # the verdicts say it
     models, queues = (models or models_folder(os.environ)).absolute(), queues or queues_file(os.environ)
-    verdicts = check_configuration(queues, models)
+    verdicts = check_configuration(queues, models, os.environ)
     if show and not any(verdict.subject == QUEUES and verdict.level == "error" for verdict in verdicts):
         click.echo(written_out(load_topology(queues)), nl=False)
         return

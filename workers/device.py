@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -25,6 +25,9 @@ from tasks.queues.hours import closes_in
 from tasks.settings import Settings, SettingsError
 from tasks.topology import DeviceKind, HardwareClass, Topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
+
+if TYPE_CHECKING:
+    from taxiway.sealing import SealKeys
 
 BUILT_IN = ("echo", "python")
 """Runtimes that need no package."""
@@ -225,6 +228,7 @@ class WorkerContext:
     settings: Settings
     topology: Topology
     folder: ModelsFolder
+    seal_keys: SealKeys | None = None
 
     @property
     def hardware(self) -> HardwareClass:

@@ -181,10 +181,17 @@ class Heartbeat:
             announced={name: one for name, one in variants.discovered.items() if name in served},
             draining=self._shared.drain.begun,
             joined=self._options.joined,
+            opens=self._opens(),
             done=self._counters.totals(),
             usd_per_hour=device.prices.get(self._options.hardware_class),
             **variants.reported(loaded),
         )
+
+    def _opens(self) -> tuple[str, ...]:
+        """The keys that are here and, of another fleet, there."""
+        names = () if self._shared.seal_keys is None else self._shared.seal_keys.names
+        peer = None if self._device.endpoint is None else self._device.endpoint.peer
+        return tuple(name for name in names if peer is None or name in peer.keys)
 
     def _served(self) -> tuple[str, ...] | None:
         """The classes that the worker serves, its own first, in the form of `DeviceFacts`."""

@@ -90,10 +90,10 @@ class Worker:
         admissions, endings, pieces = AdmitQueue(), EndingQueue(), PieceQueue()
         self.admissions, self.endings = admissions, endings
 
-        shared = Shared(admissions, endings, pieces, store, held, celery, drain)
+        shared = Shared(admissions, endings, pieces, store, held, celery, drain, context.seal_keys)
         drive = _drive_device if context.hardware.endpoint is None else _drive_endpoint
         device, jobs = drive(context, found, shared)
-        admit = AdmitStage(jobs, device.variants, shared, context, self._shutdown)
+        admit = AdmitStage(jobs, device.variants, shared, context, self._shutdown, counters)
         self.finish = FinishStage(shared, counters, class_queue, device.variants)
         self.fetch = FetchStage(class_queue, admit, device, self.finish, counters, shared, context)
         self.heartbeat = Heartbeat(device, shared, counters, context.options)
@@ -246,7 +246,9 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
     jobs = DeviceQueue()
     try:
-        origin = Origin(context.topology.site, tuple(context.topology.service), context.topology.limits.lease)
+        origin = Origin(
+            context.topology.site, tuple(context.topology.service), context.topology.limits.lease, context.seal_keys
+        )
         stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared, origin)
     except EndpointConfigError as error:
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error

@@ -50,10 +50,11 @@ from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import Buffer
 from taxiway.contract.request import Request
+from taxiway.contract.sealed import read_opened, sealed_in
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
-from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, OverloadedError, SealedError, TaxiwayError
 
 _TRACEPARENT, _HEADER = TRACEPARENT.encode(), HEADER.encode()
 
@@ -282,8 +283,9 @@ class Inference:
     def _checked(self, request: Request, job: str) -> tuple[Envelope, bytes, Mapping[str, Buffer]]:
         """The message of a request that fits its model, its body, and the blobs taken out of it."""
         model = self.router.rules.catalogue.resolve(request.model)
-        bound = bind(model, request.inputs, request.parameters, request.outputs)
-        check_stream(model, bound, request.stream)
+        if sealed_in(request.inputs) is None:
+            bound = bind(model, request.inputs, request.parameters, request.outputs)
+            check_stream(model, bound, request.stream)
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
         check_size(len(body) + sum(map(len, blobs.contents.values())), self._limits.payload)
@@ -299,7 +301,7 @@ class Inference:
                 return None
             raise
         carried_on(admitted.outgoing.envelope.headers)
-        if prepared.blobs:
+        if prepared.blobs and "blobs" in admitted.outgoing.fields:
             await self.router.values.keep(prepared.blobs)
         return admitted
 
@@ -353,16 +355,27 @@ class Inference:
                 await store.jobs.drop_blobs(job, prepared.blobs)
 
     async def result(self, meta: bytes) -> Result:
-        """The stored result, with the blobs that it refers to in place.
+        """The stored result, with the blobs that it refers to in place, and opened if it is sealed.
 
         Raises:
-            TaxiwayError: the error that the job ended with.
+            TaxiwayError: the error that the job ended with, or it is sealed and cannot be opened here.
         """
         return (await self._read(meta))[0]
 
+    async def stored(self, meta: bytes) -> Result:
+        """The same for another fleet: what is sealed stays sealed."""
+        return (await self._resolved(await beside(len(meta), read_answer, meta), meta))[0]
+
     async def _read(self, meta: bytes) -> tuple[Result, int]:
-        """The result, and the approximate size of its outputs in bytes."""
-        result = await beside(len(meta), read_answer, meta)
+        """The opened result, and the approximate size of its outputs in bytes."""
+        try:
+            result = await beside(len(meta), read_opened, meta, self.router.rules.seal_keys)
+        except SealedError as error:
+            self.router.refused[error.code,] += 1
+            raise
+        return await self._resolved(result, meta)
+
+    async def _resolved(self, result: Result, meta: bytes) -> tuple[Result, int]:
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
             return result, len(meta)

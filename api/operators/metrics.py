@@ -52,7 +52,10 @@ _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ended": ("Jobs that this router ended before a worker did.", ("outcome",)),
     "parked": ("Arrivals that this router could not read, and dead-lettered.", ()),
     "webhook_attempts": ("Webhook deliveries that this router tried.", ("outcome",)),
-    "rejected": ("Messages without a router's ticket, which workers dead-lettered.", ("class",)),
+    "rejected": (
+        "Messages without a router's ticket, or altered after sealing, which workers dead-lettered.",
+        ("class",),
+    ),
     "results": ("Jobs that workers ended.", ("class", "outcome")),
     "usd": ("US dollars that jobs cost.", ("class", "model", "tenant")),
     "tokens": ("Tokens that endpoints counted or workers made.", ("class", "model", "kind")),

@@ -163,7 +163,8 @@ class PeerConnection:
         if hello.version != VERSION:
             raise PeerError(WRONG_VERSION, f"expected version {VERSION} of the protocol, got {hello.version}")
         self._most = hello.bytes
-        self._tell(PeerHello(VERSION, self._desk.router.rules.topology.site, self._desk.most_bytes))
+        topology = self._desk.router.rules.topology
+        self._tell(PeerHello(VERSION, topology.site, self._desk.most_bytes, keys=topology.locality.key_names))
         return hello
 
     async def _read(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
@@ -241,7 +242,7 @@ class PeerConnection:
         router = self._desk.router
         while not router.results.hurried.is_set():
             if (meta := await running.wait(router.rules.topology.limits.wait)) is not None:
-                return await self._desk.inference.result(meta)
+                return await self._desk.inference.stored(meta)
         return None
 
     async def _streamed(self, key: str, job: str) -> Result | None:

@@ -61,7 +61,7 @@ def examine(machine: Machine, environment: Mapping[str, str], fleet: LocalFleet 
 
 def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Problems of queues.yaml and the models; one finding if there are none."""
-    verdicts = check_configuration(queues_file(environment), models_folder(environment))
+    verdicts = check_configuration(queues_file(environment), models_folder(environment), environment)
     wrong = [verdict for verdict in verdicts if verdict.level != "ok"]
     for verdict in wrong:
         yield problem(verdict.subject, verdict.text, verdict.hint or "taxiway check")

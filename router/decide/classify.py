@@ -14,6 +14,7 @@ from tasks.queues.endpoints import Endpoint
 from tasks.queues.locality import joined, missing
 from tasks.topology import HardwareClass, Service, Topology
 from taxiway.contract.request import Priority, Terms
+from taxiway.contract.wire import key_id
 from taxiway.errors import wrong_field
 
 BACKGROUND = 600.0
@@ -192,6 +193,7 @@ def classify(
     """Every (hardware class, variant) pair of `model`: the candidates, and why the other pairs are refused."""
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
+    keys = {label: key_id(key) for label, key in topology.locality.sealing(constraints.locality).items()}
     for name, hardware, variant_name, variant in _pairs(model, topology):
         reason = _class_refusal(model, variant_name, name, hardware, constraints)
         if reason is not None:
@@ -202,7 +204,7 @@ def classify(
         if asked:
             refusals.append(Refusal(name, variant_name, f"it does not honour {', '.join(asked)}", asked=asked))
             continue
-        why = [(_device_refusal(model, variant_name, variant, device), device) for device in live[name]]
+        why = [(_device_refusal(model, variant_name, variant, device, keys), device) for device in live[name]]
         able = tuple(device for refusal, device in why if refusal is None)
         if why and not able:
             refusals.append(Refusal(name, variant_name, str(why[0][0]), ever=False))
@@ -297,8 +299,12 @@ def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constrain
     return f"its accuracy is {stated}, the request needs at least {constraints.min_accuracy:g}"
 
 
-def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFacts) -> str | None:
-    """Why this live device cannot run the variant now; None if it can."""
+def _device_refusal(
+    model: Model, name: str, variant: Variant, device: DeviceFacts, keys: Mapping[str, str]
+) -> str | None:
+    """Why this live device cannot run the variant now, of inputs sealed with these keys by label; None if it can."""
+    if label := next((label for label in keys if keys[label] not in device.opens), ""):
+        return f"{device.worker} has no key of the sealed label {label!r} ({keys[label]})"
     if variant.runtime not in device.runtimes:
         return f"{variant.runtime} is not installed on {device.worker}"
     key = variant_key(model.id, name)

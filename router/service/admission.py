@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -26,18 +26,20 @@ from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
 from router.service.classifier import Classifier, classified
 from tasks.models.catalogue import Catalogue
-from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, beginning, most_tokens
+from tasks.models.chats import TOKENS_OF_MESSAGE, beginning
+from tasks.models.contents import facts_of
 from tasks.models.model import Model
-from tasks.models.profiles import ANSWER_BOUND, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
+from tasks.models.profiles import Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
-from tasks.models.sizes import given_inputs, measured, quantised, rows_of
+from tasks.models.sizes import given_inputs, quantised
 from tasks.queues.locality import joined
 from tasks.queues.receipts import PlacementReceipt, Sign, lacking, rules_by_label
+from tasks.queues.sealing import labels_of_sealed, sealed_message
 from tasks.ticket import Ticket, attach
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
-from taxiway.contract.limits import COUNT
 from taxiway.contract.request import LONGEST_DEADLINE, Request, check_terms
+from taxiway.contract.sealed import ContentFacts, sealed_in
 from taxiway.contract.wire import Envelope
 from taxiway.errors import (
     InvalidRequestError,
@@ -47,6 +49,9 @@ from taxiway.errors import (
     TaxiwayError,
     wrong_field,
 )
+
+if TYPE_CHECKING:
+    from taxiway.sealing import SealKeys
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -72,6 +77,8 @@ class Rules:
     """Labels requests by their content."""
     sign: Sign | None = field(default=None, repr=False)
     """Signs receipts with the site's key."""
+    seal_keys: SealKeys | None = field(default=None, repr=False)
+    """Seals inputs, and opens results; None where no label is sealed."""
     _removed: dict[str, Model] = field(default_factory=dict, repr=False)
 
     def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -166,15 +173,14 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
-    prompt = _prompt(order, rules, working)
-    model = rules.catalogue.resolve(order.request.model)
-    measurements = _measure(order, model, rules, working, prompt.prefix)
+    model, prompt, measurements = _measured(order, rules, working)
     template = _template(order, rules, working, model, measurements)
     placement = template.placement
     if not order.released:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
-    ticket = template.ticket(order.job, order.reply, order.accepted, order.moment)
+    ticket, use = template.ticket(order.job, order.reply, order.accepted, order.moment), use_of(order, rules)
     _check_eta(order.envelope, ticket)
+    order = _sealed(order, rules, model, measurements, placement.needs.constraints.locality)
     if not placement.held:
         attach(ticket, order.envelope, order.body, rules.secret)
         order.envelope.headers["kwargsrepr"] = template.shown
@@ -186,7 +192,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         job=order.job,
         fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
-        use=use_of(order, rules),
+        use=use,
         affinity=None if prompt.earlier is None else _affinity(placement, prompt.earlier, topology.limits.lease),
         receipt=_placed(order, rules, model, measurements, placement),
     )
@@ -239,13 +245,22 @@ def _receipt(
 _NO_PROMPT = Prompt()
 
 
-def _prompt(order: Order, rules: Rules, working: WorkingSnapshot) -> Prompt:
-    """The prefixes of the request's prompt; empty if devices cannot differ in them."""
-    prefixes = working.prefixes
-    if prefixes is None:
-        return _NO_PROMPT
-    model, request = rules.catalogue.resolve(order.request.model), order.request
-    if not generates(model):
+def _sealed(order: Order, rules: Rules, model: Model, measurements: Measurements, locality: str | None) -> Order:
+    """The order with its inputs sealed, if a label of its locality is."""
+    keys = rules.topology.locality.sealing(locality)
+    if not keys or rules.seal_keys is None or sealed_in(order.request.inputs):
+        return order
+    body = sealed_message(order.job, order.request, order.body, model, rules.seal_keys, keys, measurements.locality)
+    check_size(len(body), rules.topology.limits.payload)
+    return msgspec.structs.replace(order, body=body, envelope=order.envelope.with_payload(body), blobs={})
+
+
+def _prompt(order: Order, rules: Rules, working: WorkingSnapshot, model: Model, locality: str | None) -> Prompt:
+    """The prefixes of the request's prompt; empty if devices cannot differ in them, and for what is sealed."""
+    prefixes, request = working.prefixes, order.request
+    tenant = rules.topology.rules_of(request.tenant).locality
+    labels = joined(request.locality, tenant, locality) or rules.topology.locality.default
+    if prefixes is None or not generates(model) or rules.topology.locality.sealing(labels):
         return _NO_PROMPT
     value = given_inputs(model, request.inputs).get(model.inputs[0].name)
     owner = f"{request.tenant}\n{model.id}"
@@ -271,7 +286,8 @@ def use_of(order: Order, rules: Rules) -> KeyUse | None:
     if key is None or not order.notify or order.released:  # a line's key is made by its batch, of the line
         return None
     model = rules.catalogue.resolve(order.request.model)
-    return key_use(model, order.request, order.job, order.submission, rules.topology.limits.keep_result)
+    secret = rules.secret[0] if rules.topology.locality.sealed else b""
+    return key_use(model, order.request, order.job, order.submission, rules.topology.limits.keep_result, secret)
 
 
 def digest_at(order: Order, rules: Rules) -> str:
@@ -332,8 +348,7 @@ def understood(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Mo
     Raises:
         TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
-    model = rules.catalogue.resolve(order.request.model)
-    measurements = _measure(order, model, rules, working, _prompt(order, rules, working).prefix)
+    model, _, measurements = _measured(order, rules, working)
     return model, _needs(order, measurements, rules.topology, working.tenants, _until(order))
 
 
@@ -350,17 +365,10 @@ Sizes = tuple[int, int, int]
 """Mean size of a row, the generated answer's expected part of it, and the longest answer that the request allows."""
 
 
-def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
-    """The request's sizes, measured without decoding its rows.
-
-    A generated answer counts with the length predicted from `lengths`, those of earlier answers.
-
-    Raises:
-        InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
-    """
-    answer, longest = _answer(model, request, lengths)
-    size = measured(model, request.inputs) + answer
-    return min(size, model.buckets[-1]), answer, longest  # longer texts are cut there; anything else was refused
+def sizes_of(model: Model, facts: ContentFacts, lengths: Lengths) -> Sizes:
+    """A request's sizes: a generated answer counts with the length predicted from `lengths`, those of earlier ones."""
+    answer = predicted(lengths, facts.longest) if generates(model) else 0
+    return min(facts.size + answer, model.buckets[-1]), answer, facts.longest  # longer texts are cut there
 
 
 class Measurements(NamedTuple):
@@ -378,30 +386,34 @@ class Measurements(NamedTuple):
     locality: str | None  # what the model and the content say of where it may go
 
 
-def _measure(order: Order, model: Model, rules: Rules, working: WorkingSnapshot, prefix: Prefix | None) -> Measurements:
-    request = order.request
-    rows = rows_of(model, request.inputs)
+def _measured(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Prompt, Measurements]:
+    model, request = rules.catalogue.resolve(order.request.model), order.request
+    facts, locality = facts_of(model, request), _locality(order, model, rules)
+    prompt = _prompt(order, rules, working, model, locality)
     lengths = working.tenants.lengths(model.id, request.tenant) if generates(model) else {}
-    size, answer, longest = size_of(model, request, lengths)
-    return Measurements(
-        rows=rows,
+    size, answer, longest = sizes_of(model, facts, lengths)
+    measurements = Measurements(
+        rows=facts.rows,
         size=quantised(model, size),
         output=answer,
         longest=tokens_of(bin_of(longest)),
-        most_read=_most_read(order, model, rules.topology, rows),
+        most_read=_most_read(order, rules.topology, facts),
         payload=order.payload,
         expected_batch=order.expected_batch,
-        asks=_asks(model, request),
-        prefix=prefix,
-        locality=_locality(order, model, rules),
+        asks=facts.asks,
+        prefix=prompt.prefix,
+        locality=locality,
     )
+    return model, prompt, measurements
 
 
 def _locality(order: Order, model: Model, rules: Rules) -> str | None:
     """The labels of the model and of the content. Content beside its message cannot be read: it needs a label."""
+    request = order.request
+    if (sealed := sealed_in(request.inputs)) is not None:
+        return joined(model.locality, *labels_of_sealed(sealed, rules.topology))
     if rules.classify is None:
         return model.locality
-    request = order.request
     tenant = rules.topology.rules_of(request.tenant)
     if order.blobs and not joined(request.locality, model.locality, tenant.locality):
         expected = "a label with values that are stored beside their message, which the classifier cannot read"
@@ -409,33 +421,13 @@ def _locality(order: Order, model: Model, rules: Rules) -> str | None:
     return joined(model.locality, classified(rules.classify, model.name, request))
 
 
-def _most_read(order: Order, model: Model, topology: Topology, rows: int) -> int:
+def _most_read(order: Order, topology: Topology, facts: ContentFacts) -> int:
     """The most tokens that a row's prompt may have; 0 where no budget has to bear them."""
     request = order.request
     if request.budget is None and topology.rules_of(request.tenant).usd_per_day is None:
         return 0
-    chat = given_inputs(model, request.inputs).get(model.inputs[0].name) if model.pipeline == "chat" else None
-    most = most_tokens(chat)
-    return _about(-(-order.size // rows) + 2 * TOKENS_OF_MESSAGE if most is None else most)
-
-
-def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:
-    """Predicted tokens of a generated answer, and the most that the request allows; 0 for other models."""
-    if not generates(model):
-        return 0, 0
-    limit = request.parameters.get(ANSWER_BOUND)
-    if model.pipeline == "chat":
-        limit = answer_limit(given_inputs(model, request.inputs).get(model.inputs[0].name)) or limit
-    longest = min(limit, COUNT) if isinstance(limit, int) else int(model.parameters[ANSWER_BOUND].default)
-    return predicted(lengths, longest), longest
-
-
-def _asks(model: Model, request: Request) -> tuple[str, ...]:
-    """What a chat asks for that not every variant honours."""
-    if model.pipeline != "chat":
-        return ()
-    name = model.inputs[0].name
-    return asks(given_inputs(model, request.inputs).get(name), f"inputs.{name}")
+    most = facts.most_read
+    return _about(-(-order.size // facts.rows) + 2 * TOKENS_OF_MESSAGE if most is None else most)
 
 
 def _needs(

@@ -301,9 +301,9 @@ class KeyUse(msgspec.Struct, frozen=True):
     keep: int = 0
 
 
-def key_use(model: Model, request: Request, job: str, submission: str, keep: int) -> KeyUse:
+def key_use(model: Model, request: Request, job: str, submission: str, keep: int, secret: bytes = b"") -> KeyUse:
     """The use of its key that a request for a job makes; the answer to its submitter stays for `keep` seconds."""
-    digest = digest_of(model, request)
+    digest = digest_of(model, request, secret)
     if not submission:
         return KeyUse(digest)
     refused = conflict(request, FIRST, digest)
@@ -321,11 +321,12 @@ def conflict(request: Request, first: str, digest: str) -> IdempotencyConflictEr
     return IdempotencyConflictError(message, field="idempotency_key", first=first, got=digest)
 
 
-def digest_of(model: Model, request: Request) -> str:
-    """Hexadecimal digits that are the same for equal requests to a model."""
+def digest_of(model: Model, request: Request, secret: bytes = b"") -> str:
+    """Hexadecimal digits that are the same for equal requests to a model; a secret keeps others from computing them."""
     outputs = sorted(request.outputs or model.usual_outputs)
     parts = [model.id, _inputs(model, request.inputs), _parameters(model, request.parameters), outputs]
-    return hashlib.blake2b(_encode([*parts, request.locality, request.min_accuracy]), digest_size=_BYTES).hexdigest()
+    text, key = _encode([*parts, request.locality, request.min_accuracy]), secret[: hashlib.blake2b.MAX_KEY_SIZE]
+    return hashlib.blake2b(text, digest_size=_BYTES, key=key).hexdigest()
 
 
 def _parameters(model: Model, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -85,6 +85,8 @@ class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """Of the caller: the models that it wants offers for, as the other site names them."""
     services: tuple[str, ...] = ()
     """And the services that it knows."""
+    keys: tuple[str, ...] = ()
+    """Of the other site: names of the keys of its sealed labels."""
 
 
 class PeerTerms(msgspec.Struct, frozen=True, array_like=True):

@@ -170,6 +170,11 @@ class Envelope(msgspec.Struct, kw_only=True):
         except ValueError as error:
             raise invalid("body", f"base64: {error}") from error
 
+    def with_payload(self, body: bytes) -> Envelope:
+        """The same message with another body."""
+        properties = {**self.properties, "body_encoding": "base64"}
+        return msgspec.structs.replace(self, properties=properties, body=base64.b64encode(body).decode("ascii"))
+
 
 def _bytes_of(text: str) -> bytes:
     """Decode base64; long text in pieces, because one call blocks all threads for its duration.

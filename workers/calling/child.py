@@ -43,7 +43,7 @@ LOOK_AROUND = 0.5
 KILL_AFTER = 0.2
 """Seconds between SIGTERM and SIGKILL, during which the device waits."""
 
-_PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET")
+_PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET", "TAXIWAY_SEAL_KEYS")
 """Variables with passwords and keys, which no callable needs."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

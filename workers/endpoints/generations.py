@@ -54,7 +54,7 @@ class Generations:
             BrokerUnavailableError: the worker stops, and the store does not answer.
         """
         item = job.items[0]
-        if len(job.items) > 1 or not isinstance(item, AskItem) or not item.plain:
+        if job.delivery.sealed is not None or len(job.items) > 1 or not isinstance(item, AskItem) or not item.plain:
             return
         job.generation = TextRun(item.seed)
         if job.attempt > 1:

@@ -8,12 +8,14 @@ is cancelled, or dropped and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,6 +30,7 @@ from taxiway.contract.peers import (
     Offers,
     PeerAnswer,
     PeerCancel,
+    PeerContent,
     PeerFailure,
     PeerHello,
     PeerOffers,
@@ -42,11 +45,13 @@ from taxiway.contract.peers import (
     encode_frames,
 )
 from taxiway.contract.request import Priority
+from taxiway.contract.sealed import row_of, sealed_in
 from taxiway.errors import (
     UNREADABLE,
     DeadlineExceededError,
     InvalidRequestError,
     RequestTooLargeError,
+    SealedError,
     TaxiwayError,
     cut,
     error_of_code,
@@ -66,6 +71,9 @@ from workers.endpoints.site_line import BrokenProtocolError, SiteLine
 from workers.endpoints.taxiway import PeerReader
 from workers.port import Row
 
+if TYPE_CHECKING:
+    from taxiway.sealing import SealKeys
+
 logger = logging.getLogger(__name__)
 
 MOST_GIVEN_UP = 10_000
@@ -82,6 +90,7 @@ class Origin:
     site: str
     services: tuple[str, ...]
     lease: float
+    seal_keys: SealKeys | None = None
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -106,6 +115,8 @@ class _Call:
     offer: SiteOffer
     tell: Tell
     terms: PeerTerms
+    content: bytes
+    """`PeerContent`."""
     answer: asyncio.Future[Row] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fail(self, error: Exception) -> None:
@@ -118,8 +129,8 @@ class _Call:
         spent = now - self.exchange.sent
         left = None if self.terms.left is None else max(self.terms.left - spent, 1e-3)
         terms = msgspec.structs.replace(self.terms, left=left)
-        ask = self.exchange.ask
-        return PeerSubmit(self.behalf.key, ask.path, msgspec.Raw(ask.body), terms, self.behalf.trace)
+        behalf = self.behalf
+        return PeerSubmit(behalf.key, self.exchange.ask.path, msgspec.Raw(self.content), terms, behalf.trace)
 
     def bill(self, answer: PeerAnswer, round_trip: float) -> None:
         """Note what it took and costs. More than was offered is not believed, and not billed."""
@@ -143,6 +154,7 @@ class _Site:
     offered: float = -math.inf
     """When the offers came, on the monotonic clock."""
     round_trip: float = 0.0
+    keys: tuple[str, ...] = ()
     dropped: int = 0
     why: str = ""
     """Why there is no line; empty if there is one, or none was tried."""
@@ -155,7 +167,14 @@ class _Site:
         """What heartbeats report."""
         offers = {model: dict(made) for model, made in self.fresh(now).items()}
         age = now - self.offered if offers else 0.0
-        return PeerFacts(site=self.name, round_trip=self.round_trip, age=age, offers=offers, dropped=self.dropped)
+        return PeerFacts(
+            site=self.name,
+            round_trip=self.round_trip,
+            age=age,
+            offers=offers,
+            keys=self.keys,
+            dropped=self.dropped,
+        )
 
 
 class PeerLink(EndpointLink):
@@ -245,10 +264,40 @@ class PeerLink(EndpointLink):
         if offer is None or not self._ready.is_set():
             reason = self._site.why or f"{self._named} offers no {exchange.ask.path} now"
             raise EndpointError(FaultKind.UNREACHED if self._site.why else FaultKind.BUSY, reason, BUSY_FOR)
-        if (size := len(exchange.ask.body)) > (most := self._line.most - BESIDE):
+        content = self._content(behalf, exchange)
+        if (size := len(content)) > (most := self._line.most - BESIDE):
             raise RequestTooLargeError(f"{self._named} takes requests of at most {most} bytes, got {size}")
         terms = PeerTerms(behalf.left, service, asked.priority, asked.budget, behalf.streams, asked.outputs)
-        return _Call(behalf, exchange, reader, offer, tell, terms)
+        return _Call(behalf, exchange, reader, offer, tell, terms, content)
+
+    def _content(self, behalf: Behalf, exchange: Exchange) -> bytes:
+        """What is sent of a row: its content as it is, or sealed for the workers there if it came sealed."""
+        sealed, seal_keys, ask = behalf.sealed, self._origin.seal_keys, exchange.ask
+        if sealed is None or seal_keys is None:
+            return ask.body
+        facts = msgspec.structs.replace(
+            sealed.facts, rows=1, size=exchange.prompt, longest=max(exchange.size - exchange.prompt, 0)
+        )
+        keys = [seal_keys.public(name) for name in sealed.keys]
+        again = seal_keys.seal_inputs(ask.body, keys, row_of(behalf.key), _bare(ask.path), facts)
+        return encode_frames(PeerContent(again.value))
+
+    def _opened(self, answer: PeerAnswer, behalf: Behalf) -> PeerAnswer:
+        """The answer with its outputs opened, if the row was sealed.
+
+        Raises:
+            EndpointError: they are not sealed, or were altered.
+        """
+        if behalf.sealed is None or self._origin.seal_keys is None:
+            return answer
+        try:
+            if sealed_in(answer.outputs) is None:
+                raise SealedError("expected sealed outputs, got plain ones")
+            outputs = self._origin.seal_keys.open_outputs(answer.outputs, row_of(behalf.key))
+        except TaxiwayError as error:
+            self._site.dropped += 1
+            raise EndpointError(FaultKind.BROKEN, f"{self._named}: {error.message}") from error
+        return msgspec.structs.replace(answer, outputs=outputs)
 
     @property
     def _named(self) -> str:
@@ -267,7 +316,7 @@ class PeerLink(EndpointLink):
             raise BrokenProtocolError("expected hello first")
         if frame.version != VERSION:
             raise BrokenProtocolError(f"it speaks version {frame.version} of the protocol, this site {VERSION}")
-        self._site.name, self._line.most = cut(frame.site, _REPORTED), frame.bytes
+        self._site.name, self._line.most, self._site.keys = cut(frame.site, _REPORTED), frame.bytes, frame.keys
         for key in self._given_up:
             self._line.say(PeerCancel(key))
         self._given_up.clear()
@@ -300,11 +349,11 @@ class PeerLink(EndpointLink):
                 case PeerPiece():
                     self._pass_on(call, frame)
                 case PeerAnswer():
-                    call.reader.end(_believed(frame, call.exchange))
+                    call.reader.end(_believed(self._opened(frame, call.behalf), call.exchange))
                     call.bill(frame, self._site.round_trip)
                     call.answer.set_result(call.reader.answer())
                 case PeerFailure():
-                    call.fail(self._meaning(frame))
+                    call.fail(self._meaning(frame, row_of(frame.key)))
                 case PeerRefused(reason=reason, retry_after=after):
                     text = f"{self._named} is busy: {cut(reason)}"
                     call.fail(EndpointError(FaultKind.BUSY, text, min(after, LONGEST_WAIT)))
@@ -318,9 +367,13 @@ class PeerLink(EndpointLink):
             call.exchange.first = call.exchange.first or time.monotonic()
             call.tell(parts)
 
-    def _meaning(self, failure: PeerFailure) -> EndpointError | TaxiwayError:
+    def _meaning(self, failure: PeerFailure, row: str) -> EndpointError | TaxiwayError:
         """Whose fault a failure is: the request's where this fleet would have found the same, else that site's."""
-        error = error_of_code(failure.code, f"at {self._named}: {cut(failure.message)}")
+        error = error_of_code(failure.code, failure.message, {"sealed": failure.details.get("sealed")})
+        if self._origin.seal_keys is not None:
+            with contextlib.suppress(TaxiwayError):  # it stays sealed
+                error = self._origin.seal_keys.open_error(error, row)
+        error = type(error)(f"at {self._named}: {cut(error.message)}")
         if isinstance(error, InvalidRequestError | RequestTooLargeError | DeadlineExceededError):
             return error
         return EndpointError(FaultKind.BROKEN, error.message)
@@ -352,6 +405,11 @@ def open_link(endpoint: Endpoint, replica: str, key: str, stall: float, origin: 
     if endpoint.is_peer:
         return PeerLink(endpoint, replica, key, stall, origin)
     return EndpointLink(endpoint, replica, key, stall)
+
+
+def _bare(reference: str) -> str:
+    """A model's name in a reference such as `sentiment:2` or `sentiment@stable`."""
+    return reference.partition(":")[0].partition("@")[0]
 
 
 def _asked(body: bytes) -> _Asked:

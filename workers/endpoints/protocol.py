@@ -18,6 +18,7 @@ from tasks.models.model import Model, Variant
 from taxiway.contract.deltas import Delta
 from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
+from taxiway.contract.sealed import Sealed
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
 
@@ -204,6 +205,8 @@ class Behalf:
     streams: bool
     trace: str
     """Its trace context; empty for none."""
+    sealed: Sealed | None = None
+    """Its inputs as they came, if they were sealed: they are sealed again for the other fleet's workers."""
 
 
 @dataclass(slots=True)

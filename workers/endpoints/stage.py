@@ -406,7 +406,8 @@ class EndpointStage:
         left = None if math.isinf(job.deadline) else max(job.deadline - self._now(), 1e-3)
         trace = delivery.headers.traceparent if delivery.headers is not None else None
         key = f"{delivery.job}#{job.attempt}.{row}"
-        return Behalf(key, left, delivery.body, job.stream, trace if isinstance(trace, str) else "")
+        traced = trace if isinstance(trace, str) else ""
+        return Behalf(key, left, delivery.body, job.stream, traced, delivery.sealed)
 
     async def _let_in(self, target: Target, size: int, job: RunningJob) -> None:
         """Wait for the rate limits; a wait that is long is a pause of the endpoint."""

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,12 +31,14 @@ from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.signature import Bound, bind, check_stream
 from tasks.models.sizes import clamped
+from tasks.queues.sealing import opened_request
 from tasks.telemetry import ParentSpan, parent_of
 from tasks.ticket import TicketError, ticket_for
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import Buffer
 from taxiway.contract.request import Request
+from taxiway.contract.sealed import sealed_in
 from taxiway.contract.values import Reference, from_wire, may_refer, referred, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import (
@@ -46,6 +48,7 @@ from taxiway.errors import (
     ExecutionError,
     InvalidRequestError,
     ModelUnavailableError,
+    SealedError,
     TaxiwayError,
     UnknownModelError,
 )
@@ -55,7 +58,11 @@ from workers.device import WorkerContext
 from workers.learned import Loaded
 from workers.port import Item
 from workers.stages.job import Delivery, Dropped, Ended, Headers, RunningJob, late
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds
+
+if TYPE_CHECKING:
+    from taxiway.sealing import SealKeys
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +83,7 @@ class AdmitStage:
     Args:
         device: receives jobs to run.
         finish: receives jobs that ended before they ran.
+        counters: count jobs whose sealed inputs cannot be opened.
         shutdown: set when the worker stops; jobs whose blobs cannot be read then return to their queue.
     """
 
@@ -86,6 +94,7 @@ class AdmitStage:
         shared: Shared,
         context: WorkerContext,
         shutdown: threading.Event,
+        counters: WorkerOutcomes,
     ) -> None:
         self._inbox = shared.admissions
         self._device = device
@@ -93,7 +102,8 @@ class AdmitStage:
         self._variants = variants
         self._store = shared.store
         self._held = shared.held
-        self._reader = JobReader(context.folder, context.topology.hardware, self._fetch)
+        self._reader = JobReader(context.folder, context.topology.hardware, self._fetch, context.seal_keys)
+        self._counters = counters
         self._shutdown = shutdown
         self._stopping = threading.Event()
 
@@ -212,6 +222,9 @@ class AdmitStage:
         """The job after a step towards running it; empty if the step failed, which ends the job."""
         try:
             return [step()]
+        except SealedError as error:
+            self._counters.reject(delivery.hardware_class)
+            self._give_up(delivery, error.message)
         except TaxiwayError as error:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
@@ -295,10 +308,20 @@ def _parent_span(headers: Headers) -> ParentSpan | None:
 
 
 class JobReader:
-    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests reference."""
+    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests reference.
 
-    def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
+    `seal_keys` opens sealed inputs.
+    """
+
+    def __init__(
+        self,
+        folder: ModelsFolder,
+        hardware: Mapping[str, HardwareClass],
+        fetch: Fetch,
+        seal_keys: SealKeys | None = None,
+    ) -> None:
         self._fetch = fetch
+        self._seal_keys = seal_keys
         self._folder = folder
         self._hardware = hardware
 
@@ -326,13 +349,17 @@ class JobReader:
         """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
 
         Raises:
-            RequestError: the request is invalid.
+            RequestError: the request is invalid, or its sealed inputs cannot be opened.
             ModelUnavailableError: the model is disabled or missing in this worker's catalogue, or lacks the variant.
         """
         ticket = delivery.ticket
         request = _request(delivery)
         delivery.tenant = request.tenant
-        if may_refer(delivery.body):
+        delivery.sealed = sealed_in(request.inputs)
+        if delivery.sealed is not None:
+            job, model_id = ticket.job, ticket.model
+            request = opened_request(request, delivery.sealed, self._seal_keys, job=job, model=model_id)
+        elif may_refer(delivery.body):
             request = with_blobs(request, contents)
         variant = ticket.variants[delivery.hardware_class]
         model, bound = self._bound(ticket.model, variant, request)
@@ -349,7 +376,7 @@ class JobReader:
             single=bound.single,
             arrived=now,
             deadline=delivery.deadline_at or math.inf,
-            stream=bool(request.stream),
+            stream=bool(request.stream) and delivery.sealed is None,
         )
 
     def _bound(self, reference: str, variant: str, request: Request) -> tuple[Model, Bound]:

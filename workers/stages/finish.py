@@ -8,10 +8,12 @@ its result is written.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from broker.valkey.claims import Verdict
@@ -24,6 +26,7 @@ from taxiway.contract.limits import check_depth
 from taxiway.contract.values import ResultBlobs
 from taxiway.errors import (
     BrokerUnavailableError,
+    DeadLetteredError,
     DeadlineExceededError,
     ExecutionError,
     JobCancelledError,
@@ -52,6 +55,9 @@ logger = logging.getLogger(__name__)
 _ENDINGS_A_WRITE = 64
 """Endings per write: their clients and routers proceed while the store writes the next ones."""
 
+_SAY_NOTHING = (DeadlineExceededError, JobCancelledError, DeadLetteredError)
+"""Errors whose texts have nothing of a job's inputs."""
+
 Answer = TypeVar("Answer")
 
 
@@ -75,6 +81,7 @@ class FinishStage:
         self._queue = class_queue
         self._variants = variants
         self._celery = shared.celery
+        self._seal_keys = shared.seal_keys
         self._given_up = threading.Event()
         self._started: list[Delivery] = []
         self._writing = threading.Lock()
@@ -154,7 +161,7 @@ class FinishStage:
         if isinstance(ending, Answered):
             return self._reported(ending.job)
         if isinstance(ending, Ended):
-            return ending
+            return self._sealed(ending)
         if delivery.task is not None:
             self._held.remove(delivery)
             delivery.task.revoke()
@@ -163,9 +170,12 @@ class FinishStage:
 
     def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""
-        blobs = ResultBlobs(self._store.limits.inline)
+        sealed = job.delivery.sealed
+        blobs = ResultBlobs(self._store.limits.inline if sealed is None else sys.maxsize)
         try:
             result = answer_of(job, self._variants.device, blobs)
+            if sealed is not None and self._seal_keys is not None:
+                result = self._seal_keys.seal_result(result, sealed)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
             return Ended(
@@ -179,7 +189,14 @@ class FinishStage:
             )
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
-            return Ended(job.delivery, error=failed)
+            return self._sealed(Ended(job.delivery, error=failed))
+
+    def _sealed(self, ended: Ended) -> Ended:
+        """The outcome, with its error sealed if the inputs were; not one that says nothing of them."""
+        sealed, error = ended.delivery.sealed, ended.error
+        if sealed is None or self._seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
+            return ended
+        return replace(ended, error=self._seal_keys.seal_error(error, sealed))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""

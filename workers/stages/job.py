@@ -21,6 +21,7 @@ from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import GenerationPart, Result, Tokens
 from taxiway.contract.limits import Buffer
 from taxiway.contract.progress import RunProgress
+from taxiway.contract.sealed import Sealed
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.port import Item, Row
@@ -104,6 +105,8 @@ class Delivery:
     """Its runs after device faults."""
     tenant: str = ""
     """Known once the request was read."""
+    sealed: Sealed | None = None
+    """Its inputs as they came, if they were sealed: what becomes of them is sealed with the same keys."""
     start_stored: bool = False
     """The store has recorded the start."""
     ended: bool = False

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.valkey.runs import RunUpdate
 from broker.valkey.worker_store import WorkerStore
@@ -35,6 +35,9 @@ from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.held import HeldJobs
 from workers.stages.job import CeleryWorker, Delivery, Ending, RunningJob
+
+if TYPE_CHECKING:
+    from taxiway.sealing import SealKeys
 
 AHEAD = 2
 """Batches that wait, claimed and prepared, while one runs."""
@@ -300,6 +303,8 @@ class Shared:
     held: HeldJobs
     celery: CeleryWorker
     drain: Drain
+    seal_keys: SealKeys | None = None
+    """Opens sealed inputs, and seals what becomes of them."""
 
 
 class DeviceVariants(Protocol):

@@ -193,7 +193,7 @@ class RowRun(FollowedRun):
     def look(self, report: bytes) -> None:
         """Take note of the latest report, and send an update if one is due."""
         now = time.monotonic()
-        if report:
+        if report and self._job.delivery.sealed is None:
             self._new = self._read(report, now)
         if now - self._sent >= (SIGN_EVERY if self._new is None else UPDATE_EVERY):
             delivery = self._job.delivery
@@ -204,6 +204,8 @@ class RowRun(FollowedRun):
     def keep(self, form: str, content: memoryview, *, portable: bool) -> bool:
         """Keep a checkpoint under the job's claim; whether that was done."""
         job, row = self._job.delivery, self._row
+        if job.sealed is not None:
+            return self._refuse("its job is sealed")
         if content.nbytes > row.most:
             return self._refuse(over_limit(content.nbytes, row.most))
         checkpoint = Checkpoint(

@@ -69,6 +69,12 @@ securityContext:
   valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_SECRET}}
 {{- end }}
 
+{{/* The private keys of sealed labels, if there are any. */}}
+{{- define "taxiway.sealEnv" -}}
+- name: TAXIWAY_SEAL_KEYS
+  valueFrom: {secretKeyRef: {name: {{ .Values.secret }}, key: TAXIWAY_SEAL_KEYS, optional: true}}
+{{- end }}
+
 {{/* What every process of the fleet reads: queues.yaml, and models where they are not the image's. */}}
 {{- define "taxiway.fleetMounts" -}}
 - {name: queues, mountPath: /app/queues.yaml, subPath: queues.yaml, readOnly: true}

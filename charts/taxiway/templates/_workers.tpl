@@ -74,6 +74,7 @@ taxiway/pool: {{ .pool.name | quote }}
   {{- include "taxiway.confined" . | nindent 2 }}
   env:
     {{- include "taxiway.brokerEnv" .root | nindent 4 }}
+    {{- include "taxiway.sealEnv" .root | nindent 4 }}
     {{- if not $external }}
     {{- with include "taxiway.price" . }}
     - {name: TAXIWAY_USD_PER_HOUR, value: {{ . | quote }}}

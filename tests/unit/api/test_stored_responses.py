@@ -35,7 +35,7 @@ class Store:
         self.responses = Responses(Inference(cast(Any, self._router())), cast(Any, self))
 
     def _router(self) -> SimpleNamespace:
-        rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()))
+        rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()), seal_keys=None)
         registry = SimpleNamespace(announce=self._announced)
         store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0))
         return SimpleNamespace(rules=rules, store=store, registry=registry, values=self)

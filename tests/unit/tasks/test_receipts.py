@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.queues.locality import Locality
 from tasks.queues.receipts import Chain, PlacementReceipt, flaws, lacking, rules_by_label
 from tasks.settings import TREE
-from tasks.topology import Locality, Tenant, Topology
+from tasks.topology import Tenant, Topology
 from taxiway.contract.request import Request
 from tests.builders import a_class, a_topology
 

@@ -14,9 +14,10 @@ from router.decide.basis import read_basis
 from router.decide.fairness import Tenants, day_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Order, Place, Rules, admit, size_of
+from router.service.admission import Order, Place, Rules, admit, sizes_of
 from router.service.decision import Cancel, Decision, End, GiveUp, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
+from tasks.models.contents import facts_of
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import bin_of
 from tasks.models.sizes import rows_of
@@ -275,7 +276,7 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
     model = RULES.catalogue.resolve("sentiment")
 
     def size(text: str) -> int:
-        return size_of(model, Request(model="sentiment", inputs=text), {})[0]
+        return sizes_of(model, facts_of(model, Request(model="sentiment", inputs=text)), {})[0]
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
     assert size("x" * 10_000) == model.buckets[-1]
@@ -311,7 +312,8 @@ def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(sweeps: in
 def generation(lengths: dict[int, float], **parameters: object) -> int:
     """The size of a prompt of forty characters, answers before it having been as `lengths` say."""
     request = Request(model="generate", inputs="x" * 40, parameters=parameters)
-    return size_of(RULES.catalogue.resolve("generate"), request, lengths)[0]
+    model = RULES.catalogue.resolve("generate")
+    return sizes_of(model, facts_of(model, request), lengths)[0]
 
 
 def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect() -> None:

@@ -14,8 +14,9 @@ from router.service.classifier import load_classifier
 from router.service.decision import Decision
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
+from tasks.queues.locality import Locality
 from tasks.settings import TREE, SettingsError
-from tasks.topology import Locality, Tenant
+from tasks.topology import Tenant
 from tests.builders import a_class, a_device, a_topology
 from tests.unit.router.service.test_admission import decision, error_of
 

@@ -29,6 +29,7 @@ from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
 from workers.stages.job import Delivery, Ended
+from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceQueue
 
 CLASS = "cpu.batch"
@@ -61,7 +62,7 @@ class Desk:
         settings = Settings("", (), TREE / "queues.yaml", TREE / "models", folder)
         models = ModelsFolder(settings.models, QueuesFile(settings.queues))
         context = WorkerContext(WorkerOptions(CLASS), settings, a_topology(**{CLASS: hardware}), models)
-        self.stage = AdmitStage(self.jobs, executor, parts, context, threading.Event())
+        self.stage = AdmitStage(self.jobs, executor, parts, context, threading.Event(), WorkerOutcomes("cpu:0"))
 
     def admit(self, *deliveries: Delivery) -> tuple[list[str], dict[str, TaxiwayError | None]]:
         """The jobs that go to the device, and the errors of those that ended."""
