@@ -21,7 +21,7 @@ from celery.result import AsyncResult
 import taxiway
 from tasks.celery_app import make_app
 from tasks.topology import load_topology
-from taxiway.contract.keys import ARRIVALS, priority_list, result_key
+from taxiway.contract.keys import ARRIVALS, job_key, priority_list, result_key
 from taxiway.contract.request import Request
 from taxiway.contract.sealed import ContentFacts, Sealed
 from taxiway.contract.wire import infer_message
@@ -132,6 +132,7 @@ def sent(site: OpenSite, sealed: Sealed, job: str) -> Any:
     """The end of a job whose producer has sealed its inputs."""
     request = Request(model="echo", inputs=sealed.value, locality="vault")
     site.state.lpush(priority_list(ARRIVALS, 1), infer_message(job, request, reply="", origin="test"))
+    eventually(lambda: site.state.exists(job_key(job)))
     return site.client.job(job).result(60)
 
 
