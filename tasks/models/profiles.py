@@ -84,9 +84,6 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     step: Seconds = 0.0
     slope: Seconds
     floor: Seconds = 0.0
-    # Endpoints: `step` and `slope` of a prompt's tokens (`model.Profile`)
-    prompt_step: Seconds | None = None
-    prompt_slope: Seconds | None = None
     residual: Residuals
     disturbed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """Share of the timed seconds in which other processes used the processor."""

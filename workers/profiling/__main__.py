@@ -28,8 +28,7 @@ from taxiway.cli import MISSING, USAGE, report
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
-from workers.device import Device, DeviceMissingError, endpoint_device, find_device
-from workers.profiling.endpoint import QUICK_ROUNDS, ROUNDS, measure_endpoint
+from workers.device import Device, DeviceMissingError, find_device
 from workers.profiling.measure import ProgressMessage, bench_class
 from workers.profiling.report import MeasuredOutcome, show, write
 
@@ -121,11 +120,8 @@ _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda"
     "--device",
     default="cpu:0",
     metavar="DEVICE",
-    help="cpu:0, cuda:0 or tpu:0; with --endpoint its replica, such as endpoint:1.",
+    help="cpu:0, cuda:0 or tpu:0.",
     show_default=True,
-)
-@click.option(
-    "--endpoint", "endpoint_class", metavar="CLASS", help="Measure the endpoint of a class, not this machine."
 )
 @click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -134,7 +130,6 @@ def main(
     names: Sequence[str],
     variants: Sequence[str],
     device: str,
-    endpoint_class: str | None,
     *,
     quick: bool,
     as_json: bool,
@@ -153,11 +148,8 @@ def main(
         raise click.BadParameter(f"{folder}: {flaw(error)}", param_hint="--output") from error
     try:
         models = _chosen(load_catalogue(root), names)
-        if endpoint_class is not None:
-            found, outcomes = _on_endpoint(endpoint_class, device, models, variants, quick=quick)
-        else:
-            found = find_device(bench_class(_kind(device)), device, emulate=False)
-            outcomes = run_all(_tasks(models, variants, found, root, quick=quick), Console(stderr=True))
+        found = find_device(bench_class(_kind(device)), device, emulate=False)
+        outcomes = run_all(_tasks(models, variants, found, root, quick=quick), Console(stderr=True))
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         report(str(error), "")
         sys.exit(USAGE)
@@ -171,24 +163,6 @@ def main(
     else:
         show(outcomes, files, processor, stdout_console())
     sys.exit(1 if any(outcome.error for outcome in outcomes) else 0)
-
-
-def _on_endpoint(
-    name: str, device: str, models: Sequence[Model], variants: Sequence[str], *, quick: bool
-) -> tuple[Device, list[MeasuredOutcome]]:
-    """A replica of the class's endpoint, and what was measured there.
-
-    Raises:
-        BadParameter: the class has no endpoint.
-    """
-    hardware = load_topology(queues_file(os.environ)).hardware.get(name)
-    if hardware is None or hardware.endpoint is None:
-        raise click.BadParameter(f"--endpoint: expected a class with an endpoint, got {name!r}")
-    endpoint = hardware.endpoint
-    found = endpoint_device(endpoint, device if device.startswith("endpoint:") else "endpoint:0")
-    key = os.environ.get(endpoint.key_env, "") if endpoint.key_env else ""
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    return found, measure_endpoint(endpoint, found, key, models, variants, rounds=rounds)
 
 
 def _kind(device: str) -> Literal["cpu", "cuda", "tpu"]:
