@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,19 +118,9 @@ class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How a machine receives its reclaim notice."""
 
     file: str | None = None
-    """A file that appears. Example: /run/reclaim"""
-    url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
-    """An address that is asked every second. Example: http://169.254.169.254/latest/meta-data/spot/instance-action"""
-    headers: dict[str, str] = {}
-    """Headers of these requests. Example: {Metadata-Flavor: Google}"""
-    token_url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
-    """An address that gives a token for these requests, as AWS IMDSv2 wants. Example:
-    http://169.254.169.254/latest/api/token"""
-    says: str = r"^\s*(?P<seconds>\d+(\.\d+)?)?"
-    """A regular expression: the text is a notice if it matches. Its group `at` is the time when the machine is gone in
-    ISO 8601, its group `seconds` the seconds until then."""
+    """A file that appears, which may name the seconds until the machine is gone. Example: /run/reclaim"""
     grace: Seconds = 25.0
-    """Seconds from the notice until the machine is gone, where the text does not say it."""
+    """Seconds from the notice until the machine is gone, where the file does not name them."""
 
 
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -448,8 +437,6 @@ def _class_contradictions(hardware: HardwareClass) -> Contradictions:
     most, least = hardware.scaling.maximum, hardware.scaling.minimum
     if most is not None and most < least:
         yield "scaling.maximum", f"at least minimum ({least})", most
-    if not _is_pattern(hardware.notice.says):
-        yield "notice.says", "a regular expression", hardware.notice.says
     if hardware.available is not None and (wrong := flaw(hardware.available)) is not None:
         yield f"available.{wrong[0]}", *wrong[1:]
     yield from _device_contradictions(hardware)
@@ -506,14 +493,6 @@ def _limits_below_what_they_hold(topology: Topology) -> Contradictions:
     for name, tenant in topology.tenants.items():
         if tenant.bodies is not None and tenant.bodies < min(limits.payload, tenant.payload or limits.payload):
             yield f"tenants.{name}.bodies", least, tenant.bodies
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _malformed_networks(webhooks: Webhooks) -> Contradictions:

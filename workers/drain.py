@@ -1,6 +1,6 @@
 """A draining worker's time limit, and the watch for a reclaim notice.
 
-A notice is a signal, a file that appears, an answer of a cloud's metadata address, or the end of the class's hours.
+A notice is a signal, a file that appears, or the end of the class's hours.
 """
 
 from __future__ import annotations
@@ -8,19 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.topology import Notice
-
-if TYPE_CHECKING:
-    from workers.notice_address import MetadataAddress
 
 PACKING = 1.0
 """Last seconds of a worker's grace, in which it runs nothing: it requeues its jobs and closes its connections."""
@@ -36,7 +30,7 @@ SIGNAL = signal.SIGUSR2
 """The signal for a notice. Celery uses TERM, INT, QUIT, HUP and USR1; this one only if CELERY_RDBSIG is set."""
 
 POLL_EVERY = 1.0
-"""Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
+"""Seconds between polls."""
 
 
 class Drain:
@@ -99,13 +93,6 @@ class NoticeWatch:
         self._wake = threading.Event()
         self._signals = 0
         self._stopped = False
-        self._address: MetadataAddress | None = None
-        if notice.url is not None:
-            from workers.notice_address import (
-                MetadataAddress,  # few workers have one, and its HTTP library is slow to import
-            )
-
-            self._address = MetadataAddress(notice)
 
     def signal(self) -> None:
         """Count a signal; a second one means to exit at once. Called by the signal handler."""
@@ -128,32 +115,22 @@ class NoticeWatch:
 
     def look(self) -> float | None:
         """Seconds until the machine is gone; None without a notice."""
-        texts = (self._file(), self._address.text() if self._address is not None else None)
-        graces = [grace_of(text, self._notice, time.time()) for text in texts if text is not None]
+        graces = [] if (said := self._file()) is None else [said]
         if self._signals:
             graces.append(self._notice.grace if self._signals == 1 else 0.0)
         if (left := self._closes()) <= self._grace:
             graces.append(left)
-        return min((grace for grace in graces if grace is not None), default=None)
+        return min(graces, default=None)
 
-    def _file(self) -> str | None:
+    def _file(self) -> float | None:
+        """The seconds that the file names, else the class's grace; None while there is no file."""
         if self._notice.file is None:
             return None
         try:
-            return Path(self._notice.file).read_text(errors="replace")
+            text = Path(self._notice.file).read_text(errors="replace")
         except OSError:
             return None
-
-
-def grace_of(text: str, notice: Notice, now: float) -> float | None:
-    """Seconds until the machine is gone, from a notice's `text` at `now` (since the epoch); None if not a notice."""
-    found = re.search(notice.says, text)
-    if found is None:
-        return None
-    said = found.groupdict()
-    if said.get("seconds"):
-        return float(said["seconds"])
-    if said.get("at"):
-        with contextlib.suppress(ValueError):  # a time in another format: the notice is still valid
-            return max(datetime.fromisoformat(said["at"]).timestamp() - now, 0.0)
-    return notice.grace
+        seconds = math.nan
+        with contextlib.suppress(ValueError):
+            seconds = float(text)
+        return seconds if 0 <= seconds < math.inf else self._notice.grace
