@@ -280,9 +280,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     # What makes a row large
     size_unit: str = "rows"
-    """The unit of a row's size in profiles and buckets: `rows` (all are equal), `tokens`, `pixels`, `bytes`, or an
-    input: the value of an integer, the elements of a tensor's row, or with `[n]` the length of its axis n. Example:
-    input_ids[1]"""
+    """The unit of a row's size in profiles and buckets: `rows` (all are equal), `tokens`, `bytes`, or an input: the
+    value of an integer, the elements of a tensor's row, or with `[n]` the length of axis n. Example: input_ids[1]"""
     expected_size: Positive = 1
     """The size of a row whose request does not determine it."""
     buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)

@@ -1,17 +1,14 @@
 """How many rows a request has, and how large they are in the unit of their model (`units`). Pure.
 
 Routers measure a received request without decoding its values: a value counts by its length, a tensor by its shape, a
-JPEG or PNG by a few bytes of its header, a blob by its reference. If none of these suffices, `expected_size` is used.
-Workers measure the rows that they read. Neither reads more than it needs, and no value makes measuring fail.
-
-Sources: ITU-T T.81, annex B (JPEG markers); W3C PNG, 11.2.1 (IHDR).
+blob by its reference. If none of these suffices, `expected_size` is used. Workers measure the rows that they read.
+Neither reads more than it needs, and no value makes measuring fail.
 """
 
 from __future__ import annotations
 
 import base64
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,65 +20,6 @@ from tasks.models.tensor_spec import TensorSpec
 from tasks.models.units import Unit, read_unit
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
-
-Read = Callable[[int, int], bytes]
-"""Returns up to a number of bytes from a position."""
-
-SEGMENTS = 64
-"""Segments of a JPEG that are skipped in search of its size; cameras write about twenty before it."""
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8"
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame header
-_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length after them
-
-
-def pixels_of(read: Read) -> int | None:
-    """Width times height; None if there is no such header."""
-    head = read(0, 24)
-    if head.startswith(_PNG) and head[12:16] == b"IHDR" and len(head) == 24:
-        width, height = struct.unpack(">II", head[16:24])
-        return int(width) * int(height) or None
-    return _jpeg_pixels(read) if head.startswith(_JPEG) else None
-
-
-def read_bytes(content: bytes | bytearray | memoryview) -> Read:
-    """Reads from bytes."""
-    return lambda start, length: bytes(content[start : start + length])
-
-
-def read_base64(text: str) -> Read:
-    """Reads from base64 text, decoding no more than requested; empty if that is malformed."""
-
-    def read(start: int, length: int) -> bytes:
-        first, last = start // 3, -(-(start + length) // 3)
-        try:
-            window = base64.b64decode(text[4 * first : 4 * last])
-        except ValueError:
-            return b""
-        return window[start - 3 * first :][:length]
-
-    return read
-
-
-def _jpeg_pixels(read: Read) -> int | None:
-    at = len(_JPEG)
-    for _ in range(SEGMENTS):
-        segment = read(at, 9)
-        if len(segment) < 9 or segment[0] != 0xFF:
-            return None
-        marker = segment[1]
-        if marker in _FRAMES:
-            height, width = struct.unpack(">HH", segment[5:9])
-            return int(width) * int(height) or None
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in _ALONE:
-            at += 2
-        else:
-            at += 2 + max(int.from_bytes(segment[2:4], "big"), 2)
-    return None
-
 
 CHARACTERS_PER_TOKEN = 4
 """Approximately that of English text in a WordPiece vocabulary."""
@@ -99,8 +37,6 @@ DIGITS = 4
 
 MOST_SIZE = 2**53
 """Sizes are clamped to this: a larger one exceeds every limit, and a float still represents it exactly."""
-
-_CHANNELS = 4  # most channels of a picture
 
 
 def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
@@ -216,7 +152,7 @@ def _shown(size: int) -> str:
 
 
 _NAMED = {"value": "", "elements": " elements a row", "axis": " along its axis", "bytes": " bytes a row"}
-_NAMED |= {"pixels": " pixels a row", "tokens": " tokens"}
+_NAMED |= {"tokens": " tokens"}
 
 
 # What routers measure: one size per row, or one for all; empty if unknown.
@@ -235,11 +171,19 @@ def _integers(spec: TensorSpec, tensor: Mapping[str, Any], most: int) -> Any:
     data, dtype = tensor.get("data"), np.dtype(DATATYPES[spec.datatype]).newbyteorder("<")
     if isinstance(data, dict):
         text = data.get("__value__")
-        data = read_base64(text)(0, most * dtype.itemsize) if isinstance(text, str) else None
+        data = _from_base64(text, most * dtype.itemsize) if isinstance(text, str) else None
     if not isinstance(data, bytes | bytearray | memoryview):
         return data
     whole = min(len(data) // dtype.itemsize, most)
     return np.frombuffer(data, dtype, count=whole).tolist()
+
+
+def _from_base64(text: str, most: int) -> bytes | None:
+    """At least the first `most` bytes of base64 text; None if that is malformed."""
+    try:
+        return base64.b64decode(text[: 4 * -(-most // 3)])
+    except ValueError:
+        return None
 
 
 def _elements(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
@@ -275,27 +219,6 @@ def _bytes_of(spec: TensorSpec, value: Any) -> int | None:
         return -(-sum(lengths) // len(lengths)) if lengths else None
     dims = _row_dims(spec, value)
     return None if dims is None else _product(dims) * np.dtype(DATATYPES[spec.datatype]).itemsize
-
-
-def _pictures(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
-    """The pixels of each picture, by its header or its tensor's shape; empty if one cannot be read."""
-    for spec in model.inputs:
-        value = given.get(spec.name)
-        if value is None:
-            continue
-        if spec.datatype == "BYTES":
-            found = [_pixels(element) for element in _listed(value)[: model.max_rows]]
-            return [clamped(size) for size in found if size is not None] if None not in found else []
-        dims = _row_dims(spec, value)
-        return [] if dims is None else [_pixels_in(dims)]
-    return []
-
-
-def _pixels(value: Any) -> int | None:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return pixels_of(read_bytes(value))
-    text = value.get("__value__") if isinstance(value, dict) else None
-    return pixels_of(read_base64(text)) if isinstance(text, str) else None
 
 
 def _spec(model: Model, unit: Unit) -> TensorSpec:
@@ -359,13 +282,6 @@ def _product(dims: Iterable[int]) -> int:
     return product
 
 
-def _pixels_in(dims: Sequence[int]) -> int:
-    """Pixels by a row's shape, with channels first, last or absent."""
-    if len(dims) > 2 and dims[-1] <= _CHANNELS:
-        return _product(dims[:-1])
-    return _product(dims[1:] if len(dims) > 2 and dims[0] <= _CHANNELS else dims)
-
-
 def clamped(n: int) -> int:
     """The size, such that a float can represent it."""
     return max(min(n, MOST_SIZE), -MOST_SIZE)
@@ -377,7 +293,6 @@ _MEASURES: Mapping[str, Callable[[Model, Unit, Mapping[str, Any]], list[int]]] =
     "axis": _axis,
     "tokens": _texts,
     "bytes": _bytes,
-    "pixels": _pictures,
 }
 
 
@@ -401,19 +316,10 @@ def _value_bytes(value: Any) -> int:
         return 1
 
 
-def _row_pixels(unit: Unit, row: Mapping[str, Any]) -> int:
-    for value in row.values():
-        if value is not None:
-            content = value[()] if isinstance(value, np.ndarray) and not value.shape else value
-            return _pixels_in(content.shape) if isinstance(content, np.ndarray) else _pixels(content) or 1
-    return 1
-
-
 _ROWS: Mapping[str, Callable[[Unit, Mapping[str, Any]], int]] = {
     "value": lambda unit, row: clamped(int(row[unit.name])),
     "elements": lambda unit, row: int(row[unit.name].size),
     "axis": lambda unit, row: int(row[unit.name].shape[unit.axis]),
     "tokens": lambda unit, row: 1,
     "bytes": _row_bytes,
-    "pixels": _row_pixels,
 }

@@ -9,13 +9,13 @@ from typing import Literal
 
 from tasks.models.tensor_spec import TensorSpec
 
-Kind = Literal["rows", "tokens", "pixels", "bytes", "value", "elements", "axis"]
+Kind = Literal["rows", "tokens", "bytes", "value", "elements", "axis"]
 
-WORDS: tuple[Kind, ...] = ("rows", "tokens", "pixels", "bytes")
+WORDS: tuple[Kind, ...] = ("rows", "tokens", "bytes")
 """Units that do not name an input; an input of the same name cannot be the unit."""
 
 EXPECTED = (
-    "rows, tokens (of a text, generation or chat), pixels, bytes, or an input: the value of one with an integer a row, "
+    "rows, tokens (of a text, generation or chat), bytes, or an input: the value of one with an integer a row, "
     "the elements that a row of another has, or the length of one axis, as in input_ids[1]"
 )
 

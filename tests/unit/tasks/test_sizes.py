@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, ModelError, parse_model
 from tasks.models.signature import bind
-from tasks.models.sizes import measured, pixels_of, quantised, read_base64, read_bytes, rows_of, size_of_row
+from tasks.models.sizes import measured, quantised, rows_of, size_of_row
 from tasks.models.tensor_spec import TensorSpec
 from tasks.models.units import UnitError, read_unit
 from tasks.settings import TREE
@@ -30,16 +30,6 @@ def sized(unit: str, *inputs: TensorSpec, most: int = 1_000_000, pipeline: Any =
     """A model whose rows are sized by `unit`."""
     fields = {"inputs": inputs, "size_unit": unit, "buckets": (most,), "expected_size": 7, "pipeline": pipeline}
     return msgspec.structs.replace(ISING, **fields)
-
-
-def png(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + b"\x08\x02\0\0\0"
-
-
-def jpeg(width: int, height: int, before: int = 0) -> bytes:
-    """The start of a JPEG with an APP1 segment of `before` bytes ahead of its frame header."""
-    app1 = b"\xff\xe1" + struct.pack(">H", before + 2) + bytes(before)
-    return b"\xff\xd8" + app1 + b"\xff\xc2" + struct.pack(">HBHH", 11, 8, height, width) + bytes(40)
 
 
 def tagged(content: bytes) -> dict[str, str]:
@@ -121,45 +111,6 @@ def test_a_shape_of_huge_numbers_is_refused_at_once() -> None:
         measured(sized("raw", PIXELS), {"raw": tensor("raw", [1, 10**4200, 10**4200, 3])})
 
 
-@pytest.mark.parametrize("content", [png(640, 480), jpeg(640, 480), jpeg(640, 480, 60_000)])
-def test_a_picture_counts_by_its_header_in_every_form(content: bytes) -> None:
-    model = sized("pixels", PICTURE, PIXELS, pipeline="image")
-    assert measured(model, {"picture": content}) == 640 * 480
-    assert measured(model, tagged(content)) == 640 * 480
-    assert measured(model, [tensor("picture", [2], [content, tagged(content)], "BYTES")]) == 640 * 480
-    assert measured(model, {"raw": tensor("raw", [1, 20, 30, 3])}) == 600
-    assert size_of_row(model, {"picture": content}) == 640 * 480
-
-
-def test_a_picture_in_a_blob_or_without_a_header_counts_as_expected() -> None:
-    model = sized("pixels", PICTURE, PIXELS, pipeline="image")
-    blob = {"ref": "0" * 32, "bytes": 90_000, "datatype": "BYTES", "digest": "d"}
-    assert measured(model, {"picture": blob}) == 7
-    assert measured(model, {"picture": b"GIF89a" + bytes(40)}) == 7
-
-
-def test_only_the_header_of_a_base64_picture_is_decoded() -> None:
-    class Watched(str):
-        read = 0
-
-        def __getitem__(self, key: Any) -> str:
-            found = str.__getitem__(self, key)
-            Watched.read += len(found)
-            return found
-
-    text = Watched(base64.b64encode(jpeg(640, 480, 60_000) + bytes(500_000)).decode())
-    assert pixels_of(read_base64(text)) == 640 * 480
-    assert Watched.read < 200
-
-
-@given(content=st.binary(max_size=200), start=st.sampled_from([b"", png(9, 9)[:20], jpeg(9, 9)[:12], b"\xff\xd8\xff"]))
-def test_no_bytes_make_reading_a_header_fail(content: bytes, start: bytes) -> None:
-    whole = start + content
-    found = pixels_of(read_bytes(whole))
-    assert found is None or found > 0
-    assert pixels_of(read_base64(base64.b64encode(whole).decode())) == found
-
-
 def test_a_text_counts_by_its_length_also_where_it_is_bytes_or_a_blob() -> None:
     text = "x" * 400
     blob = {"ref": "0" * 32, "bytes": 400, "datatype": "BYTES", "digest": "d"}
@@ -175,10 +126,7 @@ json_values = st.recursive(
     ),
     max_leaves=12,
 )  # fmt: skip
-IMAGE = sized("pixels", PICTURE, PIXELS, pipeline="image")
-units = st.sampled_from(
-    [ISING, SENTIMENT, sized("ids", IDS), sized("ids[1]", IDS), sized("bytes", IDS, PICTURE), IMAGE]
-)
+units = st.sampled_from([ISING, SENTIMENT, sized("ids", IDS), sized("ids[1]", IDS), sized("bytes", IDS, PICTURE)])
 
 
 @given(model=units, inputs=json_values)
