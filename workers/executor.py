@@ -19,7 +19,7 @@ from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import Model, Tolerance, Variant
+from tasks.models.model import Model, Variant
 from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
@@ -339,7 +339,7 @@ def _runs_alike(one: Model, other: Model, variant: str) -> bool:
 
 def _what_runs(model: Model, variant: str) -> tuple[Any, ...]:
     """Everything that determines a loaded variant's answers."""
-    runs = msgspec.structs.replace(model.variants[variant], profiles={}, accuracy=None, tolerance=Tolerance())
+    runs = msgspec.structs.replace(model.variants[variant], profiles={}, accuracy=None)
     pipeline = (model.pipeline, model.inputs, model.outputs, model.parameters, model.size_unit, model.buckets)
     return (runs, model.artefacts, *pipeline)
 

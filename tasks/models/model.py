@@ -156,15 +156,6 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(self.floor, self.base + (self.step + self.slope * rows) * (size - read) + reading)
 
 
-class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a variant may deviate from the reference."""
-
-    cosine: float | None = None
-    """Least cosine of its outputs and the reference's, up to 1. Example: 0.999"""
-    agreement: float | None = None
-    """Least share of equal top answers, 0 to 1. Example: 0.99"""
-
-
 class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one call of a Python callable may use; a call over a limit fails alone."""
 
@@ -200,8 +191,6 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     instruction_sets: tuple[str, ...] = ()
     """What its processor must have: features of `/proc/cpuinfo`, or `sm_80` for CUDA's compute capability 8.0 and
     above. Example: [avx512f]"""
-    tolerance: Tolerance = Tolerance()
-    """How far it may deviate from the reference."""
     limits: CallLimits = CallLimits()
     """What one call may use; of callables only."""
     honours: tuple[str, ...] | None = None

@@ -82,15 +82,15 @@ def test_the_reference_names_what_photographs_show(
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_variant_agrees_with_the_reference_as_model_yaml_says(
+def test_a_variant_agrees_with_the_reference(
     name: str, store: ArtefactStore, reference: tuple[Runtime, Pipeline], items: list[Item]
 ) -> None:
     runtime, _ = opened(store, MODEL, name)
     got, wanted = logits(runtime, items), logits(reference[0], items)
     cosine = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
-    tolerance = MODEL.variants[name].tolerance
-    assert cosine.min() >= (tolerance.cosine or 1)
-    assert (got.argmax(1) == wanted.argmax(1)).mean() >= (tolerance.agreement or 1)
+    least, equal = {"onnx-int8": (0.97, 0.95), "torch-fp32": (0.9999, 1)}[name]
+    assert cosine.min() >= least
+    assert (got.argmax(1) == wanted.argmax(1)).mean() >= equal
 
 
 def test_an_answer_has_the_best_five_in_order(reference: tuple[Runtime, Pipeline], items: list[Item]) -> None:

@@ -83,6 +83,10 @@ def answer(model: Model, name: str, sizes: tuple[int, ...] = BATCHES) -> list[Ro
     return rows
 
 
+LEAST_COSINE = {"onnx-fp32": 0.99999, "onnx-int8": 0.95, "torch-fp32": 0.9999, "torch-bf16": 0.999, "jax-fp32": 0.9999}
+LEAST_EQUAL = {"onnx-fp32": 1.0, "onnx-int8": 0.95, "torch-fp32": 0.99, "torch-bf16": 0.98, "jax-fp32": 0.99}
+
+
 @cache
 def reference(name: str) -> list[Row]:
     model = CATALOGUE.resolve(name)
@@ -90,23 +94,22 @@ def reference(name: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("name", list(CATALOGUE.resolve("embed").variants))
-def test_every_embedding_is_as_near_to_the_reference_as_the_catalogue_says(name: str) -> None:
+def test_every_embedding_is_near_to_the_references(name: str) -> None:
     model = CATALOGUE.resolve("embed")
     ours = np.stack([row["embedding"] for row in answer(model, name)])
     theirs = np.stack([row["embedding"] for row in reference("embed")])
     assert ours.shape == (len(TEXTS), 384)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-3)
-    least = model.variants[name].tolerance.cosine or 0.99999
-    assert (ours * theirs).sum(axis=1).min() >= least
+    assert (ours * theirs).sum(axis=1).min() >= LEAST_COSINE[name]
 
 
 @pytest.mark.parametrize("name", list(CATALOGUE.resolve("sentiment").variants))
-def test_every_label_agrees_with_the_reference_as_often_as_the_catalogue_says(name: str) -> None:
+def test_nearly_every_label_is_the_references(name: str) -> None:
     model = CATALOGUE.resolve("sentiment")
     ours = answer(model, name)
     equal = [mine["label"] == other["label"] for mine, other in zip(ours, reference("sentiment"), strict=True)]
-    assert np.mean(equal) >= (model.variants[name].tolerance.agreement or 1.0)
+    assert np.mean(equal) >= LEAST_EQUAL[name]
     assert all(0.5 <= row["score"] <= 1 for row in ours)
 
 
