@@ -1,4 +1,4 @@
-"""A small distribution of somebody else's, which registers code of models by entry points."""
+"""A small distribution of somebody else's, which registers a runtime by an entry point."""
 
 from __future__ import annotations
 
@@ -9,34 +9,12 @@ VERSION = "1.2"
 _METADATA = f"Metadata-Version: 2.1\nName: lab-models\nVersion: {VERSION}\n"
 
 _ENTRY_POINTS = """
-[taxiway.recipes]
-shorten = lab_models.cutting:shorten
-lost = lab_models.nowhere
-
-[taxiway.callables]
-doubling = lab_models.doubling
-
-[taxiway.architectures]
-scaling_jax = lab_models.scaling
-
 [taxiway.runtimes]
 abacus = lab_models.abacus
 """
 
 _MODULES = {
     "__init__": "",
-    "cutting": """
-def shorten(inputs, output, options):
-    output.write_bytes(inputs["raw"].read_bytes()[: options["keep"]])
-""",
-    "doubling": """
-def call(number):
-    return {"number-after": 2 * number}
-""",
-    "scaling": """
-def apply(weights, inputs):
-    return {"value-after": inputs["value"] * weights["factor"]}
-""",
     "abacus": '''
 class Abacus:
     """Adds the length of the file in the role `made` to whatever it gets."""

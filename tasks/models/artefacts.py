@@ -253,7 +253,7 @@ def derived_key(model: Model, name: str) -> str:
         "sources": {role: derived_key(model, source) for role, source in artefact.inputs.items()},
         "recipe": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(_texts(code).items())},
         "options": artefact.options,
-        "packages": {**versions, **code.versions},
+        "packages": versions,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

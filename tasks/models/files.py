@@ -6,10 +6,9 @@ A name of code is looked up in this order:
 
 1. `<name>.py` beside model.yaml, except for runtimes;
 2. `workers/<kind>/<name>.py`, for what several models share;
-3. an entry point of that name in the group `taxiway.<kind>` of an installed package.
+3. of runtimes alone, an entry point of that name in the group `taxiway.runtimes` of an installed package.
 
-A hyphen in a name is an underscore in the module's. Looking up imports nothing but the parent packages of an entry
-point; `Code.load` imports the module.
+A hyphen in a name is an underscore in the module's. Looking up imports nothing; `Code.load` imports the module.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -82,38 +81,22 @@ class CodeError(ImportError):
 class Code:
     """A function that was found by name.
 
-    `reference` is `<module>:<function>`, or `<path>.py:<function>` for a file beside model.yaml. `versions` are those
-    of the distribution that registered it, by name.
+    `reference` is `<module>:<function>`, or `<path>.py:<function>` for a file.
     """
 
     reference: str
-    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
         """The module's name, without a model's folder or `workers.recipes`."""
         module = self.reference.rpartition(":")[0]
-        if module.endswith(".py"):
-            return Path(module).stem
-        return module.removeprefix("workers.recipes.")
+        return Path(module).stem if module.endswith(".py") else module.removeprefix("workers.recipes.")
 
     @property
     def source(self) -> Path:
-        """The file that holds it.
-
-        Raises:
-            CodeError: the module of an entry point does not exist, or has no file.
-        """
+        """The file that holds it."""
         module = self.reference.rpartition(":")[0]
-        if module.endswith(".py"):
-            return Path(module)
-        try:
-            spec = importlib.util.find_spec(module)
-        except ImportError as error:
-            raise CodeError(f"{self.reference}: {error}") from error
-        if spec is None or spec.origin is None:
-            raise CodeError(f"{self.reference}: there is no module {module!r}")
-        return Path(spec.origin)
+        return Path(module) if module.endswith(".py") else TREE / f"{module.replace('.', '/')}.py"
 
     def load(self) -> Callable[..., Any]:
         """The function itself, after importing its module; a file beside model.yaml is imported again each time.
@@ -164,7 +147,7 @@ def runtime_code(runtime: str) -> Code:
     return _find("runtimes", runtime, "open_variant", "")
 
 
-def registered(kind: Kind | Literal["classifiers"]) -> dict[str, importlib.metadata.EntryPoint]:
+def registered(kind: Literal["runtimes", "classifiers"]) -> dict[str, importlib.metadata.EntryPoint]:
     """The entry points of installed packages, by name."""
     return {point.name: point for point in importlib.metadata.entry_points(group=f"taxiway.{kind}")}
 
@@ -178,22 +161,15 @@ def _find(kind: Kind, name: str, function: str, folder: str) -> Code:
         return Code(f"{beside.absolute()}:{function}")
     if (TREE / "workers" / kind / f"{module}.py").is_file():
         return Code(f"workers.{kind}.{module}:{function}")
-    points = {point.replace("-", "_"): found for point, found in registered(kind).items()}
-    if module not in points:
-        raise CodeError(_missing(kind, name, function, folder))
-    point = points[module]
-    versions = {point.dist.name: point.dist.version} if point.dist is not None else {}
-    return Code(f"{point.module}:{point.attr or function}", versions)
-
-
-def _missing(kind: Kind, name: str, function: str, folder: str) -> str:
-    known = sorted({*_names(kind, function, folder), *registered(kind)})
-    beside = f"{name.replace('-', '_')}.py with the function {function} beside model.yaml, or "
-    return (
-        f"no {kind.removesuffix('s')} {name!r}: expected one of {', '.join(known) or 'none'}; to add it, "
-        f"{'' if kind == 'runtimes' else f'put {beside}'}install a package with the entry point "
-        f'{name} in the group "taxiway.{kind}"'
-    )
+    points = registered("runtimes") if kind == "runtimes" else {}
+    point = next((found for called, found in points.items() if called.replace("-", "_") == module), None)
+    if point is not None:
+        return Code(f"{point.module}:{point.attr or function}")
+    known = ", ".join(sorted({*_names(kind, function, folder), *points})) or "none"
+    add = f"put {module}.py with the function {function} beside model.yaml"
+    if kind == "runtimes":
+        add = f'install a package with the entry point {name} in the group "taxiway.runtimes"'
+    raise CodeError(f"no {kind.removesuffix('s')} {name!r}: expected one of {known}; to add it, {add}")
 
 
 def _names(kind: Kind, function: str, folder: str) -> Iterator[str]:

@@ -110,7 +110,7 @@ class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """An artefact that a recipe derives once from other artefacts."""
 
     recipe: Name
-    """The recipe's name: a file beside model.yaml, one of `workers/recipes/`, or an entry point. Example: onnx-int8"""
+    """The recipe's name: a file beside model.yaml, or one of `workers/recipes/`. Example: onnx-int8"""
     inputs: dict[str, str]
     """The recipe's argument names to artefacts' names. Example: {graph: graph}"""
     packages: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Artefacts' names by the role that the runtime or pipeline knows: `graph`, `weights`, `tokenizer`, `labels`,
     `head`; none on an endpoint. Example: {graph: graph}"""
     entry: str = ""
-    """The network (torch, jax) or callable (python), by its file or entry point. Example: word_count"""
+    """The network (torch, jax) or callable (python), by its file. Example: word_count"""
     memory: Size = msgspec.field(default_factory=lambda: _NO_MEMORY)
     """Bytes needed on the device; required unless it runs on an endpoint. Example: 512MiB"""
     accuracy: float | None = None

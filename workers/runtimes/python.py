@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from tasks.models.files import Code, CodeError, entry_code
+from tasks.models.files import CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling.channel import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
@@ -49,7 +49,7 @@ class PythonRuntime:
                 f"{self._placed.variant}: cannot import the callable {entry!r}: {text_of(error)}"
             ) from error
         self._child = child
-        self._digest = _digest_of(code) if child.takes_run else ""
+        self._digest = hashlib.sha256(code.source.read_bytes()).hexdigest() if child.takes_run else ""
 
     def run(self, batch: Arrays) -> Arrays:
         """The rows' outputs, stacked; each row takes the time that it takes. Raises `ExecutionError`."""
@@ -127,12 +127,6 @@ class WatchedRow:
     def memory(self) -> int:
         """Bytes that the runtime's process has in memory."""
         return self._runtime.memory()
-
-
-def _digest_of(code: Code) -> str:
-    """What tells versions of a callable apart: its file, and those of the package that registered it."""
-    versions = "".join(f" {name}={version}" for name, version in sorted(code.versions.items()))
-    return hashlib.sha256(code.source.read_bytes()).hexdigest() + versions
 
 
 def open_variant(placed: Placed) -> PythonRuntime:
