@@ -24,8 +24,9 @@ from api.app import make_app
 from api.gate import is_loopback
 from api.keys_file import KeyFile
 from api.objects.stored import StoredObjects
+from api.peers.serving import PeerServing
 from api.routing.router import HttpRouter
-from api.server import HttpServer, open_tls
+from api.server import HttpServer, digest_of, open_tls
 from router.process import Signals, options, prepare, run, setting, write_ready
 from tasks.settings import SettingsError, cache_directory
 
@@ -36,8 +37,8 @@ logger = logging.getLogger("router")
 class Listening:
     """Where HTTP is served, to whom, and whether with TLS.
 
-    `files` is where files are kept: a folder, or an object store's address. `parting` is the number of seconds for
-    which a stopping router still serves and reports not ready.
+    `files` is where files are kept: a folder, or an object store's address. `certificate` is the SHA-256 of that of
+    `tls`. `parting` is the number of seconds for which a stopping router still serves and reports not ready.
     """
 
     host: str
@@ -45,6 +46,7 @@ class Listening:
     keys: KeyFile | None
     files: str
     tls: ssl.SSLContext | None
+    certificate: str
     parting: float
 
 
@@ -52,12 +54,12 @@ CANNOT_LISTEN = 3
 """Exit status of a router whose address is in use, or does not belong to this machine."""
 
 
-async def serve(make: Callable[[], HttpRouter], listening: Listening) -> int:
+async def serve(make: Callable[[], HttpRouter], listening: Listening, environment: Mapping[str, str]) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop fails; returns the exit status."""
     router = make()
     try:
         store = StoredObjects(router, listening.files)
-        app = make_app(router, listening.keys, store)
+        app = make_app(router, listening.keys, store, listening.certificate)
         server = HttpServer(app, listening.host, listening.port, router.rules.topology.limits, listening.tls)
     except OSError as error:
         address = f"{listening.host}:{listening.port}"
@@ -67,8 +69,11 @@ async def serve(make: Callable[[], HttpRouter], listening: Listening) -> int:
     await router.start()
     await server.start()
     store.start()
+    serving = asyncio.create_task(PeerServing(app.desk, environment).run(), name="peers")
     write_ready(http=server.url)
     status = await signals.wait(router)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
     await store.stop()
     await leave(router, server, listening.parting, signals.at_once)
     return status
@@ -97,13 +102,16 @@ def read_listening(arguments: argparse.Namespace) -> Listening:
         raise SettingsError("--tls-cert and --tls-key", "both or neither", "one")
     try:
         tls = None if arguments.tls_cert is None else open_tls(arguments.tls_cert, arguments.tls_key)
-    except OSError as error:
+        certificate = "" if arguments.tls_cert is None else digest_of(arguments.tls_cert)
+    except (OSError, ValueError) as error:
         wanted = "a certificate and its key in PEM"
-        raise SettingsError("--tls-cert and --tls-key", wanted, error.strerror or type(error).__name__) from error
+        raise SettingsError(
+            "--tls-cert and --tls-key", wanted, getattr(error, "strerror", None) or type(error).__name__
+        ) from error
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
     if tls is None and not is_loopback(arguments.host):
         logger.warning("http is not encrypted: use a TLS proxy, or --tls-cert and --tls-key")
-    return Listening(arguments.host, arguments.port, keys, arguments.files, tls, arguments.parting)
+    return Listening(arguments.host, arguments.port, keys, arguments.files, tls, certificate, arguments.parting)
 
 
 def http_options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -126,7 +134,7 @@ def main(environment: Mapping[str, str]) -> int:
     arguments = http_options(environment).parse_args()
 
     def make() -> Callable[[], Awaitable[int]]:
-        return partial(serve, prepare(arguments, environment, HttpRouter), read_listening(arguments))
+        return partial(serve, prepare(arguments, environment, HttpRouter), read_listening(arguments), environment)
 
     return run(arguments, make, KeysError)
 

@@ -46,8 +46,11 @@ ENDPOINTS = [
 ]
 
 
-def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> WithPeers:
-    """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files."""
+def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, certificate: str = "") -> WithPeers:
+    """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files.
+
+    `certificate` is the SHA-256 of the one that it is served with, in hexadecimal digits; empty without TLS.
+    """
     limits = router.rules.topology.limits
     limit = int(limits.payload)
     app = Litestar(
@@ -70,7 +73,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects) -> 
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
     http = Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, rates))
-    return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys)
+    return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, certificate)
 
 
 def _version() -> str:

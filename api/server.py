@@ -17,6 +17,7 @@ a proxy in front of it: docs/security.md.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -149,6 +150,12 @@ def _ignore_malformed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
     """Log no error for a body that is malformed after its answer: uvicorn fails to refuse it, and closes."""
     if not isinstance(context.get("exception"), h11.LocalProtocolError):
         loop.default_exception_handler(context)
+
+
+def digest_of(certificate: Path) -> str:
+    """SHA-256 of the first certificate in a file in PEM, in hexadecimal digits. Raises `ValueError` if it has none."""
+    first = certificate.read_text().partition("-----END CERTIFICATE-----")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert("".join(first[:2]).strip())).hexdigest()
 
 
 def open_tls(certificate: Path, key: Path) -> ssl.SSLContext:

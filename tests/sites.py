@@ -146,6 +146,38 @@ def line_to(url: str) -> Iterator[Cable]:
         line.close()
 
 
+SERVED = """
+  near:
+    device: endpoint
+    endpoint: {protocol: taxiway, url: "URL", slots: 1, serves: edge}
+service:"""
+"""Of a far fleet that opens the connection on which the near one hands it work."""
+
+
+@contextmanager
+def served_sites(
+    valkey_url: str, folder: Path, *near: str, queues: str = NEAR, lasting: bool = False
+) -> Iterator[TwoSites]:
+    """As `two_sites`, but the far one cannot be reached, and connects to the near one itself."""
+    folder.mkdir(exist_ok=True)
+    queues = queues.replace('url: "URL"', "peer: cloud")
+    with ExitStack() as stack:
+        here, workers = stack.enter_context(
+            open_fleet(valkey_url, folder / "near", queues, PEER, *near, lasting=lasting)
+        )
+        line = stack.enter_context(line_to(here.url))
+        far = FAR.replace("service:", SERVED.replace("URL", f"http://127.0.0.1:{line.port}"), 1)
+        there, _ = stack.enter_context(open_fleet(valkey_url, folder / "far", far, "cpu.batch", lasting=lasting))
+        eventually(lambda: _placed(here) == PEER)
+        yield TwoSites(here, there, line, workers[PEER])
+
+
+def _placed(site: OpenSite) -> str | None:
+    """Where a site would place a job; None if nowhere."""
+    placed: str | None = site.client.what_if("slab", {"samples": [4], "seed": [3]})["hardware_class"]
+    return placed
+
+
 @contextmanager
 def two_sites(
     valkey_url: str,

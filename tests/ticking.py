@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -90,11 +90,13 @@ def main() -> int:
     """The router's own command."""
     serve = shipped.serve
 
-    async def ticking(make: Callable[[], HttpRouter], listening: shipped.Listening) -> int:
+    async def ticking(
+        make: Callable[[], HttpRouter], listening: shipped.Listening, environment: Mapping[str, str]
+    ) -> int:
         with Path(os.environ[_FILE]).open("a", buffering=1) as file:
             ticker = asyncio.create_task(_tick(file))
             try:
-                return await serve(make, listening)
+                return await serve(make, listening, environment)
             finally:
                 ticker.cancel()
 

@@ -246,9 +246,8 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
     jobs = DeviceQueue()
     try:
-        origin = Origin(
-            context.topology.site, tuple(context.topology.service), context.topology.limits.lease, context.seal_keys
-        )
+        services, lease = tuple(context.topology.service), context.topology.limits.lease
+        origin = Origin(context.topology.site, services, lease, shared.store.waiting_line, context.seal_keys)
         stage = EndpointStage(endpoint, protocol, context.options.endpoint_key, variants, jobs, shared, origin)
     except EndpointConfigError as error:
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error

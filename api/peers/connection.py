@@ -44,6 +44,7 @@ from taxiway.contract.peers import (
     PeerPing,
     PeerPong,
     PeerRefused,
+    PeerServe,
     PeerSubmit,
     PeerTaken,
     SiteOffer,
@@ -70,6 +71,9 @@ HELLO_WITHIN = 10.0
 
 MOST_UNREAD = 4 * 2**20
 """Bytes that wait for a peer to read them; then its jobs wait."""
+
+ReceiveMessage = Callable[[], Awaitable[bytes | None]]
+"""The next message; None once the peer has left."""
 
 _RETRY_AFTER = 1.0  # seconds, for a refusal that does not say it
 
@@ -127,17 +131,29 @@ class PeerConnection:
         self._jobs: dict[str, _PeerJob] = {}
         self._cancels: set[asyncio.Task[None]] = set()
 
-    async def serve(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
+    async def first(self, receive: ReceiveMessage, within: float | None = HELLO_WITHIN) -> ToSite | None:
+        """What the peer says first; None if it leaves.
+
+        Raises:
+            PeerError: it cannot be read, or did not come within so many seconds.
+        """
+        try:
+            async with asyncio.timeout(within):
+                while (message := await receive()) is not None:
+                    for frame in self._frames(message):
+                        return frame
+        except TimeoutError as error:
+            raise PeerError(WRONG_FRAME, f"no hello within {within:g} s") from error
+        return None
+
+    async def serve(self, first: ToSite | None, receive: ReceiveMessage) -> None:
         """Serve until the peer leaves. Its jobs go on: it comes back for their answers, or cancels them.
 
         Raises:
             PeerError: what it sends cannot be read, or its key has ended.
         """
-        try:
-            async with asyncio.timeout(HELLO_WITHIN):
-                first = await self._first(receive)
-        except TimeoutError as error:
-            raise PeerError(WRONG_FRAME, f"no hello within {HELLO_WITHIN:g} s") from error
+        if first is None:
+            return
         hello = self._greet(first)
         loops: list[Coroutine[Any, Any, None]] = [self._read(receive), self._write(), self._offer(hello)]
         running = [asyncio.create_task(loop) for loop in loops]
@@ -151,13 +167,7 @@ class PeerConnection:
                 task.cancel()
             await asyncio.gather(*ending, *self._cancels, return_exceptions=True)
 
-    async def _first(self, receive: Callable[[], Awaitable[bytes | None]]) -> ToSite | None:
-        while (message := await receive()) is not None:
-            for frame in self._frames(message):
-                return frame
-        return None
-
-    def _greet(self, hello: ToSite | None) -> PeerHello:
+    def _greet(self, hello: ToSite) -> PeerHello:
         if not isinstance(hello, PeerHello):
             raise PeerError(WRONG_FRAME, "expected hello first")
         if hello.version != VERSION:
@@ -167,7 +177,7 @@ class PeerConnection:
         self._tell(PeerHello(VERSION, topology.site, self._desk.most_bytes, keys=topology.locality.key_names))
         return hello
 
-    async def _read(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
+    async def _read(self, receive: ReceiveMessage) -> None:
         while (message := await receive()) is not None:
             for frame in self._frames(message):
                 self._take(frame)
@@ -189,7 +199,7 @@ class PeerConnection:
                 task.add_done_callback(self._cancels.discard)
             case PeerPing(number=number):
                 self._tell(PeerPong(number))
-            case PeerHello():
+            case PeerHello() | PeerServe():
                 raise PeerError(WRONG_FRAME, "expected hello once")
 
     async def _answer(self, job: _PeerJob, submit: PeerSubmit) -> None:

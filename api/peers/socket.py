@@ -10,21 +10,25 @@ from typing import Any
 from api.gate import Application, Gate, Message, Receive, Send, allow, caller_of, refuse
 from api.keys_file import KeyFile
 from api.peers.connection import PeerConnection, PeerDesk, PeerError
-from taxiway.contract.peers import PATH
+from api.peers.waiting import WaitingLines
+from taxiway.contract.peers import LINE, PATH, PeerServe
 from taxiway.errors import TaxiwayError, UnknownObjectError
 
 
 class WithPeers:
     """ASGI middleware that serves WebSockets itself, to callers whose key may submit, and passes on everything else."""
 
-    def __init__(self, behind: Application, desk: PeerDesk, keys: KeyFile | None) -> None:
-        self._behind, self._desk = behind, desk
+    def __init__(self, behind: Application, desk: PeerDesk, keys: KeyFile | None, certificate: str) -> None:
+        self._behind, self.desk = behind, desk
+        self._waiting = WaitingLines(desk.router.values, certificate)
         self._gate = Gate(self._serve, keys, desk.rates)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request or connection."""
         if scope["type"] == "websocket":
-            await self._gate(scope, receive, partial(_send_refusal, send))
+            send = partial(_send_refusal, send)
+            token = next((value for name, value in scope["headers"] if name == LINE.encode()), None)
+            await (self._gate(scope, receive, send) if token is None else self._join(token, scope, receive, send))
         else:
             await self._behind(scope, receive, send)
 
@@ -39,13 +43,25 @@ class WithPeers:
             return
         await receive()  # it connects
         await send({"type": "websocket.accept"})
-        say = partial(_send_bytes, send)
-        connection = PeerConnection(self._desk, caller.tenant, say, partial(self._gate.knows, scope))
+        hear, say, valid = partial(_message, receive), partial(_send_bytes, send), partial(self._gate.knows, scope)
+        connection = PeerConnection(self.desk, caller.tenant, say, valid)
         with contextlib.suppress(OSError):  # it has left
             try:
-                await connection.serve(partial(_message, receive))
+                first = await connection.first(hear)
+                if isinstance(first, PeerServe):
+                    await self._waiting.hold(caller.tenant or first.site, first, scope, (receive, send), valid)
+                else:
+                    await connection.serve(first, hear)
             except PeerError as error:
                 await send({"type": "websocket.close", "code": error.code, "reason": error.reason})
+
+    async def _join(self, token: bytes, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Join a worker of this fleet to a connection that waits for work."""
+        try:
+            with contextlib.suppress(OSError):  # one has left
+                await self._waiting.take(token.decode("latin-1"), receive, send)
+        except TaxiwayError as error:
+            await refuse(scope, send, error)
 
 
 async def _message(receive: Receive) -> bytes | None:

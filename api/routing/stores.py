@@ -36,6 +36,7 @@ from taxiway.contract.keys import (
     holding_key,
     job_key,
     jobs_cell,
+    line_key,
     result_key,
     snapshot_key,
     stream_key,
@@ -43,9 +44,13 @@ from taxiway.contract.keys import (
     work_cell,
 )
 from taxiway.contract.limits import Buffer
+from taxiway.contract.peers import WaitingLine
 from taxiway.contract.progress import result_in
 from taxiway.contract.stream import Piece, StreamEntry, read_piece
 from taxiway.contract.values import BLOB_KEPT
+
+LINE_KEPT_EVERY = 3
+"""Seconds after which a connection that waits for work is to be kept again."""
 
 _SERVER = "state store"
 _PIECES = 256  # read at once
@@ -103,6 +108,10 @@ class ValueStore:
                 reader.close()
                 raise
             self._readers.append(reader)
+
+    async def keep_line(self, peer: str, line: WaitingLine) -> None:
+        """Have workers find a connection that waits for work, for a while."""
+        await self._calls.call("SET", line_key(peer), msgspec.json.encode(line), "EX", 2 * LINE_KEPT_EVERY)
 
     async def ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """The answers to commands with long answers, beside the calls that others wait for."""

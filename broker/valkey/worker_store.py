@@ -40,11 +40,13 @@ from taxiway.contract.keys import (
     blob_key,
     cancelled_channel,
     job_key,
+    line_key,
     name_key,
     result_key,
     stream_key,
 )
 from taxiway.contract.limits import Buffer
+from taxiway.contract.peers import WaitingLine, read_line
 from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_piece
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
@@ -111,6 +113,11 @@ class WorkerStore:
         """What an earlier worker learned about the endpoint (`keys.learned_key`); empty if nothing is kept."""
         kept = self._connections.call("GET", key)
         return bytes(kept or b"")
+
+    def waiting_line(self, peer: str) -> WaitingLine | None:
+        """Where a connection of a peer waits for work; None if none does."""
+        found = self._connections.call("GET", line_key(peer))
+        return None if found is None else read_line(found)
 
     def keep_learned(self, key: str, memory: bytes) -> None:
         """Keep what was learned about an endpoint."""

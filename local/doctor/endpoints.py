@@ -40,7 +40,7 @@ def check_endpoints(environment: Mapping[str, str]) -> list[Finding]:
             _check_replica(f"endpoint {name} {replica}", endpoint, replica, catalogue, environment)
             for name, endpoint in found
             for replica in endpoint.replicas
-            if urlsplit(replica).port != 0  # known to the worker that started it alone
+            if urlsplit(replica).port != 0 and endpoint.url is not None  # known to a worker alone
         ]
         return [finding for findings in await asyncio.gather(*checks) for finding in findings]
 
@@ -54,7 +54,7 @@ async def _check_replica(
     if endpoint.key_env and not key:
         return [problem(subject, f"{endpoint.key_env} is not set", f"put the API key into {endpoint.key_env}")]
     try:
-        link = open_link(endpoint, replica, key, TOKEN_WITHIN, Origin("doctor", (), TOKEN_WITHIN))
+        link = open_link(endpoint, replica, key, TOKEN_WITHIN, Origin("doctor", (), TOKEN_WITHIN, lambda _: None))
     except EndpointConfigError as error:
         return [problem(subject, str(error), "correct the paths in tls")]
     await link.open()

@@ -135,9 +135,16 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # Where it is
     protocol: EndpointProtocol
     """What it speaks: OpenAI's API, the Open Inference Protocol, or `taxiway`, which is another fleet's HTTP API."""
-    url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
+    url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)] | None = None
     """Where the protocol's paths begin: of `openai` it usually ends in `/v1`, of the others it is the server's root.
-    Several are replicas, each driven by a worker of its own. Example: http://10.0.0.5:8000/v1"""
+    Several are replicas, each driven by a worker of its own. Required, but for a `peer`. Example:
+    http://10.0.0.5:8000/v1"""
+    peer: Name | None = None
+    """In place of `url`, another fleet that cannot be reached and connects here: the tenant as which it does, or at an
+    API without keys its `site`. Example: edge"""
+    serves: Name | None = None
+    """Of another fleet: that it may hand work to this one, too, over a connection that each router opens to it, and the
+    tenant here that its work has. Example: cloud"""
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     """How many of the addresses that each URL's name has are replicas; not given: the name is one. Example: 3"""
     slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
@@ -178,6 +185,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def urls(self) -> tuple[str, ...]:
         """Every replica's URL, without a slash at its end."""
+        if self.url is None:
+            return (f"peer://{self.peer}",)
         given = (self.url,) if isinstance(self.url, str) else self.url
         return tuple(url.rstrip("/") for url in given)
 
@@ -232,13 +241,22 @@ def _start_contradictions(endpoint: Endpoint) -> Contradictions:
         yield "protocol", "openai, which llama.cpp speaks", endpoint.protocol
 
 
-def _of_other_protocols(endpoint: Endpoint) -> Contradictions:
-    """Fields that endpoints of the protocol do not have."""
-    protocol = endpoint.protocol
+def _of_fleets(endpoint: Endpoint) -> Contradictions:
+    """Fields that only other fleets have, or only servers."""
+    for name in ("peer", "serves"):
+        if not endpoint.is_peer and (given := getattr(endpoint, name)) is not None:
+            yield name, f"nothing, as {endpoint.protocol} is no other fleet", given
+    if endpoint.peer is not None and endpoint.serves is not None:
+        yield "serves", "nothing, as this fleet does not connect to its peer", endpoint.serves
     if endpoint.is_peer and endpoint.discover:
         yield "discover", "false, as another fleet announces no tensors", endpoint.discover
     if endpoint.is_peer and endpoint.start is not None:
         yield "start", "nothing, as another fleet runs without us", Verbatim("a way to start it")
+
+
+def _of_other_protocols(endpoint: Endpoint) -> Contradictions:
+    """Fields that endpoints of the protocol do not have."""
+    protocol = endpoint.protocol
     if protocol == "openai":
         return
     if endpoint.forwards:
@@ -252,9 +270,12 @@ def _of_other_protocols(endpoint: Endpoint) -> Contradictions:
 def contradictions(endpoint: Endpoint) -> Contradictions:
     """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
     tls = endpoint.tls
-    if not endpoint.models and not endpoint.discover:
+    if (endpoint.url is None) == (endpoint.peer is None):
+        yield "url", "a URL, or the peer that connects here", endpoint.url
+    if not endpoint.models and not endpoint.discover and endpoint.serves is None:
         yield "models", "a model, or discover: true", {}
     yield from _start_contradictions(endpoint)
+    yield from _of_fleets(endpoint)
     yield from _of_other_protocols(endpoint)
     if tls.key is not None and tls.certificate is None:
         yield "tls.certificate", "the certificate of the key", None

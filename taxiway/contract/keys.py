@@ -253,6 +253,9 @@ spent_key = _prefix("taxiway:spent:")
 learned_key = _prefix("taxiway:learned:")
 """What workers learned of the times of the endpoint at this address (`workers.endpoints.variants`)."""
 
+line_key = _prefix("taxiway:line:")
+"""Where a connection of this peer waits for work (`taxiway.contract.peers.WaitingLine`), in JSON."""
+
 history_key = _prefix("taxiway:history:")
 """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
 

@@ -1,6 +1,7 @@
-"""What two fleets say to each other: frames over one WebSocket, which the site opens that hands out work.
+"""What two fleets say to each other: frames over one WebSocket, which either site opens.
 
-A message is a list of frames in MessagePack, either way. The caller speaks first, and both begin with `PeerHello`. The
+A message is a list of frames in MessagePack, either way. The caller, which hands out work, speaks first, and both begin
+with `PeerHello`. The
 caller sends jobs and takes them back; the other site, for which the caller is a tenant, answers them, and says each
 second what it would promise now. Times are seconds that are left, never moments: the sites' clocks differ.
 """
@@ -20,6 +21,9 @@ VERSION = 1
 """Of the frames below. A site refuses every other one by name."""
 
 PATH = "/v2/peers"
+
+LINE = "taxiway-line"
+"""The header of a worker that takes a connection which waits for work (`WaitingLine`): its token."""
 
 MOST_JOBS = 4096
 """Jobs of one connection that a site answers at the same time; it refuses more, to be sent again later."""
@@ -87,6 +91,28 @@ class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """And the services that it knows."""
     keys: tuple[str, ...] = ()
     """Of the other site: names of the keys of its sealed labels."""
+
+
+class PeerServe(msgspec.Struct, frozen=True, array_like=True, tag="serve"):
+    """In place of `PeerHello`, by a site that opened the connection to take work on it.
+
+    It waits to be said hello to; from then on, it is the site that answers jobs.
+    """
+
+    version: int
+    site: str
+
+
+class WaitingLine(msgspec.Struct, frozen=True):
+    """Where a connection waits that another fleet opened to take work on.
+
+    It is the router that has it, and the secret with which a worker of this fleet takes it, once.
+    """
+
+    url: str
+    token: str
+    certificate: str = ""
+    """SHA-256 of the router's certificate, in hexadecimal digits; empty without TLS."""
 
 
 class PeerTerms(msgspec.Struct, frozen=True, array_like=True):
@@ -194,11 +220,13 @@ class PeerPong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     number: int
 
 
-ToSite = PeerHello | PeerSubmit | PeerCancel | PeerPing
+ToSite = PeerHello | PeerServe | PeerSubmit | PeerCancel | PeerPing
 """What the caller sends."""
 
 ToCaller = PeerHello | PeerTaken | PeerRefused | PeerPiece | PeerAnswer | PeerFailure | PeerOffers | PeerPong
 """What the other site sends."""
+
+read_line = msgspec.json.Decoder(WaitingLine).decode
 
 encode_frames = msgspec.msgpack.Encoder().encode
 """A frame, or what a part of one holds, in MessagePack."""

@@ -86,7 +86,7 @@ class EndpointLink:
         self._host = urlsplit(url).netloc
         self._connect_timeout, self._stall = endpoint.connect_timeout, stall
         self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
-        self._tls = _context(endpoint.tls) if url.startswith("https:") else None
+        self._tls = tls_context(endpoint.tls) if url.startswith("https:") else None
         parts = urlsplit(url)
         self.root = f"{parts.scheme}://{parts.netloc}"
         self.received = 0.0
@@ -225,7 +225,8 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
     return body
 
 
-def _context(tls: Tls) -> ssl.SSLContext:
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """How an endpoint is connected to. Raises `EndpointConfigError`."""
     try:
         context = ssl.create_default_context(cafile=tls.authorities)
         if tls.certificate is not None:

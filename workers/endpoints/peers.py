@@ -14,16 +14,20 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import aiohttp
 import msgspec
 
 from tasks.heartbeat import PeerFacts
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.job import Tokens
+from taxiway.contract.peer_messages import MESSAGE
 from taxiway.contract.peers import (
     BESIDE,
+    LINE,
     PATH,
     STALE,
     VERSION,
@@ -42,12 +46,14 @@ from taxiway.contract.peers import (
     PeerTerms,
     SiteOffer,
     ToCaller,
+    WaitingLine,
     encode_frames,
 )
 from taxiway.contract.request import Priority
 from taxiway.contract.sealed import row_of, sealed_in
 from taxiway.errors import (
     UNREADABLE,
+    BrokerUnavailableError,
     DeadlineExceededError,
     InvalidRequestError,
     RequestTooLargeError,
@@ -85,11 +91,15 @@ _numbers = itertools.count()  # of pings
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The fleet of this worker: what it is called, its services, and the seconds after which lost work runs again."""
+    """The fleet of this worker: what it is called, its services, and the seconds after which lost work runs again.
+
+    `line` finds a connection that a peer opened; it may block, and raises `BrokerUnavailableError`.
+    """
 
     site: str
     services: tuple[str, ...]
     lease: float
+    line: Callable[[str], WaitingLine | None]
     seal_keys: SealKeys | None = None
 
 
@@ -183,6 +193,7 @@ class PeerLink(EndpointLink):
     def __init__(self, endpoint: Endpoint, replica: str, key: str, stall: float, origin: Origin) -> None:
         super().__init__(endpoint, replica, key, stall)
         self._origin, self._site = origin, _Site()
+        self._peer = endpoint.peer
         self._models = tuple(sorted(set(endpoint.calls.values())))
         self._calls: dict[str, _Call] = {}
         self._given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
@@ -200,7 +211,27 @@ class PeerLink(EndpointLink):
         self._ready = asyncio.Event()
         hello = PeerHello(VERSION, self._origin.site, MAX_ANSWER, self._models, self._origin.services)
         self._line = SiteLine(hello, greet=self._greet, take=self._take, lost=self._lost)
-        self._staying = asyncio.create_task(self._line.stay(self._session, self.url + PATH, self._fault))
+        self._staying = asyncio.create_task(self._line.stay(self._connect, self._fault))
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        """Connect to the other fleet, or take a connection that it opened.
+
+        Raises:
+            EndpointError: it opened none.
+        """
+        most = 2 * MESSAGE
+        if self._peer is None:
+            return await self._session.ws_connect(self.url + PATH, max_msg_size=most, compress=0)
+        try:
+            line = await asyncio.to_thread(self._origin.line, self._peer)
+        except BrokerUnavailableError as error:
+            raise EndpointError(FaultKind.UNREACHED, error.message) from error
+        if line is None:
+            raise EndpointError(FaultKind.UNREACHED, f"no connection of the peer {self._peer!r} waits for work")
+        certificate = aiohttp.Fingerprint(bytes.fromhex(line.certificate)) if line.certificate else True
+        return await self._session.ws_connect(
+            line.url + PATH, headers={LINE: line.token}, ssl=certificate, max_msg_size=most, compress=0
+        )
 
     async def close(self) -> None:
         """Leave; what was sent and not answered goes on there."""

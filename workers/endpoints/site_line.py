@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 
 import aiohttp
@@ -63,12 +63,18 @@ class SiteLine:
         self._out.put(encode_frames(frame), getattr(frame, "key", ""))
         self._news.set()
 
-    async def stay(self, session: aiohttp.ClientSession, url: str, fault: Callable[[Exception], EndpointError]) -> None:
+    async def stay(
+        self,
+        connect: Callable[[], Awaitable[aiohttp.ClientWebSocketResponse]],
+        fault: Callable[[Exception], EndpointError],
+    ) -> None:
         """Connect again whenever the connection is lost. `fault` says what a failure of the connection means."""
         while True:
             try:
-                async with session.ws_connect(url, max_msg_size=2 * MESSAGE, compress=0) as socket:
+                async with await connect() as socket:
                     self._lost(await self._converse(socket), False)
+            except EndpointError as error:
+                self._lost(error.reason, False)
             except aiohttp.WSServerHandshakeError as error:
                 self._lost(f"it refuses the connection: {error.status}", False)
             except BrokenProtocolError as error:

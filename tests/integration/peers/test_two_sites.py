@@ -14,23 +14,29 @@ from taxiway.contract.keys import job_key, priority_lists
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
 from tests.routing import eventually
-from tests.sites import FAR, NEAR, PEER, TwoSites, two_sites
+from tests.sites import FAR, NEAR, PEER, TwoSites, served_sites, two_sites
 from tests.stored import record_of
 from tests.working import LASTING, release
 
 QUICK = {"samples": [4], "seed": [3]}
 
 
-@pytest.fixture(scope="module")
-def sites(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoSites]:
-    with two_sites(valkey_url, tmp_path_factory.mktemp("sites"), "cpu.batch", lasting=True) as opened:
+BOTH = pytest.mark.parametrize("opens", [two_sites, served_sites])
+"""Which opens the connection: the near site, or the far one."""
+
+
+@pytest.fixture(scope="module", params=[two_sites, served_sites])
+def sites(
+    request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TwoSites]:
+    with request.param(valkey_url, tmp_path_factory.mktemp("sites"), "cpu.batch", lasting=True) as opened:
         yield opened
 
 
-@pytest.fixture
-def fresh(valkey_url: str, tmp_path: Path) -> Iterator[TwoSites]:
+@pytest.fixture(params=[two_sites, served_sites])
+def fresh(request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path) -> Iterator[TwoSites]:
     """Sites whose near one has learned nothing yet of how long the far one takes."""
-    with two_sites(valkey_url, tmp_path / "sites", "cpu.batch") as opened:
+    with request.param(valkey_url, tmp_path / "sites", "cpu.batch") as opened:
         yield opened
 
 
@@ -86,8 +92,9 @@ def test_a_cancelled_job_is_cancelled_there(sites: TwoSites) -> None:
     eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
 
 
-def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(valkey_url: str, tmp_path: Path) -> None:
-    with two_sites(valkey_url, tmp_path / "sites", queues=NEAR.replace("lease: 3", "lease: 60")) as sites:
+@BOTH
+def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(opens: Any, valkey_url: str, tmp_path: Path) -> None:
+    with opens(valkey_url, tmp_path / "sites", queues=NEAR.replace("lease: 3", "lease: 60")) as sites:
         job = sites.near.client.submit("slab", LASTING)
         (there,) = eventually(lambda: running_there(sites))
         sites.line.pull()
