@@ -29,6 +29,7 @@ from api.routing.router import HttpRouter
 from api.server import HttpServer, digest_of, open_tls
 from router.process import Signals, options, prepare, run, setting, write_ready
 from tasks.settings import SettingsError, cache_directory
+from taxiway.contract.peers import WaitingLine
 
 logger = logging.getLogger("router")
 
@@ -37,8 +38,8 @@ logger = logging.getLogger("router")
 class Listening:
     """Where HTTP is served, to whom, and whether with TLS.
 
-    `files` is where files are kept: a folder, or an object store's address. `certificate` is the SHA-256 of that of
-    `tls`. `parting` is the number of seconds for which a stopping router still serves and reports not ready.
+    `files` is where files are kept: a folder, or an object store's address. `reached` as in `WaitingLines`. `parting`
+    is the number of seconds for which a stopping router still serves and reports not ready.
     """
 
     host: str
@@ -46,7 +47,7 @@ class Listening:
     keys: KeyFile | None
     files: str
     tls: ssl.SSLContext | None
-    certificate: str
+    reached: WaitingLine
     parting: float
 
 
@@ -59,7 +60,7 @@ async def serve(make: Callable[[], HttpRouter], listening: Listening, environmen
     router = make()
     try:
         store = StoredObjects(router, listening.files)
-        app = make_app(router, listening.keys, store, listening.certificate)
+        app = make_app(router, listening.keys, store, listening.reached)
         server = HttpServer(app, listening.host, listening.port, router.rules.topology.limits, listening.tls)
     except OSError as error:
         address = f"{listening.host}:{listening.port}"
@@ -102,7 +103,7 @@ def read_listening(arguments: argparse.Namespace) -> Listening:
         raise SettingsError("--tls-cert and --tls-key", "both or neither", "one")
     try:
         tls = None if arguments.tls_cert is None else open_tls(arguments.tls_cert, arguments.tls_key)
-        certificate = "" if arguments.tls_cert is None else digest_of(arguments.tls_cert)
+        certificate = "" if arguments.tls_cert is None or arguments.url else digest_of(arguments.tls_cert)
     except (OSError, ValueError) as error:
         wanted = "a certificate and its key in PEM"
         raise SettingsError(
@@ -111,7 +112,8 @@ def read_listening(arguments: argparse.Namespace) -> Listening:
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
     if tls is None and not is_loopback(arguments.host):
         logger.warning("http is not encrypted: use a TLS proxy, or --tls-cert and --tls-key")
-    return Listening(arguments.host, arguments.port, keys, arguments.files, tls, certificate, arguments.parting)
+    reached = WaitingLine(arguments.url, "", certificate)
+    return Listening(arguments.host, arguments.port, keys, arguments.files, tls, reached, arguments.parting)
 
 
 def http_options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -124,6 +126,8 @@ def http_options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--files", default=of("FILES", str(cache_directory(environment) / "files")), help=where)
     parser.add_argument("--tls-cert", type=Path, default=of("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
     parser.add_argument("--tls-key", type=Path, default=of("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
+    url = "where workers reach this router, for peers that wait for work; else where these do [TAXIWAY_HTTP_URL]"
+    parser.add_argument("--url", default=of("HTTP_URL", ""), help=url)
     parting = "seconds to keep serving after SIGTERM, not ready, for load balancers to react [TAXIWAY_PARTING]"
     parser.add_argument("--parting", type=float, default=of("PARTING", "0"), help=parting)
     return parser

@@ -31,6 +31,7 @@ from api.peers.connection import PeerDesk
 from api.peers.socket import WithPeers
 from api.routing.router import HttpRouter
 from api.services import SERVICES, Services
+from taxiway.contract.peers import WaitingLine
 from taxiway.errors import TaxiwayError
 
 ENDPOINTS = [
@@ -46,10 +47,10 @@ ENDPOINTS = [
 ]
 
 
-def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, certificate: str = "") -> WithPeers:
+def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, reached: WaitingLine) -> WithPeers:
     """The HTTP API of `router` for callers with one of `keys`; without keys, for every caller. `store` has files.
 
-    `certificate` is the SHA-256 of the one that it is served with, in hexadecimal digits; empty without TLS.
+    `reached` as in `WaitingLines`.
     """
     limits = router.rules.topology.limits
     limit = int(limits.payload)
@@ -73,7 +74,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, cer
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
     http = Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, rates))
-    return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, certificate)
+    return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, reached)
 
 
 def _version() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +117,7 @@ def open_fleet(
     lasting: bool = False,
     seals: tuple[bytes, ...] = (),
     opening: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[OpenSite, dict[str, WorkerProcess]]]:
     """A fleet with one worker for each of these classes; the workers have these keys, and its router if `opening`."""
     folder.mkdir()
@@ -128,7 +129,7 @@ def open_fleet(
             name: stack.enter_context(worker_process(settings, "--class", name, log=logs[name])) for name in classes
         }
         own = settings if opening else replace(settings, seals=())
-        router = stack.enter_context(router_process(own, logs["router"], options))
+        router = stack.enter_context(router_process(own, logs["router"], options, environment=environment))
         client = stack.enter_context(taxiway.Client(router.http))
         state = stack.enter_context(redis.Redis.from_url(settings.broker))
         yield OpenSite(settings, router, client, state), workers

@@ -11,16 +11,16 @@ from api.gate import Application, Gate, Message, Receive, Send, allow, caller_of
 from api.keys_file import KeyFile
 from api.peers.connection import PeerConnection, PeerDesk, PeerError
 from api.peers.waiting import WaitingLines
-from taxiway.contract.peers import LINE, PATH, PeerServe
+from taxiway.contract.peers import LINE, PATH, PeerServe, WaitingLine
 from taxiway.errors import TaxiwayError, UnknownObjectError
 
 
 class WithPeers:
     """ASGI middleware that serves WebSockets itself, to callers whose key may submit, and passes on everything else."""
 
-    def __init__(self, behind: Application, desk: PeerDesk, keys: KeyFile | None, certificate: str) -> None:
+    def __init__(self, behind: Application, desk: PeerDesk, keys: KeyFile | None, reached: WaitingLine) -> None:
         self._behind, self.desk = behind, desk
-        self._waiting = WaitingLines(desk.router.values, certificate)
+        self._waiting = WaitingLines(desk.router.values, reached)
         self._gate = Gate(self._serve, keys, desk.rates)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:

@@ -24,10 +24,13 @@ MOST_WAITING = 64
 
 
 class WaitingLines:
-    """The connections that wait in this router. `certificate` as in `WaitingLine`."""
+    """The connections that wait in this router.
 
-    def __init__(self, store: ValueStore, certificate: str) -> None:
-        self._store, self._certificate = store, certificate
+    `reached` is where workers reach it, without a token; without a URL, it is where the peer or its proxy does.
+    """
+
+    def __init__(self, store: ValueStore, reached: WaitingLine) -> None:
+        self._store, self._reached = store, reached
         self._lines: dict[str, _Line] = {}
 
     async def hold(
@@ -51,7 +54,7 @@ class WaitingLines:
         for oldest in waiting[: -MOST_WAITING + 1]:
             await oldest.end(oldest.peer_end)
         self._lines[token] = line
-        place = WaitingLine(_address(scope), token, self._certificate)
+        place = WaitingLine(self._reached.url or _address(scope), token, self._reached.certificate)
         tasks = [asyncio.create_task(one) for one in (line.pass_on(ends[0]), self._tell(place, line, valid))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -14,10 +14,11 @@ import pytest
 
 from api.access import Key, Scope, digest_of
 from api.keys_file import write_keys
-from taxiway.contract.keys import job_key
+from taxiway.contract.keys import job_key, line_key
 from taxiway.contract.peer_messages import MESSAGE, Inbox
 from taxiway.contract.peers import (
     BESIDE,
+    LINE,
     MOST_JOBS,
     PATH,
     VERSION,
@@ -33,14 +34,19 @@ from taxiway.contract.peers import (
     PeerPing,
     PeerPong,
     PeerRefused,
+    PeerServe,
     PeerSubmit,
     PeerTaken,
     PeerTerms,
     ToCaller,
     ToSite,
+    WaitingLine,
     encode_frames,
+    read_line,
     read_one_to_caller,
+    read_one_to_site,
     read_to_caller,
+    read_to_site,
 )
 from tests.routing import eventually
 from tests.sites import FAR, OpenSite, messages, open_fleet
@@ -266,6 +272,73 @@ def test_more_jobs_than_a_connection_may_have_are_refused_for_now(site: OpenSite
     assert refused.retry_after > 0
 
 
+def test_a_site_that_opens_a_connection_to_take_work_is_kept_until_a_worker_comes(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> None:
+        async with joined(site, await waiting(site, "edge")) as worker:
+            await worker.say(HELLO, PeerPing(3))
+            inbox: Inbox[ToSite] = Inbox(read_to_site, read_one_to_site, 2**20)
+            heard: list[ToSite] = []
+            while len(heard) < 2:
+                heard += inbox.frames((await caller.socket.receive()).data)
+            assert heard == [HELLO, PeerPing(3)]
+            await caller.socket.send_bytes(b"".join(messages(PeerPong(3))))
+            assert (await worker.hear(PeerPong)).number == 3
+        assert (await caller.closed())[0] == aiohttp.WSCloseCode.GOING_AWAY
+
+    speak(site, talk, PeerServe(VERSION, "edge"))
+
+
+def test_a_connection_that_waits_is_taken_once_and_by_its_token_alone(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> None:
+        line = await waiting(site, "once")
+        for url in (line.url, site.url):
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="404"):
+                async with joined(site, WaitingLine(url, line.token[:-1])):
+                    pass
+        async with joined(site, line):
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="404"):
+                async with joined(site, line):
+                    pass
+            await caller.socket.close()
+
+    speak(site, talk, PeerServe(VERSION, "once"))
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "reason"),
+    [
+        ((PeerServe(VERSION + 1, "later"),), WRONG_VERSION, f"expected version {VERSION} of the protocol, got 2"),
+        ((PeerServe(VERSION, "rude"), PeerPing(1)), WRONG_FRAME, "expected nothing before hello"),
+        ((HELLO, PeerServe(VERSION, "both")), WRONG_FRAME, "expected hello once"),
+    ],
+)
+def test_a_site_that_takes_work_wrongly_is_refused(
+    site: OpenSite, first: tuple[ToSite, ...], code: int, reason: str
+) -> None:
+    async def talk(caller: Caller) -> Any:
+        for frame in first[1:]:
+            await caller.say(frame)
+        return await caller.closed()
+
+    assert speak(site, talk, first[0]) == (code, reason)
+
+
+async def waiting(site: OpenSite, peer: str) -> WaitingLine:
+    """Where a connection of a peer waits."""
+    found: bytes = await asyncio.to_thread(lambda: eventually(lambda: site.state.get(line_key(peer))))
+    return read_line(found)
+
+
+@asynccontextmanager
+async def joined(site: OpenSite, line: WaitingLine) -> AsyncIterator[Caller]:
+    """A worker that takes a connection that waits."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(line.url + PATH, headers={LINE: line.token}) as socket,
+    ):
+        yield Caller(socket)
+
+
 KEYS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("edge", "reader", "poor")}
 TENANTS = "\ntenants: {poor: {requests_per_second: 1}}\n"
 
@@ -310,10 +383,14 @@ def test_a_caller_is_the_tenant_of_its_key_with_its_quota(guarded: OpenSite) -> 
     assert refused.retry_after > 0
 
 
-def test_a_key_that_is_revoked_ends_its_connection(guarded: OpenSite) -> None:
+def test_a_key_that_is_revoked_ends_its_connections(guarded: OpenSite) -> None:
     async def talk(caller: Caller) -> Any:
         await caller.hear(PeerHello)
-        write_keys(guarded.settings.queues.parent.parent / "keys.jsonl", [])
-        return await caller.closed()
+        async with calling(guarded, PeerServe(VERSION, "poor"), key=KEYS["edge"]) as served:
+            await waiting(guarded, "edge")
+            assert not guarded.state.exists(line_key("poor"))
+            write_keys(guarded.settings.queues.parent.parent / "keys.jsonl", [])
+            return await caller.closed(), await served.closed()
 
-    assert speak(guarded, talk, key=KEYS["edge"]) == (WRONG_FRAME, "the key has ended")
+    ended = (WRONG_FRAME, "the key has ended")
+    assert speak(guarded, talk, key=KEYS["edge"]) == (ended, ended)

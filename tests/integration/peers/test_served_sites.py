@@ -1,0 +1,45 @@
+"""A fleet that cannot be reached takes work over connections that it opens, also where several routers are."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from api.access import Key, digest_of
+from api.keys_file import write_keys
+from taxiway.contract.keys import job_key
+from tests.certificates import authority
+from tests.routing import eventually, router_process
+from tests.sites import FAR, NEAR, PEER, SERVED, open_fleet
+from tests.stored import record_of
+
+QUICK = {"samples": [4], "seed": [3]}
+
+
+def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_who_they_say(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    """The second router of two has it, with TLS; the other fleet is known by its key."""
+    ca, key = authority(tmp_path), f"taxiway_{secrets.token_urlsafe(32)}"
+    keys = tmp_path / "keys.jsonl"
+    write_keys(keys, [Key(id="remote", digest=digest_of(key), tenant="remote", scopes=("submit",))])
+    tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
+    queues = NEAR.replace('url: "URL"', "peer: remote")
+    served = SERVED.replace('"URL"', "URL, key_env: NEAR_KEY, tls: {authorities: CA}").replace("CA", str(ca))
+    with (
+        open_fleet(valkey_url, tmp_path / "near", queues, PEER) as (near, _),
+        router_process(near.settings, None, ("--keys", str(keys), *tls)) as second,
+        open_fleet(
+            valkey_url,
+            tmp_path / "far",
+            FAR.replace("service:", served.replace("URL", second.http), 1),
+            "cpu.batch",
+            environment={"NEAR_KEY": key},
+        ) as (far, _),
+    ):
+        eventually(lambda: near.client.what_if("slab", QUICK)["hardware_class"] == PEER)
+        assert near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
+        (name,) = [one.decode().removeprefix(job_key("")) for one in far.state.scan_iter(job_key("*"))]
+        job = record_of(far.state, name)
+        assert (job.tenant, job.hardware_class) == ("edge", "cpu.batch")
+        assert far.client.job(name).status().state == "succeeded"
