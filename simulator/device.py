@@ -14,7 +14,8 @@ from simulator.workload import SimulatedJob
 from workers.decide.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6
-_SAME_TIME = 1e-9
+SAME_TIME = 1e-9
+"""Seconds by which two instants differ at most that are the same."""
 
 
 class Generation:
@@ -122,11 +123,11 @@ class DeviceRun:
         """Remove and return the jobs that end now."""
         self._advance(now)
         done: list[SimulatedJob] = []
-        if self.whole and self._until <= now + _SAME_TIME:
+        if self.whole and self._until <= now + SAME_TIME:
             done += self.whole
             self.whole = ()
             self.next_whole = now + (self._seconds(0.0) if self._active else 0.0)
-        while self._active and self._stalled <= now + _SAME_TIME and self._active[0][0] <= self._cycles + _SAME_STEP:
+        while self._active and self._stalled <= now + SAME_TIME and self._active[0][0] <= self._cycles + _SAME_STEP:
             job = heappop(self._active)[2]
             self._leave(job, job.output)
             done.append(job)
@@ -250,7 +251,7 @@ class SimulatedDevice:
         run = self.run
         if run is None:
             return True
-        return not run.whole and run.next_whole <= now + _SAME_TIME and self.can_hold(model, timing)
+        return not run.whole and run.next_whole <= now + SAME_TIME and self.can_hold(model, timing)
 
     def can_hold(self, model: int, timing: Timing) -> bool:
         """Whether the model is resident, or fits beside those in use and their caches."""

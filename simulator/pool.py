@@ -11,7 +11,7 @@ from typing import Protocol
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import ClassSize, ScalingRule, density
 from simulator.class_queue import Order, SimulatedQueue
-from simulator.device import SimulatedDevice
+from simulator.device import SAME_TIME, SimulatedDevice
 from simulator.fleet import USABLE, Fleet
 from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
@@ -91,7 +91,8 @@ class Pool:
         self._size = ClassSize(device.start, device.minimum)
         self._density = self._peak = 0.0
         self._draining = 0
-        self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
+        self._gaps, self._newest = [ALONE] * len(models), [0.0] * len(models)
+        self._paused: set[int] = set()  # models whose next batch waits for more rows since the last came
         self._yielding = YieldTerms.of(fleet, index, self.usd_per_second, yields=yields)
         self._asked: set[int] = set()  # running jobs that were asked to yield
 
@@ -164,10 +165,10 @@ class Pool:
 
     def enqueue(self, job: SimulatedJob, now: float) -> None:
         """Add a job to the queue; devices with capacity take it at once."""
-        if self.waiting or self.running:
-            self._gap = observe_gap(self._gap, now - self._newest)
-            self._paused = False
-        self._newest = job.queued = now
+        if self.running or self.queue.count(job.model):
+            self._gaps[job.model] = observe_gap(self._gaps[job.model], now - self._newest[job.model])
+            self._paused.discard(job.model)
+        self._newest[job.model] = job.queued = now
         self._push(job)
         self._load(job, now)
         while (first := self.queue.first(job.model)) is not None and self._take(first, now):
@@ -387,18 +388,33 @@ class Pool:
         if device is None:
             return False
         rows = min(self.queue.count(first.model), self.slots)
-        wait = ready(WaitingRows(rows, first.queued, self._newest), now, self._batching, self._gap)
-        if wait > 0:
-            self._paused = True
-            self._woken += 1
-            self._world.at(now + wait, self._wake, None, self._woken)
+        run = timing.batch(rows, rows * (first.size + first.output))
+        waiting = WaitingRows(rows, first.queued, self._newest[first.model], first.due - run, run)
+        wait = ready(waiting, now, self._batching, self._gaps[first.model])
+        if wait > SAME_TIME:
+            if first.model not in self._paused:
+                self._paused.add(first.model)
+                self._world.at(now + wait, self._wake, None, first.model)
             return False
-        if self._paused:
-            self._gap, self._paused = widen_gap(self._gap), False
-        seconds = device.begin(self._form(first.model, timing, now), timing, now)
-        self.batches.append((now, first.model, seconds))
+        model = self._before(first, device, now)
+        if model in self._paused:
+            self._paused.discard(model)
+            self._gaps[model] = widen_gap(self._gaps[model])
+        whole = self._timings[model]
+        assert isinstance(whole, WholeBatches)
+        seconds = device.begin(self._form(model, whole, now), whole, now)
+        self.batches.append((now, model, seconds))
         self._expect(device)
         return True
+
+    def _before(self, first: SimulatedJob, device: SimulatedDevice, now: float) -> int:
+        """The model whose batch begins instead of a job's: a more urgent one does not wait for rows behind others."""
+        ahead = [job for job in self.queue.heads() if job.level < first.level and job.model in self._paused]
+        for job in ahead:
+            timing = self._timings[job.model]
+            if job.due > now and isinstance(timing, WholeBatches) and device.can_begin(job.model, timing, now):
+                return job.model
+        return first.model
 
     def _form(self, model: int, timing: WholeBatches, now: float) -> list[SimulatedJob]:
         """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
@@ -416,8 +432,8 @@ class Pool:
         """A rate limit allows another job."""
         self.feed(now)
 
-    def _wake(self, device: SimulatedDevice | None, version: int, now: float) -> None:
-        if version == self._woken:
+    def _wake(self, device: SimulatedDevice | None, model: int, now: float) -> None:
+        if model in self._paused:
             self.feed(now)
 
     def _expect(self, device: SimulatedDevice) -> None:

@@ -141,6 +141,11 @@ class Lane:
         """Sort key of lanes for running: the worker's own class before others, then by urgency."""
         return self.retargeted, self.urgency()
 
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """What of `turn` decides whether its batch may be formed while another runs: not the deadline."""
+        return self.retargeted, self.urgency()[0]
+
     def take(self, now: float) -> Portions:
         """Take out the rows of the next batch, and those of jobs found late; `now` is on the store's clock."""
         self._gaps.give_up()

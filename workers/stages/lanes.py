@@ -53,11 +53,15 @@ class Lanes:
             del self._lanes[lane.key]
 
     def next(self, now: float) -> tuple[Lane | None, float]:
-        """The lane whose batch runs now, or the seconds to wait for one."""
+        """The lane whose batch runs now, or the seconds to wait for one.
+
+        A batch waits for more rows only while the device would be idle, or run others of its level.
+        """
         waits = [(lane.due(now, self._clock()), lane) for lane in self]
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
-            return min(due, key=Lane.turn), 0.0
+            first, most_urgent = min(due, key=Lane.turn), min((lane for _, lane in waits), key=Lane.turn)
+            return most_urgent if most_urgent.rank < first.rank else first, 0.0
         return None, max(min((wait for wait, _ in waits), default=_IDLE_WAIT), 0.0001)
 
     def more_urgent(self, job: RunningJob, now: float) -> Lane | None:

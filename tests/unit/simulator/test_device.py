@@ -52,6 +52,16 @@ def test_a_request_is_not_refused_for_generations_between_whose_steps_it_runs() 
     assert outcome.latency[-1] < 1
 
 
+def test_rows_that_wait_for_company_do_not_wait_behind_a_batch_of_a_lower_level_that_comes_then() -> None:
+    one = FLEET.replace("gpu: {count: 2", "gpu: {max_wait: 0.5, count: 1")
+    asked = [{"arrival": at, "model": "embed", "size": 1, "deadline": 5, "priority": 0} for at in (0.0, 0.01, 0.195)]
+    image = {"arrival": 0.205, "model": "image", "size": 1, "deadline": 90, "priority": 1}
+    workload = prepare(make_trace([*asked, image]), parse_fleet(one), seed=1)
+    outcome = Simulation(workload, POLICIES["least-work"](workload, 1), seed=1).run()
+    assert (outcome.state == ANSWERED).all()
+    assert outcome.latency[:3].max() < 0.5
+
+
 def test_two_generating_models_take_steps_in_turn() -> None:
     device = SimulatedDevice(0, memory=100)
     device.admit(job(0, 0, output=10), CHAT, 0.0)
