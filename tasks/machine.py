@@ -82,11 +82,6 @@ def release() -> str:
     return version_of("taxiway") or "unknown"
 
 
-def packages() -> dict[str, str]:
-    """The installed distributions that decide how fast variants run, with their versions."""
-    return _installed({name: name for name in (*RUNTIMES.values(), "numpy")})
-
-
 def _cores() -> int:
     """Physical cores, and no more than this process may use (a container's share of a large machine)."""
     process = psutil.Process()

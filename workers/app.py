@@ -17,7 +17,6 @@ from celery.exceptions import SecurityWarning
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
-from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
 from tasks.queues.hours import serves_in
 from tasks.queues.queues_file import QueuesFile
@@ -52,7 +51,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
         TopologyError: queues.yaml is invalid. An invalid model is only disabled.
     """
     settings = settings_from(environment)
-    folder = ModelsFolder(settings.models, QueuesFile(settings.queues), packages())
+    folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
     topology = folder.queues.topology
     options = options_from(environment, topology)
     context = WorkerContext(options, settings, topology, folder, open_seal_keys(settings.seals, topology))

@@ -6,7 +6,6 @@ autoscaler starts them as its `scaling` allows.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -99,7 +98,7 @@ def known_fleet(topology: Topology, models: Path, seen: FleetSnapshot, startable
     return KnownFleet(
         topology,
         with_discovered(load_catalogue(models), announced),
-        load_book(models, datetime.datetime.now(datetime.UTC).date())[0],
+        load_book(models)[0],
         FleetSnapshot(devices=devices, startable=tuple(sorted({*seen.startable, *startable}))),
     )
 

@@ -11,7 +11,6 @@ learns how often an operator requested a reload (`RELOADS`). A report expires a 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import logging
 import threading
@@ -45,13 +44,12 @@ class ModelsFolder:
     Args:
         root: the folder of the models' folders.
         queues: the process's queues.yaml, which is looked at together with the folder.
-        packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
     `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
     `digests` identifies the description of each model served, by its `name:version`, and the model of each second name.
     """
 
-    def __init__(self, root: Path, queues: QueuesFile, packages: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, queues: QueuesFile) -> None:
         self.root = root
         self.catalogue = self._written = Catalogue({})
         self.discovered: Found = {}
@@ -59,7 +57,6 @@ class ModelsFolder:
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}
         self.queues = queues
-        self._packages = packages
         self._broken_profiles: tuple[ProfileError, ...] = ()
         self._turn = threading.Lock()
         self._follower: Callable[[Catalogue, ProfileBook], None] = lambda catalogue, book: None
@@ -109,8 +106,7 @@ class ModelsFolder:
         """Read everything; files that change meanwhile differ from `stamps` and are read again."""
         self._written, self._added = load_catalogue(self.root, self._written, self.discovered), self.discovered
         self.catalogue = with_peers(with_discovered(self._written, self._added), self.queues.topology)
-        today = datetime.datetime.now(datetime.UTC).date()
-        self.book, self._broken_profiles = load_book(self.root, today, self._packages)
+        self.book, self._broken_profiles = load_book(self.root)
         self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}
         self.digests |= {name: self.catalogue.resolve(name).id for name in self.catalogue.served_others()}
         self._stamps = {**self._stamp(self._written), **self._stamps}

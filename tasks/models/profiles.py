@@ -24,9 +24,6 @@ from tasks.document import DocumentError, Size, parse_document, read_document, w
 from tasks.models.model import Model, Profile
 from tasks.topology import DeviceKind
 
-STALE_AFTER = 90
-"""Days after which a measurement is trusted like an estimate: drivers and kernels change meanwhile."""
-
 _HEAD = """\
 # Seconds a batch: max(floor, base + step * size + slope * rows * size). docs/profiles.md explains it.
 # A point is rows, their mean size, and the median of its seconds.
@@ -121,14 +118,9 @@ class KnownProfile:
 
 @dataclass(frozen=True, slots=True)
 class ProfileBook:
-    """All profiles, as of one day. Made by `make_book`; an empty book returns model.yaml's defaults.
-
-    `packages` maps distributions to the versions in use; others are not compared.
-    """
+    """All profiles. Made by `make_book`; an empty book returns model.yaml's defaults."""
 
     files: Mapping[tuple[str, str, DeviceKind], tuple[DeviceProfile, ...]] = field(default_factory=dict)
-    today: datetime.date = datetime.date.min
-    packages: Mapping[str, str] = field(default_factory=dict)
 
     def lookup(self, model: Model, variant: str, kind: DeviceKind, name: str) -> KnownProfile:
         """The best available profile of the variant on the device of that kind and name, with a warning if it is weak.
@@ -139,47 +131,34 @@ class ProfileBook:
         found = self.files.get((model.id, variant, kind), ())
         own = next((file for file in found if file.device.name == name), None)
         if own is not None:
-            return self._of(own, variant, self._doubt(own, own.variants[variant]))
+            derived = f"the profile of {own.device.name!r} is derived from public figures, not measured"
+            return _known(own, variant, derived if own.source == "derived" else None)
         if found:
             source = "" if found[0].source == "measured" else f", {found[0].source} from public figures"
             where = f"{name!r}" if name else f"this {kind} device"
-            return self._of(found[0], variant, f"no profile of {where}: that of {found[0].device.name!r}{source}")
+            return _known(found[0], variant, f"no profile of {where}: that of {found[0].device.name!r}{source}")
         return _default(model, variant, kind, name)
 
-    def _of(self, file: DeviceProfile, variant: str, doubt: str | None) -> KnownProfile:
-        measured = file.variants[variant]
-        learned = max(1.0, measured.residual.p95)
-        return KnownProfile(
-            profile=measured.profile,
-            residual=learned if doubt is None else max(UNSURE, learned),
-            memory=max(measured.memory, measured.peak),
-            warning=doubt,
-        )
 
-    def _doubt(self, file: DeviceProfile, measured: Measurement) -> str | None:
-        """Why a profile of this device is not fully trusted; None if it is."""
-        if file.source == "derived":
-            return f"the profile of {file.device.name!r} is derived from public figures, not measured"
-        age = (self.today - datetime.date.fromisoformat(measured.date)).days
-        if age > STALE_AFTER:
-            return f"the profile of {measured.date} is {age} days old"
-        for package, then in measured.packages.items():
-            now = self.packages.get(package, then)
-            if now != then:
-                return f"the profile was measured with {package} {then}, now it is {now}"
-        return None
+def _known(file: DeviceProfile, variant: str, doubt: str | None) -> KnownProfile:
+    measured = file.variants[variant]
+    learned = max(1.0, measured.residual.p95)
+    return KnownProfile(
+        profile=measured.profile,
+        residual=learned if doubt is None else max(UNSURE, learned),
+        memory=max(measured.memory, measured.peak),
+        warning=doubt,
+    )
 
 
-def make_book(
-    files: Iterable[DeviceProfile], today: datetime.date, packages: Mapping[str, str] | None = None
-) -> ProfileBook:
+def make_book(files: Iterable[DeviceProfile]) -> ProfileBook:
     """The book of these files; if several fit, measured ones come first, then the newest."""
     index: dict[tuple[str, str, DeviceKind], list[DeviceProfile]] = {}
     for file in files:
         for variant in file.variants:
             index.setdefault((file.model, variant, file.device.kind), []).append(file)
     ordered = {key: tuple(sorted(found, key=lambda f: _rank(f, key[1]))) for key, found in index.items()}
-    return ProfileBook(ordered, today, packages or {})
+    return ProfileBook(ordered)
 
 
 def parse_profile(text: str, file: str = "profile.yaml") -> DeviceProfile:
@@ -212,9 +191,7 @@ def load_profile(path: Path) -> DeviceProfile:
     return parsed
 
 
-def load_book(
-    root: Path, today: datetime.date, packages: Mapping[str, str] | None = None
-) -> tuple[ProfileBook, tuple[ProfileError, ...]]:
+def load_book(root: Path) -> tuple[ProfileBook, tuple[ProfileError, ...]]:
     """The book of every file in `root`/*/profiles, and the errors of those that could not be read.
 
     An invalid profile does not prevent a start: its device then has the defaults, with a warning.
@@ -225,7 +202,7 @@ def load_book(
             files.append(load_profile(path))
         except ProfileError as error:
             errors.append(error)
-    return make_book(files, today, packages), tuple(errors)
+    return make_book(files), tuple(errors)
 
 
 def render_profile(profile: DeviceProfile) -> str:

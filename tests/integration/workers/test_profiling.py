@@ -60,7 +60,7 @@ def test_a_measured_profile_is_what_the_book_answers_for_this_device(tmp_path: P
     done = profile(tmp_path, "--model", "echo", "--quick", "--json", "--output", str(tmp_path))
     answer = json.loads(done.stdout)
     assert [outcome["variant"] for outcome in answer["variants"]] == ["echo"]
-    book, errors = load_book(tmp_path, TODAY)
+    book, errors = load_book(tmp_path)
     device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
     echo = load_catalogue(TREE / "models").resolve("echo")
     known = book.lookup(echo, "echo", "cpu", device.name)
@@ -123,7 +123,7 @@ def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
     shipped = msgspec.json.decode(profile(tmp_path, "--model", "paced", "--quick", "--json", "--output", "o").stdout)
     file = load_profile(tmp_path / shipped["files"][0])
     hasty = msgspec.structs.replace(file.variants["paced"], base=0.001, slope=0.0001, floor=0.0)
-    book = make_book([msgspec.structs.replace(file, variants={"paced": hasty})], TODAY)
+    book = make_book([msgspec.structs.replace(file, variants={"paced": hasty})])
     track = run_paced(paced_executor(book, tmp_path), 40)
     assert device.name == file.device.name
     assert track.drifted

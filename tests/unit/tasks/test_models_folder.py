@@ -229,4 +229,4 @@ def test_a_report_tells_how_far_the_hosts_clock_is_ahead_of_the_stores(folder: M
 def test_profiles_and_catalogue_of_an_empty_folder_are_empty(tmp_path: Path) -> None:
     (tmp_path / "queues.yaml").write_text(QUEUES)
     empty = ModelsFolder(tmp_path / "none", QueuesFile(tmp_path / "queues.yaml"))
-    assert (empty.catalogue.models, empty.book == ProfileBook(today=empty.book.today)) == ({}, True)
+    assert (empty.catalogue.models, empty.book == ProfileBook()) == ({}, True)

@@ -11,7 +11,6 @@ from tasks.document import Size
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import (
-    STALE_AFTER,
     UNSURE,
     DeviceProfile,
     KnownProfile,
@@ -68,8 +67,8 @@ files = st.builds(
 )
 
 
-def book(*profiles: DeviceProfile, **packages: str) -> ProfileBook:
-    return make_book(profiles, TODAY, packages)
+def book(*profiles: DeviceProfile) -> ProfileBook:
+    return make_book(profiles)
 
 
 def changed(**fields: Any) -> DeviceProfile:
@@ -117,22 +116,6 @@ def test_a_variant_has_the_profile_of_its_device_else_another_with_a_warning(
     assert (nothing.profile, "any tpu device" in str(nothing.warning)) == (DEFAULT, True)
 
 
-def test_a_profile_is_stale_after_its_days() -> None:
-    fresh = (TODAY - datetime.timedelta(STALE_AFTER)).isoformat()
-    stale = (TODAY - datetime.timedelta(STALE_AFTER + 1)).isoformat()
-    assert book(changed(date=fresh)).lookup(MODEL, "fast", "cpu", "EPYC").warning is None
-    known = book(changed(date=stale)).lookup(MODEL, "fast", "cpu", "EPYC")
-    assert known.residual == UNSURE
-    assert f"the profile of {stale} is 91 days old" in str(known.warning)
-
-
-def test_a_profile_of_another_version_of_its_runtime_is_doubted() -> None:
-    known = book(FILE, onnxruntime="1.31").lookup(MODEL, "fast", "cpu", "EPYC")
-    assert "measured with onnxruntime 1.30, now it is 1.31" in str(known.warning)
-    assert book(FILE, onnxruntime="1.30").lookup(MODEL, "fast", "cpu", "EPYC").warning is None
-    assert book(FILE, torch="9").lookup(MODEL, "fast", "cpu", "EPYC").warning is None
-
-
 def test_a_derived_profile_says_so_and_gives_way_to_a_measured_one() -> None:
     derived = msgspec.structs.replace(changed(base=9.0), source="derived", rows=("a row",))
     assert "derived from public figures" in str(book(derived).lookup(MODEL, "fast", "cpu", "EPYC").warning)
@@ -140,11 +123,11 @@ def test_a_derived_profile_says_so_and_gives_way_to_a_measured_one() -> None:
     assert book(derived, other).lookup(MODEL, "fast", "cpu", "Ampere").profile.base == 0.002
 
 
-@given(st.lists(files, max_size=4), st.sampled_from(["cpu", "cuda", "tpu"]), texts, st.dates())
-def test_a_lookup_always_answers_and_doubts_nothing_but_a_fresh_measurement(
-    found: list[DeviceProfile], kind: Any, name: str, today: datetime.date
+@given(st.lists(files, max_size=4), st.sampled_from(["cpu", "cuda", "tpu"]), texts)
+def test_a_lookup_always_answers_and_doubts_nothing_but_a_measurement(
+    found: list[DeviceProfile], kind: Any, name: str
 ) -> None:
-    known = make_book(found, today).lookup(MODEL, "fast", kind, name)
+    known = make_book(found).lookup(MODEL, "fast", kind, name)
     assert known.profile.latency(1, 1) >= 0
     assert known.residual >= 1
     own = [f for f in found if f.device.name == name and f.device.kind == kind and "fast" in f.variants]
@@ -157,7 +140,7 @@ def test_a_lookup_always_answers_and_doubts_nothing_but_a_fresh_measurement(
 @given(st.lists(files, max_size=4, unique_by=lambda f: (f.device.name, f.device.kind, f.model)), st.data())
 def test_a_lookup_does_not_depend_on_the_order_of_the_files(found: list[DeviceProfile], data: Any) -> None:
     other = data.draw(st.permutations(found))
-    first, second = make_book(found, TODAY), make_book(other, TODAY)
+    first, second = make_book(found), make_book(other)
     assert first.lookup(MODEL, "fast", "cpu", "L4") == second.lookup(MODEL, "fast", "cpu", "L4")
 
 
@@ -168,7 +151,7 @@ def test_a_broken_file_is_reported_and_the_others_are_read(tmp_path: Path) -> No
     (good.parent / "other.yaml").write_text("model: [")
     (tmp_path / "embed" / "profiles").mkdir(parents=True)
     (tmp_path / "embed" / "profiles" / "cpu.yaml").write_text(render_profile(FILE))
-    read, errors = load_book(tmp_path, TODAY)
+    read, errors = load_book(tmp_path)
     assert read.lookup(MODEL, "fast", "cpu", "EPYC").warning is None
     assert ["embed" in str(e) for e in errors] == [True, False]
     assert "a version of the folder's model 'embed'" in str(errors[0])
@@ -176,7 +159,7 @@ def test_a_broken_file_is_reported_and_the_others_are_read(tmp_path: Path) -> No
 
 def test_every_profile_that_is_shipped_can_be_read_and_fits_its_model() -> None:
     catalogue = load_catalogue(TREE / "models")
-    _, errors = load_book(TREE / "models", TODAY)
+    _, errors = load_book(TREE / "models")
     assert errors == ()
     for path in (TREE / "models").glob("*/profiles/*.yaml"):
         file = parse_profile(path.read_text(), str(path))
