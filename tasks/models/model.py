@@ -67,7 +67,7 @@ class FetchedArtefact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class WheelMember(FetchedArtefact, frozen=True, tag="pypi"):
-    """One file inside a wheel or source archive of the Python package index."""
+    """One file inside a wheel of the Python package index."""
 
     package: str
     """The distribution. Example: silero-vad"""
@@ -77,8 +77,6 @@ class WheelMember(FetchedArtefact, frozen=True, tag="pypi"):
     """The file's path inside the archive. Example: silero_vad/data/silero_vad.onnx"""
     archive_sha256: Sha256
     """The SHA-256 of the whole archive in hexadecimal."""
-    sdist: bool = False
-    """Whether it is in the source archive, and not in the wheel."""
 
 
 class HubFile(FetchedArtefact, frozen=True, tag="huggingface"):

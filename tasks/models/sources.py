@@ -16,10 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -170,17 +168,14 @@ def fetch_local(artefact: LocalFile, folder: Path) -> Path:
 
 
 def fetch_archive(artefact: WheelMember, folder: Path, network: Network, advance: Advance) -> Path:
-    """The wheel or sdist that holds the artefact, downloaded by pip into `folder`, its hash checked.
-
-    pip runs an sdist's own build script to learn its name; it does so only once the archive's hash is right.
+    """The wheel that holds the artefact, downloaded by pip into `folder`, its hash checked.
 
     Raises:
         SourceError: pip failed, the hash is wrong, or the archive exceeds the limit.
     """
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{artefact.package}=={artefact.version} --hash=sha256:{artefact.archive_sha256}\n")
-    kind = "--no-binary" if artefact.sdist else "--only-binary"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", f"{kind}=:all:"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += [f"--progress-bar={_progress_style()}", f"--dest={folder / 'got'}", f"--requirement={wanted}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         lines = list(_follow(cast("IO[str]", pip.stdout), advance))
@@ -213,17 +208,19 @@ def _follow(output: IO[str], advance: Advance) -> Iterator[str]:
 
 
 def take_member(archive: Path, member: str, target: Path, limit: int) -> Path:
-    """Copy one file out of a wheel or a tar archive into `target`; nothing else of the archive is written.
+    """Copy one file out of a wheel into `target`; nothing else of the wheel is written.
 
     Raises:
-        SourceError: the member is absent, not a plain file, over `limit` bytes, or its name leaves the archive.
+        SourceError: the member is absent, over `limit` bytes, or its name leaves the archive.
     """
     _check_inside(member, f"member {member!r} leaves the archive {archive.name}")
-    opened = _zip_member if zipfile.is_zipfile(archive) else _tar_member
     try:
-        with opened(archive, member, limit) as source, target.open("wb") as file:
-            shutil.copyfileobj(source, file, _CHUNK)
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+        with zipfile.ZipFile(archive) as wheel:
+            entry = wheel.getinfo(member)
+            _check_size(member, entry.file_size, min(limit, _DENSEST * max(entry.compress_size, _CHUNK)))
+            with wheel.open(member) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK)
+    except (KeyError, zipfile.BadZipFile) as error:
         raise SourceError(f"no member {member!r} in {archive.name}") from error
     return target
 
@@ -232,31 +229,3 @@ def _check_inside(path: str, error: str) -> None:
     """Refuse a path that leaves its folder."""
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise SourceError(error)
-
-
-@contextmanager
-def _zip_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(archive) as wheel:
-        entry = wheel.getinfo(member)
-        _check_size(member, entry.file_size, min(limit, _DENSEST * max(entry.compress_size, _CHUNK)))
-        with wheel.open(member) as source:
-            yield source
-
-
-@contextmanager
-def _tar_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
-    with tarfile.open(archive) as sdist:
-        entry = _tar_entry(sdist, member, limit)
-        source = sdist.extractfile(entry) if entry.isreg() else None
-        if source is None:
-            raise SourceError(f"member {member!r} of {archive.name} is not a plain file")
-        yield source
-
-
-def _tar_entry(sdist: tarfile.TarFile, member: str, limit: int) -> tarfile.TarInfo:
-    """The first entry of that name; entries before it are unpacked as well, and count towards the limit."""
-    for entry in sdist:
-        _check_size(entry.name, entry.offset_data + entry.size, limit)
-        if entry.name == member:
-            return entry
-    raise KeyError(member)
