@@ -1,4 +1,4 @@
-"""`python -m workers.calling.callee SOCKET MEMORY`: imports a callable and serves calls until the worker exits.
+"""`python -m workers.calling.callee SOCKET MEMORY LIFE`: imports a callable and serves calls until the worker exits.
 
 Whatever the callable raises or returns becomes a readable answer. Its stdout goes to stderr, the worker's log, because
 a worker announces on stdout that it is ready.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import inspect
 import io
 import os
 import resource
+import select
+import signal
 import socket
 import sys
 import traceback
@@ -43,8 +46,9 @@ TAKES_RUN = "takes_run"
 Call = Callable[..., Mapping[str, Any]]
 
 
-def main(connection: int, memory: int) -> None:
+def main(connection: int, memory: int, life: int) -> None:
     """Serve calls."""
+    _end_with_worker(life)
     _prepare_process()
     with socket.socket(fileno=connection) as end, contextlib.suppress(ClosedError):
         channel = Channel(end, memory)
@@ -148,6 +152,18 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _end_with_worker(life: int) -> None:
+    """Have Linux kill this process's group when the worker, which alone has the pipe's other end, is gone: fcntl(2).
+
+    That holds after `kill -9` too, and whatever the callable does meanwhile.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([life], [], [], 0)[0]:  # it is gone already
+        os.killpg(0, signal.SIGKILL)
+
+
 def _prepare_process() -> None:
     """Prepare the process: readable output, a traceback on a crash, and first choice of the out-of-memory killer."""
     for stream in (sys.stdout, sys.stderr):
@@ -160,4 +176,4 @@ def _prepare_process() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

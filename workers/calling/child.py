@@ -31,7 +31,6 @@ from workers.calling.channel import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.keeper import own_keeper
 from workers.calling.run import CHECKPOINT
 
 CHECK_EVERY = 0.02
@@ -92,14 +91,17 @@ class Child:
         shared = shared_memory()
         self._channel: Channel | None = Channel(ours, shared)
         self._channel.set_timeout(CHECK_EVERY)
+        watched, self._life = os.pipe()
         with its:
             try:
-                self._process = _start(its.fileno(), shared)
+                self._process = _start(its.fileno(), shared, watched)
             except OSError:
                 self._channel.close()
+                os.close(self._life)
                 raise
+            finally:
+                os.close(watched)
         self.pid = self._process.pid
-        own_keeper().keep(self.pid)
         with suppress(ClosedError):  # `await_ready` raises it
             self._channel.send(code.reference)
 
@@ -174,7 +176,7 @@ class Child:
                 )  # before it is reaped: until then the group's id cannot be reused
                 self._process.wait()
                 _reap(self.pid)
-                own_keeper().release(self.pid)
+                os.close(self._life)
             return self._process.wait()
 
     def _answer(self, check: Callable[[], None], run: FollowedRun) -> Mapping[str, np.ndarray]:
@@ -247,14 +249,14 @@ class Child:
         return self._channel
 
 
-def _start(connection: int, shared: int) -> subprocess.Popen[bytes]:
-    """Start the process with both descriptors."""
+def _start(*descriptors: int) -> subprocess.Popen[bytes]:
+    """Start the process with its end of the connection, the shared memory, and the pipe that ends with this process."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "workers.calling.callee", str(connection), str(shared)],
+        [sys.executable, "-P", "-m", "workers.calling.callee", *map(str, descriptors)],
         stdin=subprocess.DEVNULL,
         stdout=2,  # a worker announces on stdout that it is ready
         env=_environment(),
-        pass_fds=(connection, shared),
+        pass_fds=descriptors,
         start_new_session=True,
     )
 
