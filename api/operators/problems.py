@@ -119,4 +119,4 @@ def _other(view: FleetView) -> Iterator[FleetProblem]:
         yield FleetProblem("dead letters", text, "`taxiway dead list`, then replay or drop them")
     if view.webhooks_dead:
         text = f"events that were given up: {view.webhooks_dead}"
-        yield FleetProblem("webhooks", text, "`taxiway webhooks list`, then replay them")
+        yield FleetProblem("webhooks", text, "GET /v1/webhook_endpoints says whose; then replay them: docs/webhooks.md")

@@ -167,7 +167,6 @@ COMMANDS = {
     "audit": ("taxiway.cli.fleet", "Show where labelled work was placed, export it, or verify an export."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
-    "webhooks": ("taxiway.cli.webhooks", "Register webhook endpoints, and list undelivered events."),
     "models": ("taxiway.cli.jobs", "List what the fleet can run."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
     "drain": ("taxiway.cli.drain", "Hand the fleet's work to other fleets."),

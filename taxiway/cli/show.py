@@ -236,42 +236,6 @@ def show_letter(letter: Mapping[str, Any]) -> None:
     console.print(Text(letter["body"]), soft_wrap=True)
 
 
-def show_endpoints(endpoints: Sequence[Mapping[str, Any]]) -> None:
-    """A table of webhook endpoints."""
-    rows = [
-        {
-            "endpoint": one["id"],
-            "tenant": one["tenant"],
-            "name": one["name"],
-            "address": one["url"],
-            "events": " ".join(one["event_types"]) + (" (only named)" if one["only_named"] else ""),
-            "waiting": one["waiting"],
-            "dead": one["dead"],
-            "fault": one.get("fault", ""),
-        }
-        for one in endpoints
-    ]
-    _print_rows(
-        "webhook endpoints, most recent first", rows, none="no webhook endpoints: see taxiway webhooks add --help"
-    )
-
-
-def show_dead_events(events: Sequence[Mapping[str, Any]]) -> None:
-    """A table of events that were given up."""
-    rows = [
-        {
-            "event": one["id"],
-            "type": one["type"],
-            "about": one["event"]["data"]["id"],
-            "given up": _moment(one["at"]),
-            "attempts": one["attempts"],
-            "why": one["fault"],
-        }
-        for one in events
-    ]
-    _print_rows("events that were given up, most recent first", rows, none="no events were given up")
-
-
 def show_fleet(fleet: Mapping[str, Any]) -> None:
     """What needs attention, then hardware classes with price and load, and live devices; or what else there is."""
     console = stdout_console()

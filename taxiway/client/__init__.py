@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -87,8 +86,8 @@ class ClientTransport(Protocol):
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
 
-    async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A router's answer to an operator's call: HTTP method, path, and fields of a JSON body."""
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+        """A router's answer to an operator's call: HTTP method and path."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -144,64 +143,6 @@ class DeadLetters:
     async def drop(self, letter: str) -> None:
         """Forget a letter."""
         await self._transport.administer("DELETE", _path(letter))
-
-
-class WebhookEndpoints:
-    """The fleet's webhook endpoints, for operators. A call raises `RequestError` for an unknown endpoint."""
-
-    def __init__(self, transport: ClientTransport) -> None:
-        self._transport = transport
-
-    async def list(self) -> list[dict[str, Any]]:
-        """All endpoints, most recent first: address, tenant, event types, and how many events wait or are dead."""
-        endpoints: list[dict[str, Any]] = []
-        more = True
-        while more:
-            after = endpoints[-1]["id"] if endpoints else ""
-            page = await self._transport.administer("GET", f"{_ENDPOINTS}?limit=1000&after={after}")
-            endpoints, more = [*endpoints, *page["data"]], page["has_more"]
-        return endpoints
-
-    async def add(self, name: str, url: str, event_types: Sequence[str], **options: Any) -> dict[str, Any]:
-        """Register an endpoint; the answer has its `signing_secret`, which is not shown again.
-
-        Options are its `tenant`, and `only_named`: it is notified only of requests that name it.
-        """
-        fields = {"name": name, "url": url, "event_types": event_types, **options}
-        return await self._transport.administer("POST", _ENDPOINTS, fields)
-
-    async def remove(self, endpoint: str) -> None:
-        """Remove an endpoint, with the events that wait for it."""
-        await self._transport.administer("DELETE", _endpoint(endpoint))
-
-    async def rotate(self, endpoint: str, *, overlap: bool = True) -> dict[str, Any]:
-        """Give an endpoint a new `signing_secret`; with `overlap`, events are signed with the old one too for a day."""
-        fields = {"keep_old_secret_active_for_24_hours": overlap}
-        return await self._transport.administer("POST", f"{_endpoint(endpoint)}/rotate_secret", fields)
-
-    async def test(self, endpoint: str, event_type: str) -> int:
-        """Send a sample event now; returns the status of the endpoint's answer."""
-        answer = await self._transport.administer("POST", f"{_endpoint(endpoint)}/test", {"event_type": event_type})
-        return int(answer["status_code"])
-
-    async def dead(self, endpoint: str, most: int) -> Sequence[dict[str, Any]]:
-        """The latest events that were given up: why, when, after how many attempts, and the event."""
-        found = await self._transport.administer("GET", f"{_endpoint(endpoint)}/dead_letters?limit={most}")
-        letters: Sequence[dict[str, Any]] = found["data"]
-        return letters
-
-    async def replay(self, endpoint: str, events: Sequence[str] = ()) -> int:
-        """Send events that were given up again, all if none is named; returns how many."""
-        fields = {"events": [*events]}
-        answer = await self._transport.administer("POST", f"{_endpoint(endpoint)}/dead_letters/replay", fields)
-        return int(answer["replayed"])
-
-
-_ENDPOINTS = "/v1/webhook_endpoints"
-
-
-def _endpoint(endpoint: str) -> str:
-    return f"{_ENDPOINTS}/{quote(endpoint, safe='')}"
 
 
 def _path(letter: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import msgspec
 
-from taxiway.client import ClientTransport, DeadLetters, Receipt, WebhookEndpoints, open_transport
+from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
 from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result
@@ -402,11 +402,6 @@ class AsyncClient:
     def dead(self) -> DeadLetters:
         """The fleet's dead letters, for operators."""
         return DeadLetters(self._transport)
-
-    @property
-    def webhooks(self) -> WebhookEndpoints:
-        """The fleet's webhook endpoints, for operators. HTTP only, else `InvalidRequestError`."""
-        return WebhookEndpoints(self._transport)
 
     def job(self, id: str) -> AsyncJob:
         """A handle for the job with this id, submitted by any client. Sends nothing."""

@@ -238,10 +238,9 @@ class HttpClientTransport:
             _read_json(response)
         return bytes(response.body)
 
-    async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
         """The router's answer."""
-        sent = () if body is None else (msgspec.json.encode(body),)
-        return _read_json(await self._link.ask(verb, path, sent, once=verb != "GET"))
+        return _read_json(await self._link.ask(verb, path, once=verb != "GET"))
 
     def _decode_event(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""

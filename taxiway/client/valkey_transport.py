@@ -244,7 +244,7 @@ class ValkeyClientTransport:
         """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http("fleet")
 
-    async def administer(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
         """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http(f"{verb} {path}")
 

@@ -20,7 +20,6 @@ from api.access import Key, Scope, digest_of
 from api.keys_file import write_keys
 from taxiway import Client
 from taxiway.contract.keys import WEBHOOKS_DUE
-from tests.command_line import CommandLine
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.receiver import Delivery, Receiver, receiving
 from tests.routing import eventually, router_process
@@ -315,31 +314,12 @@ def test_two_routers_send_one_event_at_a_time_and_one_that_is_killed_loses_none(
     assert len({one.headers["webhook-id"] for one in receiver.about(held[0])}) == 1
 
 
-def test_the_command_line_registers_an_endpoint_and_sends_again_what_it_did_not_take(
-    fleet: OpenAIFleet, receiver: Receiver, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TAXIWAY_URL", fleet.router.http)
-    monkeypatch.setenv("TAXIWAY_KEY", SECRETS["root"])
-    asked = ("--event", "*", "--tenant", "lab", "--json")
-    made = json.loads(cli.succeed("webhooks", "add", "mine", receiver.url, *asked).stdout)
-    name = made["id"]
-    rotated = cli.succeed("webhooks", "rotate", name, "--at-once").stdout.strip()
-    assert cli.succeed("webhooks", "test", "mine").stdout.strip() == "200"
-    Webhook(rotated).verify(receiver.deliveries[0].body, receiver.deliveries[0].headers)
-    assert receiver.url in cli.succeed("webhooks", "list", env={"COLUMNS": "300"}).stdout
-
-    receiver.answer = lambda _: (410, {})  # gone: it is not tried again
-    job = ask(fleet)
-    eventually(lambda: job in cli.succeed("webhooks", "dead", name, "--json").stdout)
-    assert "answered 410" in cli.succeed("webhooks", "dead", name, env={"COLUMNS": "300"}).stdout
-    receiver.answer = lambda _: (200, {})
-    assert cli.succeed("webhooks", "replay", name).stdout.strip() == "1"
-    came(receiver, job, 2)
-
-    other = json.loads(cli.succeed("webhooks", "add", "mine", receiver.url, *asked).stdout)
-    unclear = cli("webhooks", "remove", "mine")
-    assert (unclear.exit_code, f"{name} of tenant lab" in unclear.stderr) == (2, True)
-    cli.succeed("webhooks", "remove", other["id"])
-    cli.succeed("webhooks", "remove", "mine")
-    gone = cli("webhooks", "remove", name)
-    assert (gone.exit_code, "no webhook endpoint" in gone.stderr) == (2, True)
+def test_an_endpoint_is_called_by_its_name_unless_another_has_it_too(fleet: OpenAIFleet, receiver: Receiver) -> None:
+    with endpoint(fleet, receiver) as one:
+        assert call(fleet, f"/v1/webhook_endpoints/{one.name}").json()["id"] == one.id
+        with endpoint(fleet, receiver):
+            unclear = call(fleet, f"/v1/webhook_endpoints/{one.name}")
+        assert unclear.status_code == 400
+        assert f"{one.id} of tenant lab" in unclear.text
+    gone = call(fleet, f"/v1/webhook_endpoints/{one.id}")
+    assert (gone.status_code, "no webhook endpoint" in gone.text) == (404, True)

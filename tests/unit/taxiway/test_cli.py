@@ -192,8 +192,7 @@ def test_a_fleet_begins_with_what_needs_attention_and_an_empty_list_is_words(
         "  ! state store: cannot write to its disk → free space there",
     ]
     show.show_letters([])
-    show.show_endpoints([])
-    assert capsys.readouterr().out.startswith("no dead letters\nno webhook endpoints: see taxiway webhooks add --help")
+    assert capsys.readouterr().out.startswith("no dead letters")
 
 
 def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
