@@ -35,7 +35,7 @@ from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
-from taxiway.errors import JobError, RequestError, invalid
+from taxiway.errors import invalid
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""
@@ -77,38 +77,6 @@ async def in_input_order(
             progress(count := count + 1)
     finally:
         await _cancel(running)
-
-
-async def in_completion_order(
-    infer_one: Infer, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
-) -> AsyncGenerator[tuple[int, Result], None]:
-    """Yield each input's index, from 0, and result, in order of completion; the first failure raises."""
-    places: dict[asyncio.Task[Result], int] = {}
-    ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
-    slots = asyncio.Semaphore(window)
-
-    async def feed() -> None:
-        place = 0
-        async for one in _as_async(inputs):
-            await slots.acquire()
-            task = asyncio.create_task(infer_one(one))
-            places[task], place = place, place + 1
-            task.add_done_callback(ended.put_nowait)
-
-    feeding = asyncio.create_task(feed())
-    feeding.add_done_callback(ended.put_nowait)
-    count = 0
-    try:
-        while places or not feeding.done():
-            task = await ended.get()
-            if task is feeding:
-                feeding.result()
-                continue
-            slots.release()
-            yield places.pop(task), task.result()
-            progress(count := count + 1)
-    finally:
-        await _cancel([feeding, *places])
 
 
 async def _as_async(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -343,19 +311,6 @@ class AsyncClient:
         """
         return in_input_order(self.inference_of(model, timeout, options), inputs, window, progress)
 
-    def map_as_completed(
-        self,
-        model: str,
-        inputs: Iterable[Any] | AsyncIterable[Any],
-        *,
-        window: int = REQUESTS_AT_ONCE,
-        timeout: float | None = None,
-        progress: Progress = no_progress,
-        **options: Unpack[Options],
-    ) -> AsyncGenerator[tuple[int, Result], None]:
-        """As `map`, but in order of completion; each result comes with its input's index, from 0."""
-        return in_completion_order(self.inference_of(model, timeout, options), inputs, window, progress)
-
     async def array(
         self, model: str, inputs: Iterable[Any], *, within: str = WITHIN, **options: Unpack[Options]
     ) -> AsyncJobArray:
@@ -384,19 +339,6 @@ class AsyncClient:
             return await transport.infer(request, timeout)
 
         return infer_one
-
-    async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
-        """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
-        waiting = {asyncio.create_task(ended(job)): job for job in jobs}
-        try:
-            while waiting:
-                ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    yield waiting.pop(task)
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
 
     @property
     def dead(self) -> DeadLetters:
@@ -474,11 +416,3 @@ class AsyncClient:
 def _request(model: str, inputs: Any, options: Options) -> Request:
     given = {name: value for name, value in options.items() if value is not None}
     return parse_request({"model": model, "inputs": inputs, **given})
-
-
-async def ended(job: AsyncJob) -> None:
-    """Return when the job has ended, successfully or not; raises only `result`'s fleet errors."""
-    try:
-        await job.result()
-    except (JobError, RequestError):
-        return

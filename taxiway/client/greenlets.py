@@ -9,23 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import Queue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-class EndedCalls(Protocol[T]):
-    """What has ended on the loop, for the one caller that waits."""
-
-    def put(self, item: T) -> None:
-        """Add an item, from any thread."""
-
-    def get(self) -> T:
-        """Wait for the next item."""
 
 
 def _monkey() -> Any:
@@ -54,48 +42,29 @@ def start_thread(target: Callable[[], None]) -> None:
         monkey.get_original("_thread", "start_new_thread")(target, ())
 
 
-def new_queue() -> EndedCalls[Any]:
-    """An empty queue."""
-    return Queue() if _monkey() is None else _HubQueue(_monkey())
-
-
 def result_of(future: Future[T]) -> T:
     """Wait for the future's result."""
-    if in_greenlets():
-        queue = new_queue()
-        future.add_done_callback(queue.put)
-        queue.get()
+    if (monkey := _monkey()) is not None:
+        _wait(future, monkey)
     return future.result()
 
 
-class _HubQueue(Generic[T]):
-    """A queue from threads of the operating system to a greenlet."""
+def _wait(future: Future[Any], monkey: Any) -> None:
+    """Wait in a greenlet, while others run, for what ends on a thread of the operating system."""
+    gevent, lock = sys.modules["gevent"], monkey.get_original("_thread", "allocate_lock")()
+    came, watcher = gevent.event.Event(), gevent.get_hub().loop.async_()
+    watcher.start(came.set)
+    waiting = [watcher]
 
-    def __init__(self, monkey: Any) -> None:
-        self._items: deque[T] = deque()
-        self._lock = monkey.get_original("_thread", "allocate_lock")()
-        self._watcher: Any = None
+    def wake(_: Future[Any]) -> None:
+        with lock:
+            for one in waiting:
+                one.send()
 
-    def put(self, item: T) -> None:
-        """Add an item, from any thread."""
-        with self._lock:
-            self._items.append(item)
-            if self._watcher is not None:
-                self._watcher.send()
-
-    def get(self) -> T:
-        """Wait for the next item, while other greenlets run."""
-        gevent = sys.modules["gevent"]
-        came = gevent.event.Event()
-        with self._lock:
-            self._watcher = gevent.get_hub().loop.async_()
-            self._watcher.start(came.set)
-        try:
-            while not self._items:
-                came.wait()
-                came.clear()
-            return self._items.popleft()
-        finally:
-            with self._lock:
-                self._watcher.close()
-                self._watcher = None
+    future.add_done_callback(wake)
+    try:
+        came.wait()
+    finally:
+        with lock:
+            waiting.clear()
+            watcher.close()

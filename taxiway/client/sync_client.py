@@ -20,11 +20,10 @@ from taxiway.client.asyncio_client import (
     AsyncJob,
     Options,
     Progress,
-    ended,
     no_progress,
 )
 from taxiway.client.forking import PerProcess
-from taxiway.client.greenlets import EndedCalls, new_loop, new_queue, result_of, start_thread
+from taxiway.client.greenlets import new_loop, result_of, start_thread
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.progress import RunProgress
@@ -292,53 +291,6 @@ class Client:
                 progress(count := count + 1)
         finally:
             for future in running:
-                future.cancel()
-
-    def map_as_completed(
-        self,
-        model: str,
-        inputs: Iterable[Any],
-        *,
-        window: int = REQUESTS_AT_ONCE,
-        timeout: float | None = None,
-        progress: Progress = no_progress,
-        **options: Unpack[Options],
-    ) -> Iterator[tuple[int, Result]]:
-        """As `map`, but in order of completion; each result comes with its input's index, from 0."""
-        infer_one = self._client.inference_of(model, timeout, options)
-        places: dict[Future[Result], int] = {}
-        ended: EndedCalls[Future[Result]] = new_queue()
-        count = 0
-        try:
-            for place, one in enumerate(inputs):
-                future = self._loop.start(infer_one(one))
-                places[future] = place
-                future.add_done_callback(ended.put)
-                if len(places) >= window:
-                    future = ended.get()
-                    yield places.pop(future), future.result()
-                    progress(count := count + 1)
-            while places:
-                future = ended.get()
-                yield places.pop(future), future.result()
-                progress(count := count + 1)
-        finally:
-            for future in places:
-                future.cancel()
-
-    def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
-        settled: EndedCalls[Job] = new_queue()
-        waiting = []
-        try:
-            for job in jobs:
-                future = self._loop.start(ended(job._job))
-                future.add_done_callback(lambda _, job=job: settled.put(job))  # type: ignore[misc]  # binds this job
-                waiting.append(future)
-            for _ in waiting:
-                yield settled.get()
-        finally:
-            for future in waiting:
                 future.cancel()
 
     def job(self, id: str) -> Job:

@@ -24,7 +24,6 @@ from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
 from taxiway.contract.request import Request
 from taxiway.contract.values import ResultBlobs, to_wire
-from taxiway.contract.wire import Envelope
 from taxiway.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -267,77 +266,12 @@ def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, clie
     assert good == [0, 1, 2]
 
 
-class LastFirst(Responder):
-    """Answers the third of three requests, and the others once that answer was `received`."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.received = threading.Event()
-        self._held: list[Envelope] = []
-
-    def _handle(self, store: redis.Redis, envelope: Envelope) -> None:
-        self._held.append(envelope)
-        if len(self._held) == 3:
-            super()._handle(store, self._held.pop())
-            self.received.wait(60)
-            for held in self._held:
-                super()._handle(store, held)
-
-
-def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(
-    url: str, each: Callable[..., None]
-) -> None:
-    answers = []
-    with LastFirst(url) as responder:
-
-        def take(answer: tuple[int, Result]) -> None:
-            answers.append((answer[0], answer[1].outputs["payload"]))
-            responder.received.set()
-
-        each("map_as_completed", "echo", "abc", take=take)
-
-    assert answers[0] == (2, "c")
-    assert sorted(answers) == [(0, "a"), (1, "b"), (2, "c")]
-
-
-@pytest.mark.parametrize("method", ["map", "map_as_completed"])
-def test_progress_is_called_after_each_answer(url: str, each: Callable[..., None], method: str) -> None:
+def test_progress_is_called_after_each_answer(url: str, each: Callable[..., None]) -> None:
     counts: list[int] = []
     with Responder(url):
-        each(method, "echo", range(5), progress=counts.append, take=lambda _: None)
+        each("map", "echo", range(5), progress=counts.append, take=lambda _: None)
 
     assert counts == [1, 2, 3, 4, 5]
-
-
-async def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client: Client) -> None:
-    drawn: list[int] = []
-
-    with Responder(url):
-        async with taxiway.AsyncClient(url) as own:
-            answers = own.map_as_completed("echo", map(drawn.append, range(50)), window=3, timeout=60)
-            with pytest.raises(InvalidRequestError, match="inputs"):
-                await anext(answers)
-        seen = sorted(n for n, _ in client.map_as_completed("echo", range(50), window=3, timeout=60))
-
-    assert len(drawn) <= 4
-    assert seen == list(range(50))
-
-
-def test_jobs_come_in_the_order_in_which_they_end(client: Client, store: redis.Redis) -> None:
-    jobs = [client.submit("echo", n) for n in range(3)]
-    store.delete(ARRIVALS)
-    ended = client.as_completed(jobs)
-    order = []
-    for job in reversed(jobs):
-        finish(store, job.id, lambda: said("done"), reply_of(client))
-        order.append(next(ended).id)
-
-    assert order == [job.id for job in reversed(jobs)]
-
-
-def reply_of(client: Client) -> str:
-    interface: Any = client._client._transport
-    return interface._name
 
 
 async def test_an_async_job_is_awaited(url: str) -> None:
