@@ -13,7 +13,6 @@ from api.bodies import BodyLimits, Gzipped, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, guard
-from api.inference import generation
 from api.inference import model_endpoints as models
 from api.inference.infer import Front, Traced
 from api.jobs import StoredDeadLetters
@@ -37,7 +36,6 @@ from taxiway.errors import TaxiwayError
 ENDPOINTS = [
     *fleet.ENDPOINTS,
     *models.ENDPOINTS,
-    *generation.ENDPOINTS,
     *jobs.ENDPOINTS,
     *pages.ENDPOINTS,
     *openai.ENDPOINTS,

@@ -6,7 +6,6 @@ import msgspec
 
 from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, ServerSentEvent, answers, takes
 from api.inference.protocol import InferAnswer, InferRequest
-from api.inference.streaming import GenerateRequest
 from taxiway.contract.job import JobState
 from taxiway.contract.tensors import HEADER
 
@@ -19,16 +18,6 @@ class JobLocation(msgspec.Struct, frozen=True):
     location: str
 
 
-class Generated(msgspec.Struct, frozen=True):
-    """A generated text."""
-
-    id: str
-    model_name: str
-    model_version: str
-    text_output: str
-    finish_reason: str | None
-
-
 INFER_BODY = takes(
     InferRequest,
     {
@@ -37,15 +26,12 @@ INFER_BODY = takes(
         **TERMS,
     },
 )
-GENERATE_BODY = takes(GenerateRequest)
 """What endpoints take."""
 
 PLACED = answers(JobLocation, status=202)
 INFO = answers(FIELDS, *KEYED)
 INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **PLACED}
 PLACEMENT = answers(FIELDS, *KEYED, *ASKED)
-GENERATE = {**answers(Generated, *KEYED, *ASKED, *RUN), **PLACED}
-GENERATE_STREAM = answers(ServerSentEvent, *KEYED, *ASKED, *RUN, media=EVENTS)
 JOB_STREAM = answers(ServerSentEvent, *KEYED, 400, 404, 410, 503, media=EVENTS)
 INDEX = answers(list[FIELDS], *KEYED)
 MODEL = answers(FIELDS, *KEYED, 404, 503)

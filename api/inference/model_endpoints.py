@@ -1,16 +1,18 @@
-"""The models: which there are, whether each is ready, and runs of them."""
+"""The models: which there are, whether each is ready, runs of them, and their answers as they are generated."""
 
 from __future__ import annotations
 
 import msgspec
 from litestar import Response, get
+from litestar.response import Stream
 
-from api.described import of_model, posts
+from api.described import EVENTS, of_model, posts
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference import described
 from api.inference.metadata import model_metadata, unready
 from api.inference.protocol import InferRequest, read_infer
-from api.services import JsonResponse, most_elements, router_of, services_of
+from api.inference.streaming import STREAM_HEADERS, Streaming
+from api.services import JsonResponse, jobs_of, most_elements, router_of, services_of
 from router.service.model_list import model_list
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
@@ -91,6 +93,14 @@ async def model_placement(request: AnyRequest, model: str, version: str | None =
     return Response(await preview(reference_of(model, version), infer, len(await request.body())))
 
 
+@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
+async def job_stream(request: AnyRequest, job: str) -> Stream:
+    """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
+    streaming = Streaming(jobs_of(request), services_of(request).inference)
+    events = await streaming.events(job, request.headers.get("last-event-id"))
+    return Stream(events, media_type=EVENTS, headers=STREAM_HEADERS)
+
+
 async def _read(request: AnyRequest) -> InferRequest:
     body = await request.body()
     infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), most_elements(request))
@@ -98,4 +108,4 @@ async def _read(request: AnyRequest) -> InferRequest:
     return infer
 
 
-ENDPOINTS = (models, repository_index, metadata, model_ready, infer, model_placement)
+ENDPOINTS = (models, repository_index, metadata, model_ready, infer, model_placement, job_stream)

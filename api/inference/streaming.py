@@ -1,8 +1,7 @@
-"""Sends answers as they are generated, as server-sent events, and serves requests to generate text.
+"""Sends answers as they are generated, as server-sent events.
 
-Source: HTML's "Server-sent events" for the form; the Open Inference Protocol's `generate` and `generate_stream` for
-text_input and text_output. An event's id is the reader's position: a client that reconnects with it as `Last-Event-ID`
-gets the rest.
+Source: HTML's "Server-sent events" for the form; the Open Inference Protocol's `generate_stream` for text_output. An
+event's id is the reader's position: a client that reconnects with it as `Last-Event-ID` gets the rest.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from typing import Any
 
 import msgspec
 
-from api.inference.infer import Accepted, Inference
-from api.inference.protocol import InferAnswer, InferRequest, InputTensor
+from api.inference.infer import Inference
 from api.jobs import Jobs
-from tasks.models.profiles import generates
 from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.limits import ELEMENTS, WHOLE_VALUES_DIVISOR, check_json
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.stream import (
-    TEXT,
     Event,
     Following,
     Lost,
@@ -35,11 +30,8 @@ from taxiway.contract.stream import (
     read_position,
 )
 from taxiway.errors import (
-    UNREADABLE,
     BrokerUnavailableError,
-    InvalidRequestError,
     TaxiwayError,
-    unreadable,
     wrong_field,
 )
 
@@ -52,31 +44,6 @@ _RETRY_PAUSE = 0.25  # seconds between retries while the store is unavailable
 _encode = msgspec.json.Encoder().encode
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a request to generate text."""
-
-    text_input: str
-    id: str | None = None
-    parameters: dict[str, Any] = {}
-
-
-_decode = msgspec.json.Decoder(GenerateRequest).decode
-
-
-def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
-    """The request in `body`.
-
-    Raises:
-        InvalidRequestError: not a valid request.
-        RequestTooLargeError: more than a fifth of `most` values, because one call decodes them all.
-    """
-    check_json(body, most // WHOLE_VALUES_DIVISOR)
-    try:
-        return _decode(body)
-    except UNREADABLE as error:
-        raise unreadable(error) from error
-
-
 class Streaming:
     """Implements the streaming endpoints."""
 
@@ -84,48 +51,6 @@ class Streaming:
         self._router = inference.router
         self._jobs = jobs
         self._inference = inference
-
-    async def submit(self, reference: str, generate: GenerateRequest) -> str:
-        """Accept a request whose answer is streamed; returns its job.
-
-        Raises:
-            TaxiwayError: as `Inference.submit` raises it.
-        """
-        infer = self._infer(reference, generate)
-        infer.parameters["stream"] = True
-        return (await self._inference.submit(reference, infer, len(generate.text_input))).job
-
-    async def generate(self, reference: str, generate: GenerateRequest) -> dict[str, Any] | Accepted:
-        """Accept a request and wait for its answer; the job if that takes longer than `limits.wait`.
-
-        Raises:
-            TaxiwayError: as `Inference.infer` raises it.
-        """
-        infer = self._infer(reference, generate)
-        answered = await self._inference.infer(reference, infer, len(generate.text_input))
-        if isinstance(answered, Accepted):
-            return answered
-        answer = msgspec.json.decode(answered.body, type=InferAnswer)
-        outputs = {output.name: output.data[0] for output in answer.outputs if output.data}
-        return {
-            "id": answer.id,
-            "model_name": answer.model_name,
-            "model_version": answer.model_version,
-            "text_output": outputs[TEXT],
-            "finish_reason": outputs.get("finish-reason"),
-        }
-
-    def _infer(self, reference: str, generate: GenerateRequest) -> InferRequest:
-        """The equivalent infer request.
-
-        Raises:
-            InvalidRequestError: the model does not generate text.
-        """
-        model = self._router.rules.catalogue.resolve(reference)
-        if not generates(model):
-            raise InvalidRequestError(f"model: expected one that generates text, got {model.id}", field="model")
-        tensor = InputTensor(model.inputs[0].name, [1], "BYTES", [generate.text_input])
-        return InferRequest([tensor], id=generate.id, parameters=dict(generate.parameters))
 
     async def events(self, job: str, last: str | None) -> AsyncIterator[bytes]:
         """The events of a job's answer after the event `last`; the last one is the answer or the job's error.

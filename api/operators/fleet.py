@@ -24,7 +24,7 @@ from taxiway.errors import BrokerUnavailableError, UnplaceableError, quoted
 
 _encode = msgspec.json.Encoder().encode
 
-EXTENSIONS = ["binary_tensor_data", "generate"]
+EXTENSIONS = ["binary_tensor_data"]
 """Triton's names for the extensions of the protocol that this API supports."""
 
 _EACH = 1.0  # seconds between two events of the fleet's stream

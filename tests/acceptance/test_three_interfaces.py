@@ -35,8 +35,11 @@ def test_a_client_gets_a_real_answer_with_its_placement(client: Client) -> None:
 
 
 def test_server_sent_events_have_an_answer_and_end_with_its_outputs(fleet: LocalFleet) -> None:
-    asked = {"text_input": "Write one sentence about the sea.", "parameters": {"deadline": 60}}
-    with httpx.stream("POST", f"{fleet.http}/v2/models/generate/generate_stream", json=asked, timeout=120) as answer:
+    text = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["Write one sentence about the sea."]}
+    asked = {"inputs": [text], "parameters": {"deadline": 60, "stream": True}}
+    headers = {"prefer": "respond-async"}
+    job = httpx.post(f"{fleet.http}/v2/models/generate/infer", json=asked, headers=headers).headers["location"]
+    with httpx.stream("GET", f"{fleet.http}{job}/stream", timeout=120) as answer:
         events = answer.read().decode().strip().split("\n\n")
 
     texts = [json.loads(event.partition("data: ")[2])["text_output"] for event in events[:-1]]

@@ -43,7 +43,7 @@ class Bodies:
     def request(self) -> dict[str, Any]:
         """One more: arguments of `httpx.Client.request`."""
         chance = self._chance
-        path, content, headers = chance.choice((self._tensor, self._raw, self._generate, self._parameters, self._odd))()
+        path, content, headers = chance.choice((self._tensor, self._raw, self._parameters, self._odd))()
         coding = chance.choice(("", "", "", "gzip", "deflate", "br"))
         if coding:
             headers = {**headers, "content-encoding": coding}
@@ -78,11 +78,6 @@ class Bodies:
         head = {"name": "payload", "shape": shape, "datatype": self._chance.choice(("BYTES", "FP32"))}
         text = json.dumps({"inputs": [{**head, "parameters": parameters}]}).encode()
         return self._path(), text + content, {"inference-header-content-length": str(len(text))}
-
-    def _generate(self) -> tuple[str, bytes, dict[str, str]]:
-        verb = self._chance.choice(("generate", "generate_stream"))
-        content = b'{"text_input":"a","parameters":{"stop":[%s],"max_tokens":1}}' % self._many()
-        return f"/v2/models/generate/{verb}", content, {}
 
     def _parameters(self) -> tuple[str, bytes, dict[str, str]]:
         return self._path(), b'{"inputs":[],"parameters":{"a":[%s]},"id":"%s"}' % (self._many(), b"i" * 1000), {}

@@ -108,7 +108,6 @@ GRANTED = {
     ],
     SUBMITTERS: [
         *(f"POST /v2/models/{call}" for call in ("echo/infer", "echo/placement")),
-        *(f"POST /v2/models/generate/{call}" for call in ("generate", "generate_stream")),
         "DELETE /v2/jobs/none",
     ],
     READERS: [
@@ -156,9 +155,7 @@ def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab: httpx.Client, sho
 
 def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client, shop: httpx.Client) -> None:
     named = BODY | {"parameters": {"tenant": "shop"}}
-    text = {"text_input": "a", "parameters": {"tenant": "shop"}}
     refused = [lab.post(f"/v2/models/echo/{verb}", json=named) for verb in ("infer", "placement")]
-    refused += [lab.post(f"/v2/models/generate/{verb}", json=text) for verb in ("generate", "generate_stream")]
 
     assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(403, "forbidden")}
     assert shop.post("/v2/models/echo/infer", json=named).status_code == 200

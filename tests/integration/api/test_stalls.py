@@ -99,18 +99,6 @@ def test_no_infer_request_holds_the_event_loop(fleet: tuple[Settings, httpx.Clie
     assert status == 200 or len(answers[0].text) < 1000
 
 
-@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
-def test_no_request_to_generate_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], verb: str) -> None:
-    _, http, stalls = fleet
-    large = b'{"text_input":"a","parameters":{"stop":[%s]}}' % many(b"[]")
-    answers = []
-
-    stall = stalls.least(lambda: answers.append(http.post(f"/v2/models/generate/{verb}", content=large)))
-
-    assert stall < LONGEST
-    assert {(answer.status_code, answer.json()["details"]["limit"]) for answer in answers} == {(413, "elements")}
-
-
 ARRIVING = {
     "numbers over the limit": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"1"),
     "extreme numbers": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"1e308"),

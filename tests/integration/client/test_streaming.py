@@ -158,24 +158,14 @@ def test_a_reader_times_out_and_the_job_goes_on(client: taxiway.Client) -> None:
     job.cancel()
 
 
-def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_answer(http: httpx.Client) -> None:
-    asked = {"text_input": "tell me", "parameters": {"max_tokens": 50}}
-    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        streamed = list(events(response))
-    assert streamed[0]["data"].keys() == {"id", "model_name", "model_version", "text_output"}
-    assert [event["event"] for event in streamed[-2:]] == ["", "result"]
-    outputs = {output["name"]: output["data"][0] for output in streamed[-1]["data"]["outputs"]}
-    assert outputs["text"] == text_of(streamed)
-    whole = http.post("/v2/models/tiny/generate", json={**asked, "id": "mine"}).json()
-    assert (whole["id"], whole["text_output"], whole["finish_reason"]) == ("mine", outputs["text"], "length")
-
-
 def test_a_reader_that_reconnects_gets_what_it_has_not_read(http: httpx.Client) -> None:
-    asked = {"text_input": "tell me more", "parameters": {"max_tokens": 300}}
+    text = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["tell me more"]}
+    asked = {"inputs": [text], "parameters": {"max_tokens": 300, "stream": True}}
+    accepted = http.post("/v2/models/tiny/infer", json=asked, headers={"prefer": "respond-async"})
+    where = f"{accepted.headers['location']}/stream"
     read = []
-    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
-        where = response.headers["location"]
+    with http.stream("GET", where) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
         for event in events(response):
             read.append(event)
             if len(read) == 3:
@@ -229,15 +219,6 @@ def test_a_stream_of_no_job_and_an_id_of_no_event_are_refused(http: httpx.Client
     job.result(timeout=30)
     wrong = http.get(f"/v2/jobs/{job.id}/stream", headers={"last-event-id": "yesterday"})
     assert (wrong.status_code, wrong.json()["details"]["field"]) == (400, "last-event-id")
-    for body in (b"{", b'{"text": "x"}', b'{"text_input": 5}'):
-        refused = http.post("/v2/models/tiny/generate_stream", content=body)
-        assert (refused.status_code, refused.json()["code"]) == (400, InvalidRequestError.code)
-
-
-def test_a_model_that_generates_no_text_has_nothing_to_generate(http: httpx.Client) -> None:
-    for call in ("generate", "generate_stream"):
-        refused = http.post(f"/v2/models/echo/{call}", json={"text_input": "x"})
-        assert (refused.status_code, refused.json()["details"]["field"]) == (400, "model")
 
 
 def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(

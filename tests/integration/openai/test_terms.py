@@ -44,10 +44,6 @@ MADE: Mapping[str, Any] = {
     "/v2/models/{model:str}/versions/{version:str}/infer": TENSORS,
     "/v2/models/{model:str}/placement": TENSORS,
     "/v2/models/{model:str}/versions/{version:str}/placement": TENSORS,
-    "/v2/models/{model:str}/generate": {"text_input": "hi"},
-    "/v2/models/{model:str}/versions/{version:str}/generate": {"text_input": "hi"},
-    "/v2/models/{model:str}/generate_stream": {"text_input": "hi"},
-    "/v2/models/{model:str}/versions/{version:str}/generate_stream": {"text_input": "hi"},
     "/v2/dead/{dead_letter:str}/replay": {},
 }
 """A body for each endpoint that makes jobs, or says where it would."""

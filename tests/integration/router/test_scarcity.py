@@ -24,8 +24,6 @@ ASKED: Mapping[str, tuple[str, dict[str, Any]]] = {
     "embedding": ("/v1/embeddings", {"model": "vector", "input": "hi"}),
     "response": ("/v1/responses", {"model": "talk", "input": "hi"}),
     "tensors": ("/v2/models/talk/infer", TENSORS),
-    "text": ("/v2/models/tale/generate", {"text_input": "hi"}),
-    "streamed text": ("/v2/models/tale/generate_stream", {"text_input": "hi"}),
 }
 LIVE = {"x-taxiway-service": "live"}
 AHEAD = 300.0  # device seconds of live work
