@@ -35,7 +35,7 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
-    from router.service.amqp_bridge import AmqpBridge
+    from broker.amqp import AmqpBridge
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ class Router:
         self._deadlines = Deadlines(self.store, self.transport)
         self._bridge: AmqpBridge | None = None
         if amqp:
-            from router.service.amqp_bridge import AmqpBridge  # other routers start sooner without aio-pika
+            from broker.amqp import AmqpBridge  # other routers start sooner without aio-pika
 
-            self._bridge = AmqpBridge(amqp, settings.broker, name, self.store, limits.confirmed_by)
+            self._bridge = AmqpBridge(amqp, settings.broker, name, self.store.jobs.dead_letter, limits.confirmed_by)
         self.leaving = False  # it takes no more arrivals, and is about to stop
         self.intake = Intake(self.transport, self.fleet, self.store, rules, placed=self.count, refused=self.refuse)
         self._turning: list[asyncio.Task[None]] = []  # what ends by itself, after its turn, when the router retires

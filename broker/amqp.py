@@ -36,7 +36,6 @@ from aio_pika.exceptions import (
 from broker.outage import Outage
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leases import Leadership
-from router.service.store import RouterStore
 from tasks.large_bodies import beside
 from taxiway.connection import ANSWER_WITHIN, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
@@ -52,6 +51,9 @@ from taxiway.contract.wire import (
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, bounded
 
 logger = logging.getLogger(__name__)
+
+DeadLettering = Callable[[Sequence[DeadLetter]], Awaitable[None]]
+"""Keeps messages that are given up."""
 
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 """How the arrivals are declared where they are missing: replicated, and no message is ever given up."""
@@ -106,9 +108,9 @@ class _Session:
 class AmqpBridge:
     """Carries messages between RabbitMQ at `url` and Valkey at `broker`; connects again after each failure."""
 
-    def __init__(self, url: str, broker: str, name: str, store: RouterStore, confirmed_by: int) -> None:
+    def __init__(self, url: str, broker: str, name: str, dead_letter: DeadLettering, confirmed_by: int) -> None:
         self._url = url
-        self._store, self._name = store, name
+        self._dead_letter, self._name = dead_letter, name
         self._arrivals, self._keeps, self._outbox = (AsyncConnection(broker, server="state store") for _ in range(3))
         self._bell = AsyncConnection(broker, server="state store", answer=None)
         self._keeping = confirming(confirmed_by, _KEPT_WITHIN) or (("WAITAOF", 1, 0, int(_KEPT_WITHIN * 1000)),)
@@ -240,7 +242,7 @@ class AmqpBridge:
 
     async def _give_up(self, raw: bytes, reason: str) -> None:
         logger.warning("message dead-lettered", extra={"reason": reason})
-        await self._store.jobs.dead_letter([DeadLetter(bounded(reason), time.time(), raw, self._name)])
+        await self._dead_letter([DeadLetter(bounded(reason), time.time(), raw, self._name)])
 
     async def _open(self) -> _Session:
         connection = await aio_pika.connect(self._url, timeout=ANSWER_WITHIN)

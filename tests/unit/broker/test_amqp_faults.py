@@ -1,6 +1,6 @@
 import pytest
 
-from router.service.amqp_bridge import amqp_errors
+from broker.amqp import amqp_errors
 from taxiway.errors import BrokerUnavailableError
 
 
