@@ -20,8 +20,6 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from router.decide.history import Arrivals
-from router.decide.history import joined as joined_arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.csv_rows import columns_of
 from simulator.demand import InfeasibleError, offers
@@ -38,6 +36,8 @@ from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of,
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare
+from tasks.history import Arrivals
+from tasks.history import joined as joined_arrivals
 from tasks.settings import models_folder, queues_file
 from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, CommandError, exit_on_error, report

@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import JOB, PRIORITIES, Arrivals
 from simulator.csv_rows import CsvError, read_rows
 from simulator.fleet import SERVICES
+from tasks.history import JOB, PRIORITIES, Arrivals
 from taxiway.contract.request import Priority
 
 LARGEST = 999_999_999

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
-from router.decide.history import PRIORITIES
 from simulator.fleet import SERVICES, Fleet
 from simulator.traces import UNSET, Column, Trace, TraceError, joined
+from tasks.history import PRIORITIES
 
 TOGETHER = 8
 """Batch size at which work is counted (`b*` of the cost model), if that many fit."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
 
-from router.decide.classify import Needs
+from router.decide.classify import Needs, level_of
 from router.decide.snapshot import FleetSnapshot
+from tasks.history import PRIORITIES, PlacedTerms, UnservedTerms
 
 
 class Basis(msgspec.Struct, frozen=True, array_like=True):
@@ -48,3 +50,23 @@ def read_basis(text: str) -> Basis | None:
 def pack_snapshot(fleet: FleetSnapshot) -> bytes:
     """A snapshot as stored: JSON, deflated because devices are much alike."""
     return zlib.compress(_encode(fleet), 1)
+
+
+@lru_cache(maxsize=4096)
+def terms_of(basis: str) -> PlacedTerms:
+    """The terms in a record's basis; `PlacedTerms()` if it has none, or another release wrote it."""
+    read = read_basis(basis)
+    return PlacedTerms() if read is None else _terms(read.needs)
+
+
+def _terms(needs: Needs) -> PlacedTerms:
+    place = needs.constraints
+    alike = [n for n, name in enumerate(PRIORITIES) if level_of(needs.deadline, name) == needs.level]
+    priority = PRIORITIES.index("normal") if PRIORITIES.index("normal") in alike else next(iter(alike), -1)
+    size = max(round(needs.size) - needs.output, 0)
+    return PlacedTerms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
+
+
+def unserved_terms(model: str, tenant: str, needs: Needs) -> UnservedTerms:
+    """The terms of a refused request."""
+    return UnservedTerms(model, tenant, _terms(needs), needs.deadline)

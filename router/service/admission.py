@@ -16,15 +16,16 @@ import msgspec
 
 from broker.port import Affinity, Outgoing
 from broker.valkey.deadlines import Course, exceeded
+from router.decide.basis import unserved_terms
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.fairness import Tenants, check_class, check_tenant
-from router.decide.history import UnservedTerms, unserved_terms
 from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
 from router.service.classifier import Classifier, classified
+from tasks.history import UnservedTerms
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, beginning
 from tasks.models.contents import facts_of

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from broker.port import Arrival
 from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import Drawn, RefusedJob
-from router.decide.history import UnservedTerms
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import (
     Order,
@@ -30,6 +29,7 @@ from router.service.admission import (
 )
 from router.service.celery_message import NOTHING_AFTER, After, after_failure, check_embed, check_headers
 from tasks.canvas import Embed, read_embed
+from tasks.history import UnservedTerms
 from tasks.queues.receipts import PlacementReceipt
 from tasks.ticket import job_id
 from tasks.webhooks import HOOKS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.decide.history import SLICE, UnservedTerms, slice_of, unserved_text
+from tasks.history import SLICE, UnservedTerms, slice_of, unserved_text
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import unserved_key
 

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from broker.valkey.history import Observed, observe_answer, observe_call
+from router.decide.basis import terms_of
 from router.decide.facts import named
-from router.decide.history import (
+from router.service.store import RouterStore
+from router.upkeep.leader import Duty
+from tasks.history import (
     ENDED,
     JOB,
     SETTLE,
@@ -25,12 +28,9 @@ from router.decide.history import (
     latencies,
     pack,
     surplus_hours,
-    terms_of,
     unpack,
     unserved,
 )
-from router.service.store import RouterStore
-from router.upkeep.leader import Duty
 from tasks.large_bodies import beside
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection

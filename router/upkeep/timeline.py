@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from router.decide.history import ServiceLatency
 from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour
+from tasks.history import ServiceLatency
 from tasks.topology import HardwareClass, Topology
 
 EVERY = 5.0

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.history import Arrivals
 from simulator.engine import OutcomeColumns, RunSummary
 from simulator.fleet import SERVICES
 from simulator.own_fleet.known import ReplayError, replayable, under
 from simulator.reports import percent, table
 from simulator.tuning.real_fleet import KnownFleet
 from simulator.workload import Workload
+from tasks.history import Arrivals
 
 SAMPLE_WINDOW = 450.0
 """Seconds of one window of a sample; there are two windows at least."""

@@ -20,7 +20,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.history import (
+from simulator.reports import percent, seconds, table
+from simulator.traces import write_arrivals
+from tasks.history import (
     ENDED,
     JOB,
     NAMED,
@@ -34,8 +36,6 @@ from router.decide.history import (
     hour_of,
     slice_of,
 )
-from simulator.reports import percent, seconds, table
-from simulator.traces import write_arrivals
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run

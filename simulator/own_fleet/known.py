@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from router.decide.facts import FleetFacts, figures, named, snapshot_from
-from router.decide.history import PRIORITIES, Arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import arrivals_of_day, day_of
@@ -23,6 +22,7 @@ from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthe
 from simulator.tuning.real_fleet import KnownFleet, Recorded, recorded, urgency
 from tasks.document import DocumentError, read_document
 from tasks.heartbeat import DeviceFacts
+from tasks.history import PRIORITIES, Arrivals
 from tasks.models.discovered import discovered_by, with_discovered
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import generates, load_book

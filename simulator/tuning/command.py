@@ -27,7 +27,6 @@ import numpy as np
 from rich.table import Table
 
 from broker.valkey.presence import plan_call
-from router.decide.history import Arrivals, slice_of
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
 from simulator.own_fleet.history import LAG, History
@@ -62,6 +61,7 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import Window
+from tasks.history import Arrivals, slice_of
 from tasks.models.folder import ModelsFolder
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from

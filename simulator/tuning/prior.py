@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from router.decide.history import Arrivals, joined
 from simulator.own_fleet.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
 from simulator.traces import TraceError, arrivals_of, synthetic_trace
 from simulator.tuning.real_fleet import KnownFleet
 from simulator.tuning.tuner import SHORTEST_PLAY
+from tasks.history import Arrivals, joined
 from tasks.models.profiles import generates
 from taxiway.errors import TaxiwayError
 

@@ -17,7 +17,6 @@ import numpy as np
 from controller.decide.pools import PoolRules
 from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
-from router.decide.history import ENDED, Arrivals
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
@@ -30,6 +29,7 @@ from simulator.tuning.twin import TwinConditions
 from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
+from tasks.history import ENDED, Arrivals
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, generates

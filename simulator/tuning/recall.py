@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.history import SLICE, Arrivals, joined
 from simulator.traces import Trace
+from tasks.history import SLICE, Arrivals, joined
 
 BLOCK = float(SLICE)
 """Seconds whose arrivals are counted together, and stay together where others are drawn: bursts last about as long."""

@@ -257,10 +257,10 @@ line_key = _prefix("taxiway:line:")
 """Where a connection of this peer waits for work (`taxiway.contract.peers.WaitingLine`), in JSON."""
 
 history_key = _prefix("taxiway:history:")
-"""Hash of a slice's begin, in Unix seconds, to its arrivals (`router.decide.history`); `hour` is its UTC hour."""
+"""Hash of a slice's begin, in Unix seconds, to its arrivals (`tasks.history`); `hour` is its UTC hour."""
 
 unserved_key = _prefix("taxiway:unserved:")
-"""Hash of what requests asked for (`router.decide.history.UnservedTerms`) to how many were refused for lack of hardware
+"""Hash of what requests asked for (`tasks.history.UnservedTerms`) to how many were refused for lack of hardware
 in the slice that begins then."""
 
 

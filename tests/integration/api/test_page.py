@@ -20,8 +20,8 @@ import taxiway
 from api.access import Key, digest_of
 from api.keys_file import write_keys
 from local.embedded import EmbeddedValkey
-from router.decide.history import ServiceLatency, slice_of
 from router.upkeep.timeline import EVERY, ClassSample, FleetSample, MovedSample
+from tasks.history import ServiceLatency, slice_of
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.contract.keys import ARRIVALS, TIMELINE
 from tests.browser import CHROMIUM, Page, opened

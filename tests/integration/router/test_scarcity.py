@@ -10,7 +10,7 @@ import pytest
 import redis
 
 import taxiway
-from router.decide.history import unserved
+from tasks.history import unserved
 from taxiway.contract.keys import WORK, unserved_key, work_cell
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import eventually

@@ -11,11 +11,11 @@ import redis
 import taxiway
 from api.operators.reading import read_timeline
 from api.routing.stores import OperatorStore
-from router.decide.history import ServiceLatency, slice_of
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.timeline import EVERY, SAMPLES, FleetSample, MovedSample, Timeline
+from tasks.history import ServiceLatency, slice_of
 from tasks.models.catalogue import Catalogue
 from tasks.settings import Settings
 from tasks.topology import load_topology

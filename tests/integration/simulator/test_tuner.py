@@ -18,7 +18,6 @@ import pytest
 from broker.valkey import run
 from broker.valkey.leases import lease_answer, lease_call
 from broker.valkey.presence import plan_call
-from router.decide.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
@@ -27,6 +26,7 @@ from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
 from simulator.tuning.prior import parse_prior
 from simulator.tuning.recall import BLOCK, SOON
 from simulator.tuning.tuner import FIRST, PERIODS, PLAYED_WINDOW, REST, Trust
+from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.cli import USAGE

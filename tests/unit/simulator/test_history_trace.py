@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.history import JOB, NAMED, PRIORITIES, STATES, Arrivals
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import shares_of
 from simulator.traces import UNSET, read_arrivals, read_trace, trace_of, write_arrivals
+from tasks.history import JOB, NAMED, PRIORITIES, STATES, Arrivals
 
 NAMES = {
     **dict.fromkeys(NAMED, ("x",)),

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from router.decide.history import Arrivals
 from router.decide.snapshot import FleetSnapshot
 from simulator.engine import OutcomeColumns, RunSummary, played
 from simulator.fleet import SERVICES
@@ -30,6 +29,7 @@ from simulator.policies.taxiway import POLICIES
 from simulator.reports import table
 from simulator.traces import arrivals_of, make_trace, read_arrivals, synthetic_trace
 from simulator.workload import Workload
+from tasks.history import Arrivals
 from tasks.topology import Planning, Service
 from tests.unit.simulator.own_fleet import ECHO, TOPOLOGY, a_folder, seen
 

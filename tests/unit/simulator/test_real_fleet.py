@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.decide.history import JOB, STATES, Arrivals
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.policies.policy import able_classes
@@ -30,6 +29,7 @@ from simulator.tuning.replay import ClassState
 from simulator.workload import figures_of
 from tasks.document import Size
 from tasks.heartbeat import Allowed, EndpointFacts
+from tasks.history import JOB, STATES, Arrivals
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook

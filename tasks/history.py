@@ -11,15 +11,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.decide.basis import read_basis
-from router.decide.classify import Needs, level_of
 from taxiway.contract.request import Priority
 
 SLICE = 30
@@ -115,21 +112,6 @@ class PlacedTerms(NamedTuple):
     priority: int = -1
 
 
-@lru_cache(maxsize=4096)
-def terms_of(basis: str) -> PlacedTerms:
-    """The terms in a record's basis; `PlacedTerms()` if it has none, or another release wrote it."""
-    read = read_basis(basis)
-    return PlacedTerms() if read is None else _terms(read.needs)
-
-
-def _terms(needs: Needs) -> PlacedTerms:
-    place = needs.constraints
-    alike = [n for n, name in enumerate(PRIORITIES) if level_of(needs.deadline, name) == needs.level]
-    priority = PRIORITIES.index("normal") if PRIORITIES.index("normal") in alike else next(iter(alike), -1)
-    size = max(round(needs.size) - needs.output, 0)
-    return PlacedTerms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
-
-
 class UnservedTerms(NamedTuple):
     """What a request asked for that was refused for lack of hardware."""
 
@@ -137,11 +119,6 @@ class UnservedTerms(NamedTuple):
     tenant: str
     terms: PlacedTerms
     deadline: float | None
-
-
-def unserved_terms(model: str, tenant: str, needs: Needs) -> UnservedTerms:
-    """The terms of a refused request."""
-    return UnservedTerms(model, tenant, _terms(needs), needs.deadline)
 
 
 _read_unserved = msgspec.json.Decoder(UnservedTerms).decode

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from broker.valkey import history as stored_history
 from broker.valkey.history import AcceptedGroup, Observed
-from router.decide import history
-from router.decide.basis import basis_text
+from router.decide.basis import basis_text, terms_of, unserved_terms
 from router.decide.classify import Constraints, Needs, level_of
 from router.upkeep.recorder import arrivals_of
+from tasks import history
 from taxiway.contract.request import Priority
 
 BEGIN = 1_764_256_500  # the begin of a slice
@@ -137,14 +137,14 @@ def basis(**fields: Any) -> str:
 def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: Priority, locality: str | None) -> None:
     level = level_of(deadline, priority)
     place = Constraints("live", locality)
-    terms = history.terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
+    terms = terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
     assert terms[:5] == ("live", locality or "", 2, 50, 100)
     assert level_of(deadline, history.PRIORITIES[terms.priority]) == level
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
 def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
-    assert history.terms_of(text) == history.PlacedTerms()
+    assert terms_of(text) == history.PlacedTerms()
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e5), st.integers(1, 9), st.integers(1, 40)), unique_by=lambda one: one[:2]))
@@ -152,7 +152,7 @@ def test_refused_requests_are_arrivals_of_their_slice_with_their_terms(asked: li
     counts = {}
     for deadline, rows, times in asked:
         needs = Needs(deadline, 0, rows, 150, output=100, constraints=Constraints("live", "eu"))
-        counts[history.unserved_text(history.unserved_terms("chat:1", "acme", needs))] = times
+        counts[history.unserved_text(unserved_terms("chat:1", "acme", needs))] = times
     read = history.unpack(BEGIN, history.pack(BEGIN, history.unserved(BEGIN, counts)))
     assert read is not None
     assert sorted(zip(read.jobs["deadline"], read.jobs["rows"], strict=True)) == sorted(
