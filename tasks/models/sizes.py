@@ -86,7 +86,7 @@ def measured(model: Model, inputs: Any) -> int:
     else:
         for index, size in enumerate(sizes):
             _check(model, unit, size, index if len(sizes) > 1 else None)
-    return -(-sum(sizes) // len(sizes))
+    return max(-(-sum(sizes) // len(sizes)), 1)
 
 
 def size_of_row(model: Model, row: Mapping[str, Any]) -> int:
