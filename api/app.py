@@ -9,7 +9,7 @@ from litestar.exceptions import HTTPException
 
 from api import described
 from api.access import TenantRates
-from api.bodies import BodyLimits, Gzipped, Inflated
+from api.bodies import BodyLimits, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, guard
@@ -71,7 +71,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
-    http = Divided(Gate(Gzipped(BodyLimits(inflated, bodies, limit)), keys, rates))
+    http = Divided(Gate(BodyLimits(inflated, bodies, limit), keys, rates))
     return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, reached)
 
 

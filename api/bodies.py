@@ -1,27 +1,25 @@
-"""Request bodies before anything reads them, and answers' bodies as they leave.
+"""Request bodies before anything reads them.
 
-The memory of all request bodies is limited, and compressed ones are inflated. Answers are compressed for clients that
-accept it.
+Their memory is limited, and compressed ones are inflated. Answers are compressed by the ingress, if at all.
 
 A request's body counts from its head to its answer, for as long as its request may hold it: with its declared length,
 or as it arrives if it declares none. A body over `limits.payload` by itself is not counted: its reader refuses it.
 
-Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form), 12.5.3 (Accept-Encoding), 12.5.5 (Vary) and 15.5.16
-(415); RFC 7694 (Accept-Encoding in an answer); RFC 1952 (gzip).
+Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form) and 15.5.16 (415); RFC 7694 (Accept-Encoding in an
+answer); RFC 1952 (gzip).
 """
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from api.access import Bodies
 from api.errors import over_limit
 from api.gate import Application, Message, Receive, Send, caller_of, refuse
 from tasks.large_bodies import beside
-from taxiway.contract.limits import LARGE, Buffer
+from taxiway.contract.limits import LARGE
 from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,
@@ -38,14 +36,6 @@ _ENCODINGS = (b"gzip", b"x-gzip", b"deflate")
 _PLAIN = (b"", b"identity")
 _WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
 _INFLATED_BYTES = 2**20  # bytes inflated at once, and not counted as inflation
-
-COMPRESSED_FROM = 4096
-"""Bytes of the smallest answer that is compressed: less saves no packet worth the time."""
-
-_LEVEL = 1  # zlib's fastest: over 50 MB/s of JSON
-_GZIP = 31  # zlib's wbits for a gzip header
-_NEVER = re.compile(rb"\s*q=0(?:\.0*)?\s*").fullmatch
-_COMPRESSED = (b"application/json", b"application/octet-stream", b"text/html", b"text/plain")
 
 
 class BodyLimits:
@@ -231,71 +221,3 @@ def _once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return first
-
-
-class Gzipped:
-    """ASGI middleware: compresses answers of known length, from `COMPRESSED_FROM` bytes, for clients that accept gzip.
-
-    Streams of events are left as they are.
-    """
-
-    def __init__(self, behind: Application) -> None:
-        self._behind = behind
-
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        takes = scope["type"] == "http" and scope["method"] != "HEAD" and takes_gzip(scope["headers"])
-        await self._behind(scope, receive, _Answer(send).send if takes else send)
-
-
-def takes_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether `Accept-Encoding` among a request's headers names gzip, with a weight above zero."""
-    named = next((value.lower() for name, value in headers if name == b"accept-encoding"), b"")
-    for one in named.split(b","):
-        coding, _, weight = one.partition(b";")
-        if coding.strip() in (b"gzip", b"x-gzip"):
-            return _NEVER(weight) is None
-    return False
-
-
-class _Answer:
-    """One answer on its way to a client that accepts gzip."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._machine: Any = None  # of zlib, for an answer that is compressed: its quarter of a megabyte takes 30 µs
-        self._start: Message = {}
-
-    async def send(self, message: Message) -> None:
-        """Send one part, compressed if the whole answer is."""
-        if message["type"] == "http.response.start" and _shrinks(message["headers"]):
-            self._start, self._machine = message, zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
-        elif self._machine is not None:
-            await self._send_compressed(message)
-        else:
-            await self._send(message)
-
-    async def _send_compressed(self, message: Message) -> None:
-        """Send part of the body; the head goes out with the first part, and has a length if that is all."""
-        piece, more = message.get("body", b""), message.get("more_body", False)
-        content = await beside(len(piece), self._compressed, piece, last=not more)
-        if self._start:
-            start, self._start = self._start, {}
-            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
-            length = [] if more else [(b"content-length", b"%d" % len(content))]
-            added = [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"), *length]
-            await self._send({**start, "headers": [*headers, *added]})
-        if content or not more:
-            await self._send({**message, "body": content})
-
-    def _compressed(self, piece: Buffer, *, last: bool) -> bytes:
-        content: bytes = self._machine.compress(piece)
-        return content + self._machine.flush() if last else content
-
-
-def _shrinks(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether an answer with these headers is worth compressing."""
-    found = {name.lower(): value for name, value in headers}
-    length, kind = found.get(b"content-length", b""), found.get(b"content-type", b"").partition(b";")[0].strip()
-    packs = kind in _COMPRESSED or kind.endswith(b"+json")
-    return length.isdigit() and int(length) >= COMPRESSED_FROM and packs and b"content-encoding" not in found

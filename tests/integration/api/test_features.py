@@ -63,18 +63,6 @@ def test_a_body_that_inflates_beyond_a_limit_is_refused_at_every_interface(http:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
-def test_an_answer_is_compressed_for_those_who_accept_it(http: httpx.Client) -> None:
-    rows = {**ROW, "shape": [500], "data": [f"row {index}" for index in range(500)]}
-    path, body = "/v2/models/echo/infer", {**BODY, "inputs": [rows]}
-    plain = http.post(path, json=body, headers={"accept-encoding": "identity"})
-    packed = http.post(path, json=body, headers={"accept-encoding": "gzip"})
-
-    assert packed.headers["content-encoding"] == "gzip"
-    assert "content-encoding" not in plain.headers
-    assert packed.json()["outputs"] == plain.json()["outputs"]
-    assert http.get("/schema/openapi.json").headers["content-encoding"] == "gzip"
-
-
 def test_a_body_that_is_no_gzip_is_refused_by_name(http: httpx.Client) -> None:
     answer = post(http, "/v2/models/echo/infer", b"not gzip", "gzip")
 

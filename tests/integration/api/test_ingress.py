@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
+import httpx
 import psutil
 import pytest
 
-from api.answers import HttpAnswer
+from api.answers import HttpAnswer, json_whole
 from api.gate import Receive, Send
 from api.inference.streaming import STREAM_HEADERS
 from api.server import HttpServer
@@ -29,6 +30,7 @@ CONFIGURATION = TREE / "charts" / "taxiway" / "files" / "ingress.conf"
 WITHIN = {"client_header_timeout 10s": "1s", "client_body_timeout 30s": "1s", "send_timeout 30s": "2s"}
 LARGE = 2**24
 IDLE = 10_000
+ROWS = b"[%s]" % b",".join(b"%d" % n for n in range(5000))
 
 pytestmark = pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="needs nginx")
 
@@ -60,6 +62,8 @@ class Behind:
             while (await receive())["type"] != "http.disconnect":
                 pass
             self.left += 1
+        elif scope["path"] == "/json":
+            await json_whole(ROWS)(scope, receive, send)
         else:
             await HttpAnswer(200, {}, (bytes(LARGE) if scope["path"] == "/large" else b"good",))(scope, receive, send)
         self.ended += 1
@@ -105,6 +109,12 @@ def is_served(port: int) -> bool:
         connection.sendall(GET)
         return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
     return False
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity"])
+def test_an_answer_is_compressed_for_those_who_accept_it(port: int, coding: str) -> None:
+    answer = httpx.get(f"http://127.0.0.1:{port}/json", headers={"accept-encoding": coding}, trust_env=False)
+    assert (answer.headers.get("content-encoding"), answer.content) == ("gzip" if coding == "gzip" else None, ROWS)
 
 
 def test_the_websocket_of_another_fleet_passes(port: int) -> None:
