@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -30,6 +28,7 @@ import uvloop
 import taxiway
 from benchmarks.harness.measure import machine, say
 from benchmarks.harness.processes import broker_settings, started
+from lab.drills.places import Place
 from local.embedded import EmbeddedValkey
 from tasks.models.files import Code
 from tasks.settings import TREE
@@ -131,7 +130,7 @@ async def _drill(
 ) -> Tally:
     tally, over = Tally(), asyncio.Event()
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(folder, variables, number)) for number in range(WORKERS)]
+        workers = [stack.enter_context(_worker(folder, variables, number)) for number in range(WORKERS)]
         router = ["-m", "api", "--host", "127.0.0.1", "--port", "0"]
         stack.enter_context(started(router, variables, folder / "router.log"))
         async with taxiway.AsyncClient(broker) as client, redis.asyncio.Redis.from_url(broker) as store:
@@ -143,38 +142,12 @@ async def _drill(
     return tally
 
 
-class _Worker:
-    """A worker's place: the process in it may be killed, and another one started."""
-
-    def __init__(self, folder: Path, variables: Mapping[str, str], number: int) -> None:
-        self._log, self._variables = folder / f"worker-{number}.log", variables
-        self._command = ["-m", "workers", "--class", "cpu.spot", "--device", f"cpu:{number}"]
-        self._life = ExitStack()
-        self._pid = 0
-
-    def __enter__(self) -> _Worker:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._life.close()
-
-    def _start(self) -> None:
-        self._pid = self._life.enter_context(started(self._command, self._variables, self._log))["pid"]
-
-    def tell(self, what: signal.Signals) -> None:
-        """Send the process a signal, if it still runs."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, what)
-
-    async def replace(self) -> None:
-        """Kill the process, and start another."""
-        self.tell(signal.SIGKILL)
-        await asyncio.to_thread(self._life.close)
-        await asyncio.to_thread(self._start)
+def _worker(folder: Path, variables: Mapping[str, str], number: int) -> Place:
+    command = ["-m", "workers", "--class", "cpu.spot", "--device", f"cpu:{number}"]
+    return Place(command, variables, folder / f"worker-{number}.log")
 
 
-async def _interrupt(workers: Sequence[_Worker], tally: Tally, given: argparse.Namespace) -> None:
+async def _interrupt(workers: Sequence[Place], tally: Tally, given: argparse.Namespace) -> None:
     """Kill workers, with a notice and without one in turn."""
     draw = random.Random(7)
     for number in range(given.interruptions):

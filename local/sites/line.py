@@ -54,7 +54,7 @@ class ScriptedLine:
             return
         both = {near_out, far_out}
         self._writers |= both
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # at the loop's end; Python 3.11 would log it
             await asyncio.gather(self._pump(near_in, far_out, 0), self._pump(far_in, near_out, 1))
         self._writers -= both
         for writer in both:

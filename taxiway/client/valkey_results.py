@@ -293,7 +293,7 @@ class Replies:
     def _check(self, jobs: Sequence[str]) -> None:
         """Add these jobs to those whose stored results are being read."""
         self._to_check.update(jobs)
-        if self._to_check and (self._checking is None or self._checking.done()):
+        if self._to_check and not self._closed and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._read_stored())
 
     async def _read_stored(self) -> None:
