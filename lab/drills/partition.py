@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,9 @@ PEER = """  cloud:
 WORKERS = 2
 """Of the class cpu.batch, at each site."""
 
+PLACES = 2 * (1 + WORKERS) + 1
+"""Processes of both sites."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -123,12 +126,11 @@ async def _drill(folder: Path, peer: str, given: argparse.Namespace) -> Line:
     line.there, line.delay = ("127.0.0.1", port), DELAY
     edge = EDGE.replace("PEER", peer.replace("URL", await line.open()))
     with ExitStack() as stack:
-        places: list[Place] = []
-        if peer:
-            places += stack.enter_context(_site(folder / "cloud", CLOUD, port, {}))[1]
-        peers = {"cloud": 1} if peer else {}
-        broker, own = await asyncio.to_thread(stack.enter_context, _site(folder / "edge", edge, free_port(), peers))
-        places += own
+        there = stack.enter_context(_site(folder / "cloud", CLOUD, port))[1] if peer else []
+        classes = ["cloud"] if peer else []
+        site = _site(folder / "edge", edge, free_port(), *classes)
+        broker, here = await asyncio.to_thread(stack.enter_context, site)
+        places = here + there
         async with taxiway.AsyncClient(broker) as client:
             asked = await _load(client, line, places, given)
             changed = sum([await _changed(client, one) for one in asked if one.how == "answered"])
@@ -137,17 +139,17 @@ async def _drill(folder: Path, peer: str, given: argparse.Namespace) -> Line:
 
 
 @contextmanager
-def _site(folder: Path, queues: str, port: int, peers: Mapping[str, int]) -> Iterator[tuple[str, list[Place]]]:
-    """A site's broker, and the places of its workers and of its router."""
+def _site(folder: Path, queues: str, port: int, *classes: str) -> Iterator[tuple[str, list[Place]]]:
+    """A site's broker, and the places of its router, its workers, and one for each of these classes."""
     folder.mkdir()
     (folder / "queues.yaml").write_text(queues)
     with EmbeddedValkey(folder) as valkey, ExitStack() as stack:
         settings = broker_settings(valkey.url, folder / "queues.yaml", TREE / "lab" / "models")
         variables = settings.environment() | {"TAXIWAY_NOTED": str(folder / "notes")}
         crew = [["--class", "cpu.batch", "--device", f"cpu:{n}"] for n in range(WORKERS)]
-        crew += [["--class", name] for name in peers]
-        commands = [["-m", "workers", *arguments] for arguments in crew]
-        commands.append(["-m", "api", "--host", "127.0.0.1", "--port", str(port)])
+        crew += [["--class", name] for name in classes]
+        commands = [["-m", "api", "--host", "127.0.0.1", "--port", str(port)]]
+        commands += [["-m", "workers", *arguments] for arguments in crew]
         yield (
             valkey.url,
             [stack.enter_context(Place(command, variables, folder / f"{n}.log")) for n, command in enumerate(commands)],
@@ -180,10 +182,12 @@ async def _load(
 
 
 async def _kill(places: Sequence[Place], kills: int, seconds: float) -> None:
+    """Kill at random; what is not there is left out, so that the same processes of the edge die without a cloud."""
     draw, began = random.Random(9), time.perf_counter()
     for number in range(kills):
         await asyncio.sleep(max(0.0, began + (number + 0.5) * seconds / kills - time.perf_counter()))
-        await draw.choice(places).replace()
+        if (place := draw.randrange(PLACES)) < len(places):
+            await places[place].replace()
 
 
 async def _ask(client: taxiway.AsyncClient, number: int, began: float, *, live: bool, timeout: float) -> Asked:
