@@ -160,6 +160,8 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     site: str
     round_trip: float = 0.0
     """Seconds of the line, there and back."""
+    bytes_per_second: float = 0.0
+    """What the line carried of large requests lately; 0 before the first."""
     age: float = 0.0
     """Seconds since the offers came."""
     offers: dict[str, dict[str, SiteOffer]] = {}

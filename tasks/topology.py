@@ -95,8 +95,9 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     delay: Seconds = 0.0
     """Seconds that a message takes. Example: 0.03"""
-    bytes_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1e9
-    """Bytes a second that the link carries."""
+    bytes_per_second: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Bytes a second that the link carries; not given: what is measured of a line to another fleet, else 1 GB/s.
+    Example: 10000000"""
     egress_usd_per_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """US dollars for each GiB that is sent to the devices. Example: 0.09"""
 

@@ -308,9 +308,20 @@ def _class_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
         "horizon": column(lambda h: h.horizon),
         "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
         "link_delay": column(lambda h: h.link.delay),
-        "link_seconds": column(lambda h: 1 / h.link.bytes_per_second),
+        "link_seconds": np.array([1 / _bytes_per_second(c) for c in candidates], dtype=np.float64),
         "egress": column(lambda h: h.link.egress_usd_per_gib / 2**30),
     }
+
+
+UNMEASURED = 1e9
+"""Bytes a second of a link of which nothing is known."""
+
+
+def _bytes_per_second(candidate: Candidate) -> float:
+    """What the link to the candidate's class carries: as stated, else as measured of the slowest line to a fleet."""
+    peers = [device.endpoint.peer for device in candidate.devices if device.endpoint is not None]
+    measured = [peer.bytes_per_second for peer in peers if peer is not None and peer.bytes_per_second > 0]
+    return candidate.hardware.link.bytes_per_second or min(measured, default=UNMEASURED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,12 +416,18 @@ def site_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "site": peer["site"] or "not reached yet",
             "class": facts["hardware_class"],
-            "line": f"silent: {silent}" if silent else f"{1000 * peer.get('round_trip', 0.0):.0f} ms",
+            "line": f"silent: {silent}" if silent else _line(peer),
             "offers": ", ".join(models) if models else "nothing",
             "old": duration(peer.get("age", 0.0)) if models else "",
             "dropped": peer.get("dropped", 0),
         }
     ]
+
+
+def _line(peer: Mapping[str, Any]) -> str:
+    """How far a site is, and what the line to it carries, as far as that is known."""
+    carries = peer.get("bytes_per_second")
+    return f"{1000 * peer.get('round_trip', 0.0):.0f} ms" + (f", {carries / 1e6:.3g} MB/s" if carries else "")
 
 
 def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from taxiway.contract.peers import (
     PeerPong,
     PeerRefused,
     PeerSubmit,
+    PeerTaken,
     PeerTerms,
     SiteOffer,
     ToCaller,
@@ -85,6 +86,11 @@ logger = logging.getLogger(__name__)
 MOST_GIVEN_UP = 10_000
 """Jobs given up without a line that are cancelled once it is back."""
 
+MEASURED = 2**18
+"""Bytes of a request from which on it tells how fast the line is."""
+
+_KEPT = 0.8  # share of earlier measurements that each further one leaves
+_FASTEST = 1e12  # bytes a second; more is not believed
 _REPORTED = 64  # characters of a site's name
 _numbers = itertools.count()  # of pings
 
@@ -127,6 +133,10 @@ class _Call:
     terms: PeerTerms
     content: bytes
     """`PeerContent`."""
+    said: float = 0.0
+    """When it was sent on the present connection, on the monotonic clock."""
+    carried: int = 0
+    """Bytes of large frames that the line had to carry from then on, until it was there; 0 once it is."""
     answer: asyncio.Future[Row] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fail(self, error: Exception) -> None:
@@ -142,12 +152,12 @@ class _Call:
         behalf = self.behalf
         return PeerSubmit(behalf.key, self.exchange.ask.path, msgspec.Raw(self.content), terms, behalf.trace)
 
-    def bill(self, answer: PeerAnswer, round_trip: float) -> None:
-        """Note what it took and costs. More than was offered is not believed, and not billed."""
+    def bill(self, answer: PeerAnswer, travel: float) -> None:
+        """Note what it costs, and was expected to take with the line's `travel`; no more is billed than was offered."""
         exchange, offer, said = self.exchange, self.offer, answer.tokens
         written = 0 if said is None else min(max(said.output, 0), exchange.size)
         read = exchange.size if said is None else exchange.prompt
-        exchange.expected = offer.seconds(read, written) + round_trip
+        exchange.expected = offer.seconds(read, written) + travel
         most = offer.bound * offer.price(read, written)
         exchange.cost = min(answer.cost, most)
         if answer.cost > most:
@@ -165,6 +175,9 @@ class _Site:
     """When the offers came, on the monotonic clock."""
     round_trip: float = 0.0
     keys: tuple[str, ...] = ()
+    moved: float = 0.0
+    moving: float = 0.0
+    """Bytes of large requests, and seconds that they took: the latest ones count most."""
     dropped: int = 0
     why: str = ""
     """Why there is no line; empty if there is one, or none was tried."""
@@ -172,6 +185,20 @@ class _Site:
     def fresh(self, now: float) -> Offers:
         """The offers, unless they are stale."""
         return self.offers if now - self.offered < STALE else {}
+
+    @property
+    def bytes_per_second(self) -> float:
+        """What the line carries of large requests; 0 before the first."""
+        return self.moved / self.moving if self.moving else 0.0
+
+    def travel(self, size: int) -> float:
+        """Seconds of the line for a request."""
+        return self.round_trip + (size * self.moving / self.moved if self.moved else 0.0)
+
+    def measure(self, size: int, seconds: float) -> None:
+        """Learn from a request that was taken so long after it was sent, behind others: `size` are all their bytes."""
+        alone = max(seconds - self.round_trip, size / _FASTEST)
+        self.moved, self.moving = _KEPT * self.moved + size, _KEPT * self.moving + alone
 
     def facts(self, now: float) -> PeerFacts:
         """What heartbeats report."""
@@ -184,6 +211,7 @@ class _Site:
             offers=offers,
             keys=self.keys,
             dropped=self.dropped,
+            bytes_per_second=self.bytes_per_second,
         )
 
 
@@ -274,7 +302,7 @@ class PeerLink(EndpointLink):
         exchange.sent, exchange.reader = time.monotonic(), call.reader
         self._calls[call.behalf.key] = call
         try:
-            self._line.say(call.frame(exchange.sent))
+            self._say(call)
             return await call.answer
         except EndpointError as error:
             exchange.refused = error.kind is not FaultKind.BROKEN
@@ -284,6 +312,11 @@ class PeerLink(EndpointLink):
             raise
         finally:
             del self._calls[call.behalf.key]
+
+    def _say(self, call: _Call) -> None:
+        call.said = time.monotonic()
+        self._line.say(call.frame(call.said))
+        call.carried = self._line.waiting
 
     def _call(self, exchange: Exchange, tell: Tell) -> _Call:
         behalf, reader = exchange.behalf, exchange.ask.read({})
@@ -352,7 +385,7 @@ class PeerLink(EndpointLink):
             self._line.say(PeerCancel(key))
         self._given_up.clear()
         for call in self._calls.values():
-            self._line.say(call.frame(time.monotonic()))
+            self._say(call)
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -366,6 +399,10 @@ class PeerLink(EndpointLink):
             case PeerPong(number=number):
                 if (pong := self._pongs.get(number)) is not None and not pong.done():
                     pong.set_result(None)
+            case PeerTaken(key=key):
+                if (call := self._calls.get(key)) is not None and call.carried and len(call.content) >= MEASURED:
+                    self._site.measure(call.carried, time.monotonic() - call.said)
+                    call.carried = 0
             case PeerPiece() | PeerAnswer() | PeerFailure() | PeerRefused():
                 self._hear(frame)
 
@@ -381,7 +418,7 @@ class PeerLink(EndpointLink):
                     self._pass_on(call, frame)
                 case PeerAnswer():
                     call.reader.end(_believed(self._opened(frame, call.behalf), call.exchange))
-                    call.bill(frame, self._site.round_trip)
+                    call.bill(frame, self._site.travel(len(call.content)))
                     call.answer.set_result(call.reader.answer())
                 case PeerFailure():
                     call.fail(self._meaning(frame, row_of(frame.key)))

@@ -58,6 +58,11 @@ class SiteLine:
         self._news = asyncio.Event()
         self.most = BESIDE
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of large frames that are not sent yet."""
+        return self._out.large
+
     def say(self, frame: ToSite) -> None:
         """Send a frame; without a line it is lost."""
         self._out.put(encode_frames(frame), getattr(frame, "key", ""))

@@ -29,6 +29,8 @@ def test_a_site_is_listed_with_its_distance_and_its_offers(capsys: pytest.Captur
     peer = {"site": "cloud", "round_trip": 0.084, "age": 0.4, "offers": {"generate:1/taxiway": {}}, "dropped": 2}
     text = shown(capsys, endpoint={"state": "closed", "peer": peer})
     assert "cloud cloud 84 ms generate" in text
+    text = shown(capsys, endpoint={"state": "closed", "peer": {**peer, "bytes_per_second": 9.84e6}})
+    assert "cloud cloud 84 ms, 9.84 MB/s generate" in text
     assert "sites" in text
 
 

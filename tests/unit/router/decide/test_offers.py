@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from tasks.models.discovered import PEER, with_peers
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.endpoints import HOME, Endpoint
-from tasks.topology import Price, Topology, parse_topology
+from tasks.topology import Link, Price, Topology, parse_topology
 from taxiway.contract.peers import SiteOffer
 from taxiway.contract.request import Terms
 from tests.builders import a_class, a_device, a_text_model, a_topology
@@ -31,9 +32,10 @@ BOOK = ProfileBook()
 OFFER = SiteOffer(0.2, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 7)
 
 
-def a_peer(*labels: str) -> Topology:
+def a_peer(*labels: str, link: Link | None = None) -> Topology:
     endpoint = Endpoint(protocol="taxiway", url="https://far", slots=8, models={"sentiment": "mood"})
     far = a_class(device="endpoint", endpoint=endpoint, runtimes=(PEER,), max_batch=8, price=Price(), labels=labels)
+    far = msgspec.structs.replace(far, link=link or Link())
     return a_topology(**{"cpu.batch": a_class(labels=(HOME,)), "far": far})
 
 
@@ -42,13 +44,15 @@ def handed(topology: Topology) -> Model:
     return with_peers(Catalogue({model.id: model}), topology).models[model.id]
 
 
-def there(offers: dict[str, SiteOffer], round_trip: float = 0.1) -> EndpointFacts:
-    peer = PeerFacts(site="cloud", round_trip=round_trip, age=0.4, offers={f"sentiment:1/{PEER}": offers})
+def there(offers: dict[str, SiteOffer], **line: float) -> EndpointFacts:
+    made = {f"sentiment:1/{PEER}": offers}
+    peer = PeerFacts(site="cloud", age=0.4, offers=made, **{"round_trip": 0.1, **line})  # type: ignore[arg-type]  # by name
     return EndpointFacts(state="closed", peer=peer)
 
 
-def fleet(offers: dict[str, SiteOffer], *others: object) -> FleetSnapshot:
-    far = a_device("far", kind="endpoint", runtimes=(PEER,), warm=(f"sentiment:1/{PEER}",), endpoint=there(offers))
+def fleet(offers: dict[str, SiteOffer], *others: object, **line: float) -> FleetSnapshot:
+    facts = there(offers, **line)
+    far = a_device("far", kind="endpoint", runtimes=(PEER,), warm=(f"sentiment:1/{PEER}",), endpoint=facts)
     return FleetSnapshot(devices=(far, *others))  # type: ignore[arg-type]  # of devices
 
 
@@ -67,6 +71,17 @@ def test_its_finish_is_the_offer_and_the_round_trip_and_its_cost_the_price() -> 
     assert placed.at_most == pytest.approx(1.5 * placed.finish)
     assert placed.cost == pytest.approx(0.001 + 0.0001 * 10)
     assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 7 more"
+
+
+@pytest.mark.parametrize(("stated", "measured", "carries"), [(None, 0.0, 1e9), (None, 2e6, 2e6), (4e6, 2e6, 4e6)])
+def test_a_body_takes_what_the_line_carries_as_stated_or_else_measured(
+    stated: float | None, measured: float, carries: float
+) -> None:
+    topology = a_peer(link=Link(bytes_per_second=stated))
+    seen = fleet({"": OFFER}, bytes_per_second=measured)
+    table = build_table(handed(topology), Constraints(), topology, seen, BOOK)
+    placed = choose(table, needs(payload=2**20), Backlog(table.classes, {}).seconds, seed=0)
+    assert placed.figures.transfer[placed.index] == pytest.approx(2**20 / carries)
 
 
 def test_the_offer_of_the_requests_own_service_counts_first() -> None:
