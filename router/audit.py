@@ -76,7 +76,7 @@ def main(
 
 
 def _public(path: Path) -> str:
-    from router.service.site_key import load_site_key, public_text  # what lists receipts needs no cryptography
+    from tasks.site_key import load_site_key, public_text  # what lists receipts needs no cryptography
 
     try:
         return public_text(load_site_key(path))
@@ -86,7 +86,7 @@ def _public(path: Path) -> str:
 
 def _verify(path: Path, key: str | None) -> None:
     """Raises `CommandError` if there is something wrong."""
-    from router.service.site_key import verifier  # as above
+    from tasks.site_key import verifier  # as above
 
     try:
         check = verifier(key or "")

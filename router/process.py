@@ -129,7 +129,7 @@ def read_site_key(path: str, topology: Topology) -> Sign | None:
         SettingsError: the file has no key.
     """
     if path:
-        from router.service.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
+        from tasks.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
 
         key = load_site_key(path)
         logger.info("receipts are signed", extra={"public_key": public_text(key)})

@@ -74,7 +74,7 @@ def site_key(environment: Mapping[str, str], made: Path | None) -> Iterator[Find
 
     None of any other fleet, nor if queues.yaml is invalid.
     """
-    from router.service.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
+    from tasks.site_key import load_site_key, public_text  # others start 60 ms sooner without cryptography
 
     with suppress(TopologyError):
         hardware = load_topology(queues_file(environment)).hardware.values()
