@@ -164,6 +164,8 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the line carried of large requests lately; 0 before the first."""
     age: float = 0.0
     """Seconds since the offers came."""
+    signed_at: float = 0.0
+    """Unix time that they have by the site's clock; 0 if they are not signed with its `public_key`."""
     offers: dict[str, dict[str, SiteOffer]] = {}
     keys: tuple[str, ...] = ()
     """Names of the keys of its sealed labels."""

@@ -286,8 +286,12 @@ class PeerConnection:
             offers = await self._offers(hello)
             if changed(sent, offers) or time.monotonic() - at > STALE / 3:
                 sent, at = offers, time.monotonic()
-                self._tell(PeerOffers(sent))
+                self._tell(self._signed(PeerOffers(sent, time.time()), hello.site))
             await asyncio.sleep(OFFER_EVERY)
+
+    def _signed(self, offers: PeerOffers, caller: str) -> PeerOffers:
+        sign = self._desk.router.rules.sign
+        return msgspec.structs.replace(offers, signature=sign(offers.signed_part(caller))) if sign else offers
 
     async def _offers(self, hello: PeerHello) -> dict[str, dict[str, SiteOffer]]:
         rules, fleet = self._desk.router.rules, self._desk.router.fleet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -444,7 +445,8 @@ def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, servic
     for device, _ in known:
         offer = device.offer(key, service)
         if offer is not None and device.endpoint is not None and (peer := device.endpoint.peer) is not None:
-            more = f"{peer.age:.1f} s old, {1000 * peer.round_trip:.0f} ms away"
+            signed = f"signed at {datetime.fromtimestamp(peer.signed_at, UTC):%FT%TZ}, " if peer.signed_at else ""
+            more = f"{peer.age:.1f} s old, {signed}{1000 * peer.round_trip:.0f} ms away"
             return f"offer of site {peer.site}, {more}: it takes {offer.takes} more"
     return next((k.warning for _, k in known if k.warning), None)
 

@@ -152,6 +152,10 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     start: Start | None = None
     """How a replica is started and stopped; not given: it runs without us."""
 
+    public_key: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    """The Ed25519 key of another fleet's site (`TAXIWAY_SITE_KEY` there), in hexadecimal digits: offers without its
+    signature are refused; not given: they need none."""
+
     # What it serves
     models: dict[str, Name | ServedVariant] = {}
     """What the server calls each model, by name or `name:version`. Example: {chat: llama-3.1-8b}"""
@@ -225,6 +229,7 @@ def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
         endpoint.health,
         endpoint.rate,
         endpoint.discover,
+        endpoint.public_key,
     )
 
 
@@ -243,7 +248,7 @@ def _start_contradictions(endpoint: Endpoint) -> Contradictions:
 
 def _of_fleets(endpoint: Endpoint) -> Contradictions:
     """Fields that only other fleets have, or only servers."""
-    for name in ("peer", "serves"):
+    for name in ("peer", "serves", "public_key"):
         if not endpoint.is_peer and (given := getattr(endpoint, name)) is not None:
             yield name, f"nothing, as {endpoint.protocol} is no other fleet", given
     if endpoint.peer is not None and endpoint.serves is not None:

@@ -420,8 +420,15 @@ def site_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             "offers": ", ".join(models) if models else "nothing",
             "old": duration(peer.get("age", 0.0)) if models else "",
             "dropped": peer.get("dropped", 0),
+            "spent": f"${_spent(facts):.3g}",
         }
     ]
+
+
+def _spent(facts: Mapping[str, Any]) -> float:
+    """US dollars that a site has billed since its worker started here."""
+    done = facts.get("done", {}).get(facts["hardware_class"], {})
+    return float(sum(usd for by_tenant in done.get("dollars", {}).values() for usd in by_tenant.values()))
 
 
 def _line(peer: Mapping[str, Any]) -> str:

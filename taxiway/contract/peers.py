@@ -199,6 +199,14 @@ class PeerOffers(msgspec.Struct, frozen=True, array_like=True, tag="offers"):
     """All that the site offers now; what is not in it is not offered."""
 
     offers: dict[str, dict[str, SiteOffer]]
+    at: Annotated[float, msgspec.Meta(ge=0, le=1e11)] = 0.0
+    """Unix time by the site's clock, for the record: they are stale by the time since they came."""
+    signature: bytes = b""
+    """Ed25519, by the site's key, of `signed_part`; empty without a key."""
+
+    def signed_part(self, caller: str) -> bytes:
+        """What is signed of offers to the site with this name."""
+        return encode_frames((caller, self.at, self.offers))
 
 
 class PeerPart(msgspec.Struct, frozen=True, array_like=True, tag="part"):

@@ -23,6 +23,7 @@ import msgspec
 
 from tasks.heartbeat import PeerFacts
 from tasks.queues.endpoints import Endpoint
+from tasks.queues.receipts import Verify
 from taxiway.contract.job import Tokens
 from taxiway.contract.peer_messages import MESSAGE
 from taxiway.contract.peers import (
@@ -173,6 +174,7 @@ class _Site:
     offers: Offers = field(default_factory=dict)
     offered: float = -math.inf
     """When the offers came, on the monotonic clock."""
+    signed_at: float = 0.0
     round_trip: float = 0.0
     keys: tuple[str, ...] = ()
     moved: float = 0.0
@@ -212,6 +214,7 @@ class _Site:
             keys=self.keys,
             dropped=self.dropped,
             bytes_per_second=self.bytes_per_second,
+            signed_at=self.signed_at if offers else 0.0,
         )
 
 
@@ -222,6 +225,7 @@ class PeerLink(EndpointLink):
         super().__init__(endpoint, replica, key, stall)
         self._origin, self._site = origin, _Site()
         self._peer = endpoint.peer
+        self._verify = None if endpoint.public_key is None else _verifier(endpoint.public_key)
         self._models = tuple(sorted(set(endpoint.calls.values())))
         self._calls: dict[str, _Call] = {}
         self._given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
@@ -394,6 +398,7 @@ class PeerLink(EndpointLink):
         self.received = time.monotonic()
         match frame:
             case PeerOffers(offers=offers):
+                self._site.signed_at = self._verified(frame)
                 self._site.offers, self._site.offered, self._site.why = offers, time.monotonic(), ""
                 self._ready.set()
             case PeerPong(number=number):
@@ -405,6 +410,14 @@ class PeerLink(EndpointLink):
                     call.carried = 0
             case PeerPiece() | PeerAnswer() | PeerFailure() | PeerRefused():
                 self._hear(frame)
+
+    def _verified(self, offers: PeerOffers) -> float:
+        """When the offers were signed; 0 where that need not be."""
+        if self._verify is None:
+            return 0.0
+        if not self._verify(offers.signature, offers.signed_part(self._origin.site)):
+            raise BrokenProtocolError("its offers are not signed with endpoint.public_key")
+        return offers.at
 
     def _hear(self, frame: PeerPiece | PeerAnswer | PeerFailure | PeerRefused) -> None:
         """Take in what is said of a job. Of one that was given up, or never sent, it is dropped."""
@@ -462,6 +475,12 @@ class PeerLink(EndpointLink):
         for key, call in list(self._calls.items()):
             self._give_up(key)
             call.fail(EndpointError(FaultKind.BROKEN, f"{self._named}: {why}"))
+
+
+def _verifier(public_key: str) -> Verify:
+    from tasks.site_key import verifier  # others start 60 ms sooner without cryptography
+
+    return verifier(public_key)
 
 
 def open_link(endpoint: Endpoint, replica: str, key: str, stall: float, origin: Origin) -> EndpointLink:

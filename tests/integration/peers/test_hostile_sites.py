@@ -6,13 +6,17 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import WSMessage, WSMsgType, web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tasks.site_key import public_text
 from taxiway.contract.job import Tokens
 from taxiway.contract.peer_messages import Inbox
 from taxiway.contract.peers import (
@@ -51,6 +55,8 @@ class FalseSite:
         self.version = VERSION
         self.offers: dict[str, dict[str, SiteOffer]] = {"slab": {"": CHEAP}}
         self.answers: Any = lambda submit: [PeerAnswer(submit.key, {"estimate": [0.75]}, 1e-9)]
+        self.key: Ed25519PrivateKey | None = None
+        self.signs_for = "edge"
         self.garbage = b""
         self.deaf = False
         self.submitted: list[PeerSubmit] = []
@@ -145,7 +151,9 @@ class FalseSite:
         while not socket.closed:
             await asyncio.sleep(0.1)
             if not self.deaf:
-                await _send(socket, PeerOffers(self.offers))
+                offers = PeerOffers(self.offers, 1e9)
+                signature = self.key.sign(offers.signed_part(self.signs_for)) if self.key else b""
+                await _send(socket, msgspec.structs.replace(offers, signature=signature))
 
 
 async def _send(socket: Socket, *frames: ToCaller) -> None:
@@ -241,6 +249,28 @@ def nested(levels: int) -> Any:
     for _ in range(levels):
         value = [value]
     return value
+
+
+def more_than(false: FalseSite, connections: int) -> bool:
+    return false.connections > connections
+
+
+def test_offers_that_the_site_did_not_sign_for_this_one_are_refused(valkey_url: str, tmp_path: Path) -> None:
+    own, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    with FalseSite().serving() as false:
+        url = f"http://127.0.0.1:{false.port}', public_key: '{public_text(own)}"
+        queues = NEAR.replace('"URL"', f"'{url}'")
+        with open_fleet(valkey_url, tmp_path / "near", queues, PEER, "cpu.batch") as (near, workers):
+            watched = Watched(near, false, workers[PEER].name)
+            eventually(lambda: "not signed with endpoint.public_key" in watched.facts()[0].fault)
+            for key, site in ((other, "edge"), (own, "another")):
+                false.key, false.signs_for = key, site
+                eventually(partial(more_than, false, false.connections + 1))
+                assert not offered(watched)
+            assert near.client.infer("slab", QUICK, timeout=60).report.hardware_class == "cpu.batch"
+            false.signs_for = "edge"
+            eventually(lambda: offered(watched))
+            assert watched.facts()[1].signed_at == 1e9
 
 
 @CONNECTING

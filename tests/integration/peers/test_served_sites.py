@@ -5,8 +5,11 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from api.access import Key, digest_of
 from api.keys_file import write_keys
+from tasks.site_key import public_text
 from taxiway.contract.keys import job_key
 from tests.certificates import authority
 from tests.routing import eventually, router_process
@@ -25,6 +28,9 @@ def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_wh
     write_keys(keys, [Key(id="remote", digest=digest_of(key), tenant="remote", scopes=("submit",))])
     tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
     queues = NEAR.replace('url: "URL"', "peer: remote")
+    site_key = Ed25519PrivateKey.generate()
+    (tmp_path / "site.key").write_text(site_key.private_bytes_raw().hex())
+    queues = queues.replace("peer: remote", f'peer: remote, public_key: "{public_text(site_key)}"')
     served = SERVED.replace('"URL"', "URL, key_env: NEAR_KEY, tls: {authorities: CA}").replace("CA", str(ca))
     with (
         open_fleet(valkey_url, tmp_path / "near", queues, PEER) as (near, _),
@@ -34,10 +40,10 @@ def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_wh
             tmp_path / "far",
             FAR.replace("service:", served.replace("URL", second.http), 1),
             "cpu.batch",
-            environment={"NEAR_KEY": key},
+            environment={"NEAR_KEY": key, "TAXIWAY_SITE_KEY": str(tmp_path / "site.key")},
         ) as (far, _),
     ):
-        eventually(lambda: near.client.what_if("slab", QUICK)["hardware_class"] == PEER)
+        eventually(lambda: "signed at" in str(near.client.what_if("slab", QUICK)["considered"]))
         assert near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
         (name,) = [one.decode().removeprefix(job_key("")) for one in far.state.scan_iter(job_key("*"))]
         job = record_of(far.state, name)

@@ -31,6 +31,8 @@ def test_a_site_is_listed_with_its_distance_and_its_offers(capsys: pytest.Captur
     assert "cloud cloud 84 ms generate" in text
     text = shown(capsys, endpoint={"state": "closed", "peer": {**peer, "bytes_per_second": 9.84e6}})
     assert "cloud cloud 84 ms, 9.84 MB/s generate" in text
+    done = {"cloud": {"dollars": {"generate:1": {"": 0.25, "clinic": 0.5}, "embed:1": {"": 0.5}}}}
+    assert "$1.25" in shown(capsys, endpoint={"state": "closed", "peer": peer}, done=done)
     assert "sites" in text
 
 

@@ -73,6 +73,13 @@ def test_its_finish_is_the_offer_and_the_round_trip_and_its_cost_the_price() -> 
     assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 7 more"
 
 
+def test_when_an_offer_was_signed_is_explained() -> None:
+    topology = a_peer()
+    table = build_table(handed(topology), Constraints(), topology, fleet({"": OFFER}, signed_at=1e9), BOOK)
+    warning = "offer of site cloud, 0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away: it takes 7 more"
+    assert warning in table.warnings
+
+
 @pytest.mark.parametrize(("stated", "measured", "carries"), [(None, 0.0, 1e9), (None, 2e6, 2e6), (4e6, 2e6, 4e6)])
 def test_a_body_takes_what_the_line_carries_as_stated_or_else_measured(
     stated: float | None, measured: float, carries: float
