@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tasks.document import DocumentError, convert
 from tasks.heartbeat import lacking, variant_key
@@ -29,7 +27,7 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, find_device
-from workers.profiling.measure import ProgressMessage, bench_class
+from workers.profiling.measure import bench_class
 from workers.profiling.report import MeasuredOutcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
@@ -63,51 +61,25 @@ class Task:
 
 
 def run_all(tasks: Sequence[Task], console: Console) -> list[MeasuredOutcome]:
-    """The outcome of each task, in order, with a progress bar on `console`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """The outcome of each task, in order; `console` shows which one runs."""
     outcomes = []
-    with Progress(*columns, console=console) as bars:
-        overall = bars.add_task("variants", total=len(tasks))
-        for task in tasks:
-            outcomes.append(_outcome(task, bars))
-            bars.advance(overall)
+    with console.status("") as status:
+        for number, task in enumerate(tasks, 1):
+            status.update(f"{number} of {len(tasks)}: {variant_key(task.model.id, task.variant)}")
+            outcomes.append(_outcome(task))
     return outcomes
 
 
-def _outcome(task: Task, bars: Progress) -> MeasuredOutcome:
+def _outcome(task: Task) -> MeasuredOutcome:
     if task.skipped:
         return MeasuredOutcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
-    bar = bars.add_task(variant_key(task.model.id, task.variant), total=None)
-    with tempfile.TemporaryFile("w+") as log:
-        message = _follow(task, log, bars, bar)
-        if message.measurement is None and not message.error:
-            log.seek(0)
-            message = ProgressMessage(
-                error=" ".join(log.read().strip().splitlines()[-3:]) or "its process exited without a result"
-            )
-    bars.remove_task(bar)
-    return MeasuredOutcome(
-        model=task.model.id, variant=task.variant, measurement=message.measurement, error=message.error
-    )
-
-
-def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> ProgressMessage:
-    """Run the task's process to its end; returns its last message. The process ends with this one."""
-    last = ProgressMessage()
     environment = os.environ | _ONE_THREAD
-    with subprocess.Popen(
-        task.command(), cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-    ) as process:
-        assert process.stdout is not None
-        ours = (line for line in process.stdout if line.startswith("{"))  # a runtime may print other lines
-        try:
-            for line in ours:
-                last = convert(msgspec.json.decode(line), ProgressMessage)
-                name = variant_key(task.model.id, task.variant)
-                bars.update(bar, description=f"{name} {last.next}", completed=last.done, total=last.of or None)
-        finally:
-            process.kill()
-    return last
+    done = subprocess.run(task.command(), cwd=TREE, env=environment, capture_output=True, text=True, check=False)
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):  # a runtime may print other lines
+            return convert(msgspec.json.decode(line), MeasuredOutcome)
+    error = " ".join(done.stderr.strip().splitlines()[-3:]) or "its process exited without a result"
+    return MeasuredOutcome(model=task.model.id, variant=task.variant, error=error)
 
 
 _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}

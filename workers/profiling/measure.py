@@ -1,6 +1,6 @@
 """Measures one variant in a separate process, whose memory is then the variant's.
 
-Writes progress to stdout as JSON lines, and finally the measurement or the reason why there is none.
+Writes the outcome to stdout as a line of JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 import msgspec
@@ -34,6 +34,7 @@ from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
 from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET, RunBudget, Timed, fit, grid, repeats, residuals, rounded
+from workers.profiling.report import MeasuredOutcome
 
 CALM = 0.05
 """Largest share of a run that its threads may wait for a processor if it counts as undisturbed."""
@@ -133,19 +134,6 @@ _CORNERS = 4  # points of the grid that are always timed: without them a curve e
 _WARM = 1.1
 """A first run of up to this multiple of the second counts as warm."""
 
-Progress = Any
-"""Called with the points done, the total, and the next point."""
-
-
-class ProgressMessage(msgspec.Struct, omit_defaults=True):
-    """One line of the process's output."""
-
-    done: int = 0
-    of: int = 0
-    next: str = ""
-    measurement: Measurement | None = None
-    error: str = ""
-
 
 class Subject:
     """One variant on one device, loaded by the worker's own executor."""
@@ -188,7 +176,7 @@ class Subject:
         return self._device.memory - memory_free(self._device)
 
 
-def measure(subject: Subject, plan: RunBudget, say: Progress) -> Measurement:
+def measure(subject: Subject, plan: RunBudget) -> Measurement:
     """Time the variant's grid of batches within the plan's budget, and fit its curve.
 
     Raises:
@@ -200,7 +188,6 @@ def measure(subject: Subject, plan: RunBudget, say: Progress) -> Measurement:
     measured: list[Timed] = []
     kept: list[TimedRun] = []
     for index, (rows, size) in enumerate(points):
-        say(index, len(points), f"{rows} × {size}")
         items = [samples.item(size)] * rows
         left = ends - time.perf_counter()
         if index >= _CORNERS and fit(measured).latency(rows, size) * plan.fewest > left:
@@ -269,26 +256,17 @@ def main(
         ArtefactStore(cache).files(described, variant)  # fetching and conversion are not part of loading
         found = find_device(bench_class(kind), device, emulate=False)
         subject = Subject(described, variant, found, ArtefactStore(cache), max_rows)
-        measurement = measure(subject, QUICK_BUDGET if quick else FULL_BUDGET, _send_progress)
+        measurement = measure(subject, QUICK_BUDGET if quick else FULL_BUDGET)
+        outcome = MeasuredOutcome(model=described.id, variant=variant, measurement=measurement)
     except (ArtefactError, ModelLoadError, SizeError, TaxiwayError, DeviceMissingError) as error:
-        _send(ProgressMessage(error=str(error)))
-        sys.exit(1)
-    _send(ProgressMessage(measurement=measurement))
+        outcome = MeasuredOutcome(model=described.id, variant=variant, error=str(error))
+    sys.stdout.write(msgspec.json.encode(outcome, enc_hook=int).decode() + "\n")
 
 
 def bench_class(kind: DeviceKind, rows: int = 1, runtime: str = "echo") -> HardwareClass:
     """A hardware class of a kind of device, for batches of up to `rows` rows."""
     price = Price(usd_per_hour=1.0)
     return HardwareClass(device=kind, runtimes=(runtime,), max_batch=rows, max_wait=0.0, price=price)
-
-
-def _send_progress(done: int, of: int, what: str) -> None:
-    _send(ProgressMessage(done=done, of=of, next=what))
-
-
-def _send(message: ProgressMessage) -> None:
-    sys.stdout.write(msgspec.json.encode(message, enc_hook=int).decode() + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
