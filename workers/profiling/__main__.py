@@ -12,7 +12,6 @@ from typing import Literal
 
 import click
 import msgspec
-from rich.console import Console
 
 from tasks.document import DocumentError, convert
 from tasks.heartbeat import lacking, variant_key
@@ -60,13 +59,12 @@ class Task:
         return [sys.executable, "-m", "workers.profiling.measure", *flat, *(["--quick"] if self.quick else [])]
 
 
-def run_all(tasks: Sequence[Task], console: Console) -> list[MeasuredOutcome]:
-    """The outcome of each task, in order; `console` shows which one runs."""
+def run_all(tasks: Sequence[Task]) -> list[MeasuredOutcome]:
+    """The outcome of each task, in order; stderr says which one runs."""
     outcomes = []
-    with console.status("") as status:
-        for number, task in enumerate(tasks, 1):
-            status.update(f"{number} of {len(tasks)}: {variant_key(task.model.id, task.variant)}")
-            outcomes.append(_outcome(task))
+    for number, task in enumerate(tasks, 1):
+        click.echo(f"{number} of {len(tasks)}: {variant_key(task.model.id, task.variant)}", err=True)
+        outcomes.append(_outcome(task))
     return outcomes
 
 
@@ -121,7 +119,7 @@ def main(
     try:
         models = _chosen(load_catalogue(root), names)
         found = find_device(bench_class(_kind(device)), device, emulate=False)
-        outcomes = run_all(_tasks(models, variants, found, root, quick=quick), Console(stderr=True))
+        outcomes = run_all(_tasks(models, variants, found, root, quick=quick))
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         report(str(error), "")
         sys.exit(USAGE)

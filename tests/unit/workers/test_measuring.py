@@ -18,7 +18,7 @@ from workers.profiling.fit import (
     residuals,
     thinned,
 )
-from workers.profiling.measure import CALM, ProgressMessage, TimedRun, least_disturbed
+from workers.profiling.measure import CALM, TimedRun, least_disturbed
 from workers.profiling.report import MeasuredOutcome, formula, remarks
 
 curves = st.builds(
@@ -134,5 +134,5 @@ def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
 
 
 def test_a_measuring_process_says_its_measurement_as_json() -> None:
-    line = msgspec.json.encode(ProgressMessage(measurement=MEASURED), enc_hook=int)
+    line = msgspec.json.encode(MeasuredOutcome(model="m:1", variant="a", measurement=MEASURED), enc_hook=int)
     assert msgspec.json.decode(line)["measurement"]["points"][0] == [1, 16, 0.0036]
