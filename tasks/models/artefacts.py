@@ -26,8 +26,6 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from tasks.models.files import Code, CodeError, recipe_code
 from tasks.models.model import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
 from tasks.models.sources import (
@@ -41,7 +39,6 @@ from tasks.models.sources import (
     file_sha256,
     take_member,
 )
-from tasks.models.tensor_spec import TensorSpec
 from tasks.settings import TREE
 
 Progress = Callable[[str, int, int | None], None]
@@ -306,38 +303,3 @@ def _wrong(expected: str, got: str, remedy: str) -> str:
 
 def _silent(description: str, done: int, total: int | None) -> None:
     """Reports no progress."""
-
-
-_TEXT = "A quiet harbour town wakes slowly."
-
-
-def try_inputs(model: Model, artefacts: ArtefactStore) -> tuple[Any, bool]:
-    """Inputs of a request, and whether they are the model's own example.
-
-    Raises:
-        ArtefactError: the example is an artefact that is unavailable.
-    """
-    if model.examples:
-        return artefacts.example(model, model.examples[0]), True
-    return made_inputs(model), False
-
-
-def made_inputs(model: Model) -> dict[str, Any]:
-    """Inputs of one row, of the shapes and datatypes in model.yaml: ones, halves or a short text.
-
-    A variable axis has length one; an image model gets its pixels.
-    """
-    wanted = [spec for spec in model.inputs if not spec.optional] or [_plainest(model)]
-    return {spec.name: _made(spec) for spec in wanted}
-
-
-def _plainest(model: Model) -> TensorSpec:
-    """The input to use if all are optional: preferably one of numbers."""
-    return next((spec for spec in model.inputs if spec.datatype != "BYTES"), model.inputs[0])
-
-
-def _made(spec: TensorSpec) -> Any:
-    if spec.datatype == "BYTES":
-        return _TEXT
-    shape = [max(length, 1) for length in spec.row_shape]
-    return np.full(shape, 0.5 if spec.datatype.startswith("FP") else 1).tolist()

@@ -29,19 +29,20 @@ def verdicts(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]
 
 def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not(settings: dict[str, Any]) -> None:
     models = Path(settings["TAXIWAY_MODELS"])
-    write_model(models, "scale", scale_graph(2.0), **SCALE_SPECS)
+    write_model(models, "scale", scale_graph(2.0), **SCALE_SPECS, examples=[[1.0, 2.0]])
     write_model(models, "vad", vad_graph(), **VAD_SPECS)
     write_model(models, "failing", scale_graph(2.0), **SCALE_SPECS, examples=[[1.0, 2.0, 3.0]])
-    write_model(models, "wrong", scale_graph(2.0), **VAD_SPECS)
+    wrong = {**SCALE_SPECS, "inputs": [{"name": "z", "datatype": "FP32", "shape": [-1, 2]}]}
+    write_model(models, "wrong", scale_graph(2.0), **wrong, examples=[[1.0, 2.0]])
     done = program("taxiway", "check", "--run", "--json", **settings)
     assert done.returncode == 1
     found = verdicts(done)
-    for name in ("scale", "vad"):
-        assert found[f"{name}:1/onnx"]["level"] == "ok"
-        assert "an example made from its inputs was answered in" in found[f"{name}:1/onnx"]["text"]
+    assert found["scale:1/onnx"]["level"] == "ok"
+    assert "its example was answered in" in found["scale:1/onnx"]["text"]
+    assert (found["vad:1/onnx"]["level"], "no examples" in found["vad:1/onnx"]["text"]) == ("warning", True)
     assert found["failing:1/onnx"]["level"] == "error"
     assert "expected shape [-1, 2]" in found["failing:1/onnx"]["text"]
-    assert found["wrong:1/onnx"]["level"] == "warning"
+    assert found["wrong:1/onnx"]["level"] == "error"
     assert "Required inputs (['x']) are missing" in found["wrong:1/onnx"]["text"]
 
 

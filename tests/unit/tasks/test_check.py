@@ -5,12 +5,9 @@ import pytest
 import yaml
 
 from tasks.check import QUEUES, CheckVerdict, check_configuration
-from tasks.models.artefacts import made_inputs
-from tasks.models.signature import bind
 from tasks.settings import TREE
 from tests.builders import recorded
-from tests.graphs import SCALE_SPECS, VAD_SPECS, scale_graph, write_model
-from tests.unit.tasks.test_catalogue import model
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
 TOPOLOGY: dict[str, Any] = yaml.safe_load(recorded("documents/checked.yaml"))
 
@@ -103,20 +100,6 @@ def test_code_that_a_variant_names_and_that_does_not_exist_is_an_error(folder: P
     network, recipe = checked(folder, runtimes=["torch"])
     assert network.text.startswith("entry: no architecture 'minilmm_torch': expected one of minilm_torch")
     assert recipe.text.startswith("artefacts.w: no recipe 'alchemy': expected one of ")
-
-
-def test_a_request_made_from_a_models_inputs_is_one_that_it_takes() -> None:
-    for specs in (SCALE_SPECS, VAD_SPECS):
-        described = model(pipeline="tensors", **specs)
-        assert len(bind(described, made_inputs(described), {}).rows) == 1
-
-
-def test_of_inputs_that_are_all_optional_the_one_of_numbers_is_made() -> None:
-    image = [
-        {"name": "image", "datatype": "BYTES", "shape": [-1], "optional": True},
-        {"name": "pixels", "datatype": "FP32", "shape": [-1, 4, 4, 3], "optional": True},
-    ]
-    assert list(made_inputs(model(pipeline="image", inputs=image))) == ["pixels"]
 
 
 def test_every_shipped_model_and_queues_yaml_pass() -> None:
