@@ -78,15 +78,6 @@ class Catalogue:
         found = (model for own, model in self._names.items() if own == f"{name}:{model.version}")
         return sorted(found, key=lambda model: model.version)
 
-    def named_by(self, reference: str) -> list[Model]:
-        """The versions that a reference names: one if it specifies a version, else all of its model.
-
-        Raises:
-            TaxiwayError: as `resolve` raises it.
-        """
-        model = self.resolve(reference)
-        return self.versions(model.name) if self.bare(reference) == reference else [model]
-
     def bare(self, reference: str) -> str:
         """The reference without the version or alias in it; a second name may have colons of its own."""
         name = reference.partition("@")[0]
