@@ -42,7 +42,6 @@ from local.fleet import (
     LocalFleet,
     data_directory,
     read_fleet,
-    restarted,
     stop_fleet,
     supervisor_pid,
 )
@@ -191,26 +190,6 @@ def down(data: Path | None, *, as_json: bool) -> None:
         print_json({"stopped": stopped, "data": str(folder)})
     else:
         click.echo(f"{folder}: {'stopped' if stopped else 'no fleet runs from this directory'}")
-
-
-@main.command()
-@click.argument("named", metavar="[PROCESS|CLASS]", required=False)
-@_data
-@_json
-def restart(named: str | None, data: Path | None, *, as_json: bool) -> None:
-    """Restart the processes of the fleet on this machine one after another: the router, then workers, then Flower.
-
-    Each is ready again before the next is asked to end, and a worker finishes its jobs or returns them. With an
-    argument, only that PROCESS of `taxiway status`, or the workers of that CLASS. The embedded broker is left alone.
-    """
-    _check()
-    done: list[dict[str, Any]] = []
-    with Console(stderr=True).status("each finishes its jobs and is ready again before the next"):
-        for name, seconds in restarted(data_directory(data, os.environ), named):
-            done.append({"process": name, "seconds": round(seconds, 2)})
-            click.echo(f"{name}: ready again after {seconds:.1f} s", err=as_json)
-    if as_json:
-        print_json({"restarted": done})
 
 
 @main.command()

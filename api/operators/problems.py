@@ -91,7 +91,7 @@ def _queues(view: FleetView) -> Iterator[FleetProblem]:
         yield FleetProblem("queues.yaml", text, "correct it before a restart; `taxiway check` shows all errors")
     if view.restart:
         text = f"changed: restart needed of {', '.join(view.restart)}"
-        yield FleetProblem("queues.yaml", text, "`taxiway restart`")
+        yield FleetProblem("queues.yaml", text, "end them one after the other, so that they start again")
 
 
 def _models(view: FleetView) -> Iterator[FleetProblem]:

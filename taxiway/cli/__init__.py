@@ -154,7 +154,6 @@ def completion(ctx: click.Context, *, shell: str, as_json: bool) -> None:
 COMMANDS = {
     "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
     "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
-    "restart": ("taxiway.cli.fleet", "Restart the fleet's processes one after another."),
     "join": ("taxiway.cli.fleet", "Serve a class of a fleet elsewhere from this machine."),
     "doctor": ("taxiway.cli.fleet", "Report what this machine has, what is missing, and how to install it."),
     "submit": ("taxiway.cli.jobs", "Send a request to a model and print its answer."),

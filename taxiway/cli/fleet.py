@@ -49,7 +49,6 @@ class FleetVerb(click.Command):
 
 up = FleetVerb("up", "local", "up")
 down = FleetVerb("down", "local", "down")
-restart = FleetVerb("restart", "local", "restart")
 join = FleetVerb("join", "local", "join")
 doctor = FleetVerb("doctor", "local", "doctor")
 check = FleetVerb("check", "workers.check")

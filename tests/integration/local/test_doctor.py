@@ -112,7 +112,12 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
         fleet = local_fleet(router)
         assert reported(fleet, {}) == []
         queues.write_text(queues.read_text() + "plan: {enabled: false}\n")
-        assert until(lambda: [one.remedy for one in reported(fleet, {})] == ["`taxiway restart`"])
+        assert until(
+            lambda: (
+                [one.remedy for one in reported(fleet, {})]
+                == ["end them one after the other, so that they start again"]
+            )
+        )
 
 
 def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
