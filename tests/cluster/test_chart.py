@@ -179,6 +179,21 @@ def test_an_engine_runs_beside_its_worker_and_ends_after_it(everything: list[Any
     assert {"name": "weights", "persistentVolumeClaim": {"claimName": "llama", "readOnly": True}} in pod["volumes"]
 
 
+def test_work_for_a_site_that_connects_reaches_the_router_that_has_the_connection(helm: Path) -> None:
+    common = {"device": "endpoint", "link": {"egress_usd_per_gib": 0.1}}
+    fleet = {"protocol": "taxiway", "slots": 8, "models": {"sentiment": "sentiment"}}
+    far = {**fleet, "url": "https://fleet.example.org", "key_env": "CLOUD_KEY", "serves": "cloud"}
+    sites = {"edge": {**common, "endpoint": {**fleet, "peer": "edge"}}, "cloud": {**common, "endpoint": far}}
+    manifests = named(rendered(helm, OURS, OURS_ON_GKE, {"hardware": sites, "networkPolicy": {"enabled": True}}))
+    container = manifests["Deployment", "router"]["spec"]["template"]["spec"]["containers"][0]
+    variables = {one["name"]: one for one in container["env"]}
+    assert variables["TAXIWAY_HTTP_URL"]["value"] == "http://$(POD_IP):8080"
+    assert variables["CLOUD_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "fleet-worker-cloud"
+    assert manifests["Deployment", "worker-edge-0"]["spec"]["replicas"] == 1
+    (egress,) = manifests["NetworkPolicy", "worker"]["spec"]["egress"]
+    assert {"port": 8080, "protocol": "TCP"} in egress["ports"]
+
+
 def test_an_engines_weights_may_be_an_image_where_kubernetes_mounts_images(helm: Path) -> None:
     weights = {"weights": {"image": "registry/weights:1"}}
     mounted = {"gpu.vllm": {"accelerator": "nvidia-l4", "engine": {"preset": "vllm", **weights}}}
