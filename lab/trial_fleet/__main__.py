@@ -13,6 +13,9 @@ the same fleet:
 
 An operator's requests name their class as their locality. The score is the powered seconds of all workers times their
 price, plus the penalties for what was late, refused or unanswered; lower is better.
+
+The simulator plays each side on the same requests: its order of the sides should be that of the real fleet, and its
+costs within `ALIKE` of the real ones. `--start` is what a worker takes to start on this machine, for the simulator.
 """
 
 from __future__ import annotations
@@ -40,14 +43,16 @@ import taxiway
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
 from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
-from lab.trial_fleet.emulated_models import DEAR, PENALTIES, QUEUES, requests, simulated, write_models
+from lab.trial_fleet.emulated_models import BULK_DUE, DEAR, PENALTIES, QUEUES, requests, simulated, write_models
 from lab.trial_fleet.queue_scaling import QueueScaling
 from lab.trials.runs import OURS
 from lab.trials.targets import OPPONENTS
 from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
+from simulator.engine import RunSummary, simulate
 from simulator.fleet import SERVICES
-from simulator.policies.policy import Assignment
+from simulator.policies.policy import Assignment, Fixed
+from simulator.policies.taxiway import POLICIES
 from simulator.reports import percent
 from simulator.traces import Column, Trace
 from simulator.tuning.opponents import pinned, tuned_split
@@ -61,8 +66,11 @@ SECONDS = 600
 
 SIDES = (OURS, *OPPONENTS)
 
-LAST = 60.0
-"""Seconds after the last request for which answers are awaited."""
+ALIKE = 0.1
+"""Share by which a simulated cost may differ from that of the real fleet."""
+
+LAST = BULK_DUE
+"""Seconds after the last request for which answers are awaited: none is in time later."""
 
 Homes = Mapping[tuple[int, int], str]
 """The class of each model and service, by their numbers."""
@@ -75,13 +83,19 @@ class Side:
     name: str
     homes: Homes
     ask: Ask
-    planned: bool = False
+    assigned: Assignment | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether a tuner plans."""
+        return self.assigned is None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What a side attained and cost. `planned` is the share of answers whose placement followed a plan.
 
-    `failed` counts requests that got another error than a refusal or a missed deadline.
+    `failed` counts requests that got another error than a refusal or a missed deadline. `simulated` is the score of the
+    same requests in the simulator, and `simulated_usd` their cost there.
     """
 
     side: str
@@ -93,6 +107,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     live_by_model: dict[str, float]
     cost_usd: float
     score: float
+    simulated_usd: float
+    simulated: float
     powered: dict[str, float]
     refused: int
     failed: int
@@ -126,10 +142,17 @@ class Answers:
 def side(name: str, trace: Trace, topology: Topology) -> Side:
     """The configuration of a side; an operator's is searched on the first half of the requests."""
     if name == OURS:
-        return Side(name, {}, ask_router, planned=True)
+        return Side(name, {}, ask_router)
     workload = prepare(trace, simulated(topology), seed=1)
     found = (tuned_split if name == "tuned-split" else pinned)(workload, 1)
-    return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology))
+    return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology), found)
+
+
+def foreseen(one: Side, scene: Scene, topology: Topology) -> RunSummary:
+    """What the simulator says of a side on the same requests, those before the trial included."""
+    workload = prepare(scene.trace, simulated(topology), seed=1)
+    policy = POLICIES[OURS](workload, 1) if one.assigned is None else Fixed(one.assigned)
+    return simulate(one.name, workload, policy, seed=1)
 
 
 def homes_of(found: Assignment, names: Sequence[str]) -> Homes:
@@ -156,7 +179,7 @@ def run(one: Side, scene: Scene, topology: Topology, progress: Callable[[float],
         most = {label: hardware.scaling.maximum or 1 for label, hardware in topology.hardware.items()}
         with autoscaled(Site(folder / "fleet", queues, folder / "models", most, (DEAR,)), one.ask) as (fleet, powered):
             answers = asyncio.run(replayed(fleet.broker, one, scene, powered, progress))
-    return result(one, scene, answers, powered.seconds, topology)
+    return result(one, scene, answers, powered.seconds, topology, foreseen(one, scene, topology))
 
 
 async def replayed(url: str, one: Side, scene: Scene, powered: Powered, progress: Callable[[float], None]) -> Answers:
@@ -201,8 +224,10 @@ async def _answered(client: taxiway.AsyncClient, one: Side, trace: Trace, number
         answers.seconds[number], answers.reports[number] = time.perf_counter() - began, found.report
 
 
-def result(one: Side, scene: Scene, answers: Answers, spent: Mapping[str, float], topology: Topology) -> Run:
-    """A run's figures. The requests before the trial do not count."""
+def result(
+    one: Side, scene: Scene, answers: Answers, spent: Mapping[str, float], topology: Topology, foreseen: RunSummary
+) -> Run:
+    """A run's figures. The requests before the trial do not count, but in what was `foreseen`."""
     trace, counted = scene.trace, scene.trace.arrival >= scene.warm
     timely, live = answers.seconds <= trace.deadline, trace.service == SERVICES.index("live")
     services = {name: counted & (trace.service == number) for number, name in enumerate(SERVICES)}
@@ -221,6 +246,8 @@ def result(one: Side, scene: Scene, answers: Answers, spent: Mapping[str, float]
         live_by_model={name: float(timely[live & rows].mean()) for name, rows in models.items()},
         cost_usd=cost,
         score=cost + missed * scene.seconds / 3600,
+        simulated_usd=foreseen.cost_usd,
+        simulated=foreseen.score,
         powered={name: round(powered, 1) for name, powered in spent.items()},
         refused=int((counted & answers.refused).sum()),
         failed=int((counted & answers.failed).sum()),
@@ -237,7 +264,19 @@ def _first_class(reports: Sequence[RunReport | None]) -> str:
 
 def table(runs: Sequence[Run]) -> Table:
     """Each side's means over the seeds, lowest score first."""
-    heads = ("side", *SERVICES, "worst model, live", "cost", "score", "range", "refused", "planned", "classes")
+    heads = (
+        "side",
+        *SERVICES,
+        "worst model, live",
+        "cost",
+        "simulated",
+        "score",
+        "simulated",
+        "range",
+        "refused",
+        "planned",
+        "classes",
+    )
     shown = Table(
         *heads,
         title=f"\n{runs[0].seconds:g} s after {runs[0].warm:g} s, {len({run.seed for run in runs})} seeds",
@@ -261,8 +300,10 @@ def _cells(group: Sequence[Run]) -> Iterator[str]:
         yield percent(fmean(run.attainment[service] for run in group))
     worst, model = min((fmean(run.live_by_model[name] for run in group), name) for name in group[0].live_by_model)
     yield f"{model} {percent(worst)}"
-    yield f"${fmean(run.cost_usd for run in group):.2f}"
-    yield f"{fmean(run.score for run in group):.2f}"
+    for figure in ("cost_usd", "simulated_usd"):
+        yield f"${fmean(getattr(run, figure) for run in group):.2f}"
+    for figure in ("score", "simulated"):
+        yield f"{fmean(getattr(run, figure) for run in group):.2f}"
     yield f"{min(run.score for run in group):.2f}–{max(run.score for run in group):.2f}"
     yield f"{fmean(run.refused for run in group):.0f}"
     yield percent(fmean(run.planned for run in group))
@@ -285,10 +326,20 @@ def verdict(runs: Sequence[Run]) -> str:
     return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {detail}"
 
 
+def agreement(runs: Sequence[Run]) -> str:
+    """Whether the simulator orders the sides as the real fleet does, and how far its costs are from the real ones."""
+    real = [group[0].side for group in grouped(runs)]
+    played = {group[0].side: fmean(run.simulated for run in group) for group in grouped(runs)}
+    off = max(abs(run.simulated_usd / run.cost_usd - 1) for run in runs)
+    order = sorted(real, key=played.__getitem__)
+    holds = order == real and off <= ALIKE
+    return f"{'holds' if holds else 'FAILS'}  simulated order {', '.join(order)}; costs at most {percent(off)} apart"
+
+
 def main() -> None:
     """Run all sides with all seeds, print the figures, and draw the chart."""
     given = _arguments()
-    topology, runs = load_topology(QUEUES), []
+    topology, runs = _starting_in(given.start, load_topology(QUEUES)), []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -301,11 +352,22 @@ def main() -> None:
                 _say(runs[-1], given.json)
     if not given.json:
         Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
-    console.print(verdict(runs))
+    console.print(verdict(runs), agreement(runs), sep="\n")
     bars = [Bar(group[0].side, [one.score for one in group], own=group[0].side == OURS) for group in grouped(runs)]
     panel = Panel("Score", "USD", bars, "Cost and penalties: lower is better.")
     about = f"{given.seconds:g} s after {given.warm:g} s, seeds {given.seeds}, commit {machine()['commit']}"
     write_chart(given.chart, "A real autoscaled fleet under a plan and under static splits", about, [panel])
+
+
+def _starting_in(seconds: float | None, topology: Topology) -> Topology:
+    """The topology whose workers take so long to start."""
+    if seconds is None:
+        return topology
+    hardware = {
+        name: msgspec.structs.replace(one, scaling=msgspec.structs.replace(one.scaling, start=seconds))
+        for name, one in topology.hardware.items()
+    }
+    return msgspec.structs.replace(topology, hardware=hardware)
 
 
 def _say(made: Run, as_json: bool) -> None:
@@ -321,6 +383,7 @@ def _advance(bar: Progress, shown: TaskID, done: float) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.trial_fleet", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--start", type=float, help="seconds of a worker's start in the simulator (queues.yaml's)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"length of a run ({SECONDS})")
     parser.add_argument("--warm", type=float, default=0.0, help="seconds of earlier requests that do not count (0)")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[7, 8, 9])

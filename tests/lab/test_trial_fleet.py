@@ -1,27 +1,31 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
 
-from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, homes_of, result, table, verdict
+from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, agreement, foreseen, homes_of, result, table, verdict
 from lab.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
 from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
 from router.decide.plan import Density, Depth
 from router.decide.snapshot import FleetSnapshot
+from simulator.engine import RunSummary
 from simulator.policies.policy import Assignment
 from tasks.models.folder import load_catalogue
 from tasks.topology import load_topology
 from tests.builders import a_report
 
 TOPOLOGY = load_topology(QUEUES)
+FORESEEN = RunSummary(policy="pinned", requests=1, attainment={}, cost_usd=0.9, score=1.9)
 
 
-def a_run(side: str, score: float, seed: int = 7) -> Run:
+def a_run(side: str, score: float, seed: int = 7, foreseen: float = 0.0) -> Run:
     figures: Any = {"seconds": 600, "warm": 0, "requests": 10, "refused": 1, "failed": 0, "cost_usd": 0.5}
+    figures |= {"simulated_usd": 0.52, "simulated": foreseen or score}
     attained = {"live": 0.9, "standard": 1.0, "bulk": 1.0}
     live, first = {"chat": 0.8, "image": 1.0}, {"chat": "gpu.realtime 100 %"}
     of: Any = {"attainment": attained, "live_by_model": live, "powered": {CHEAP: 600.0}, "first_classes": first}
@@ -69,7 +73,9 @@ def test_what_is_late_or_unanswered_is_missed_and_requests_before_the_trial_do_n
     report = a_report(hardware_class=DEAR, variant="gpu", reason="planned: cheapest")
     answers.reports = [report] * len(trace)
     answers.refused[:] = True
-    found = result(Side("pinned", {}, ask_router), Scene(trace, 20, 10, 7), answers, {DEAR: 1800.0}, TOPOLOGY)
+    scene, one = Scene(trace, 20, 10, 7), Side("pinned", {}, ask_router, Assignment({}, ()))
+    found = result(one, scene, answers, {DEAR: 1800.0}, TOPOLOGY, FORESEEN)
+    assert (found.simulated_usd, found.simulated) == (0.9, 1.9)
     missed = len(live) // 2 / len(live)
     assert found.attainment == {"live": pytest.approx(1 - missed), "standard": 1.0, "bulk": 1.0}
     assert found.cost_usd == pytest.approx(1.0)
@@ -100,6 +106,20 @@ def test_a_better_score_counts_only_beyond_the_spread_of_several_runs() -> None:
     assert verdict(near).startswith("FAILS")
     assert "one run a side" in verdict([a_run("taxiway", 1), a_run("pinned", 3)])
     assert verdict([a_run("taxiway", 1)]) == "nothing to compare"
+
+
+def test_the_simulator_agrees_where_it_orders_the_sides_alike_at_costs_that_are_near() -> None:
+    alike = [a_run("taxiway", 1), a_run("pinned", 3)]
+    assert agreement(alike) == "holds  simulated order taxiway, pinned; costs at most 4.0 % apart"
+    assert agreement([*alike, a_run("tuned-split", 4, foreseen=2)]).startswith("FAILS")
+    assert agreement([a_run("taxiway", 1), msgspec.structs.replace(alike[1], cost_usd=1.0)]).startswith("FAILS")
+
+
+def test_a_side_is_simulated_on_the_same_requests() -> None:
+    trace = requests(20, 7)
+    dear = Assignment({(model, service): 1 for model in range(4) for service in range(3)}, (Density(), Density()))
+    found = foreseen(Side("pinned", {}, ask_router, dear), Scene(trace, 20, 0, 7), TOPOLOGY)
+    assert found.requests == len(trace) and found.usd_by_class[DEAR] == found.cost_usd > 0
 
 
 def test_the_table_has_the_lowest_score_first() -> None:
