@@ -275,8 +275,9 @@ def route_by_plan(weighed: Weighed) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
     It leaves the preferred class only if it is surely late there. A class that has no devices yet makes no request late
-    that another class could take: then there is no plan for it. A plan may give a reserved class to other services:
-    it has played what that costs.
+    that another class could take: then there is no plan for it. But rows that join a running batch slow down all of it:
+    they go only where they are surely in time, or to classes that the plan does not use. A plan may give a reserved
+    class to other services: it has played what that costs.
     """
     table, needs, figures = weighed.table, weighed.needs, weighed.figures
     guide = table.guide
@@ -290,9 +291,14 @@ def route_by_plan(weighed: Weighed) -> Route:
     note = f"planned, {guide.in_time:.0%} in time: " if guide.scarce else "planned: "
     if deadline is None or any_true(finish <= deadline):
         return Route(planned, note)
+    harmless = weighed.unreserved & (blocks_for(table, needs) <= guide.spill)
     if not any_true(planned & guide.serve):
-        return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    safe = weighed.unreserved & _surely_in_time(weighed) & (blocks_for(table, needs) <= guide.spill)
+        note = f"no plan: {guide.hardware_class} has no device yet; "
+        if table.billed is None:
+            return Route(None, note)
+        unused = weighed.unreserved & guide.serve & (guide.spill <= 0)  # classes with devices that serve no plan
+        return Route(planned | unused | (harmless & (figures.at_most <= deadline)), note, leaves=True)
+    safe = harmless & _surely_in_time(weighed)
     if not any_true(safe):
         return Route(planned, note)
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)

@@ -147,6 +147,21 @@ def test_a_generation_holds_up_what_is_planned_elsewhere_by_its_share_of_a_full_
         placed_beside(0.99 * share / SPILL_RUN)
 
 
+def test_a_generation_waits_for_a_device_of_its_class_rather_than_slow_down_what_is_planned_elsewhere() -> None:
+    beside = a_cell("cheap", model="other:1", deadline=100.0)
+
+    def class_of(model: Any, *, ahead: float, used: tuple[str, ...] = ("cheap", "dear")) -> str:
+        plan = a_plan(a_cell("dear"), beside, used=used)
+        work = {"cheap": (ahead, 0.0, 0.0, 0.0)}
+        fleet = a_fleet(plan, devices=DEVICES[:1], startable=("dear",), work=work)
+        return place(model, LIVE, TOPOLOGY, fleet).candidate.hardware_class
+
+    assert class_of(GENERATING, ahead=0.0) == "cheap", "surely in time"
+    assert class_of(GENERATING, ahead=0.15) == "dear", "likely in time, behind others"
+    assert class_of(MODEL, ahead=0.15) == "cheap", "it holds up nothing but for its own run"
+    assert class_of(GENERATING, ahead=0.15, used=("dear",)) == "cheap", "nothing is planned there"
+
+
 def test_an_explanation_names_the_preferred_class() -> None:
     def why_not(fleet: FleetSnapshot) -> list[str | None]:
         return [row.why_not for row in sorted(explained(fleet).considered, key=lambda row: row.hardware_class)]
