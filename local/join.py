@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tasks.machine import release
 from tasks.queues.queues_file import PublishedQueues
+from tasks.release import release
 from tasks.settings import Settings, settings_from
 from tasks.topology import parse_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError

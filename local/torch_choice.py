@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 from packaging.requirements import Requirement
 
-from tasks.machine import look, version_of
+from tasks.machine import look
+from tasks.release import version_of
 
 _CUDA_NAMES = re.compile(r"^(nvidia|cuda)-")
 _PATIENCE = 120  # seconds for pip to read one wheel's metadata

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import psutil
 import pynvml
 
 from tasks.models.files import registered
+from tasks.release import version_of
 
 RUNTIMES = {"onnx": "onnxruntime", "jax": "jax", "torch": "torch"}
 """The distribution that brings each runtime."""
@@ -67,19 +67,6 @@ def memory_of_container(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
         limit = int(text) if text.isdecimal() else None
         return limit if limit is not None and limit < psutil.virtual_memory().total else None
     return None
-
-
-def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, None where it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def release() -> str:
-    """The version of taxiway here."""
-    return version_of("taxiway") or "unknown"
 
 
 def _cores() -> int:

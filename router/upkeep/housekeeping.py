@@ -14,8 +14,8 @@ from router.service.model_list import model_list
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
-from tasks.machine import release
 from tasks.queues.queues_file import PublishedQueues, QueuesFile
+from tasks.release import release
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,14 @@ import msgspec
 import psutil
 
 from tasks.document import Size
-from tasks.machine import RUNTIMES, version_of
+from tasks.machine import RUNTIMES
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of
+from tasks.release import version_of
 from tasks.settings import cache_directory
 from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError

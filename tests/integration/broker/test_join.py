@@ -16,8 +16,8 @@ import redis
 
 import taxiway
 from broker.accounts import joining
-from tasks.machine import release
 from tasks.queues.queues_file import PublishedQueues
+from tasks.release import release
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import QUEUES
 from tests.guarded import Guarded
