@@ -105,12 +105,11 @@ _SEALS = "TAXIWAY_SEAL_KEYS"
 def _sealed(topology: Topology, environment: Mapping[str, str]) -> Iterator[CheckVerdict]:
     """The public keys of the private ones that are here, and sealed labels without the key that seals."""
     try:
-        private = seal_keys(environment)
+        keys = open_seal_keys(seal_keys(environment), topology)
     except SettingsError as error:
         yield CheckVerdict(subject=_SEALS, level="error", text=str(error), hint="openssl rand -hex 32 makes one")
         return
-    keys = open_seal_keys(private, topology)
-    if keys is None or not private:
+    if keys is None or not keys.names:
         return
     for name, label in zip(keys.names, topology.locality.labels_of_keys(keys.names), strict=True):
         hint = "" if label else "list the public key in locality.sealed of queues.yaml"

@@ -13,8 +13,6 @@ from taxiway.valkey import parse
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
-_SEAL_KEY = 32  # bytes of a private key (X25519)
-
 BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
@@ -74,15 +72,8 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
 
 
 def seal_keys(environment: Mapping[str, str]) -> tuple[bytes, ...]:
-    """The private keys in `TAXIWAY_SEAL_KEYS`, with which sealed inputs and results are opened. Raises as above."""
-    text = environment.get("TAXIWAY_SEAL_KEYS", "")
-    try:
-        keys = tuple(bytes.fromhex(one) for one in text.split(",") if text)
-    except ValueError:
-        keys = (b"",)
-    if any(len(key) != _SEAL_KEY for key in keys):
-        raise SettingsError("TAXIWAY_SEAL_KEYS", "keys of 64 hexadecimal digits, with commas between", "another text")
-    return keys
+    """The private keys of sealed labels. Raises as above; whether they are keys, `SealKeys` says."""
+    return _keys(environment, "TAXIWAY_SEAL_KEYS", "private keys") if environment.get("TAXIWAY_SEAL_KEYS") else ()
 
 
 def on_socket(url: str) -> str:

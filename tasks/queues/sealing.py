@@ -9,6 +9,7 @@ import msgspec
 
 from tasks.models.contents import facts_of
 from tasks.models.model import Model
+from tasks.settings import SettingsError
 from tasks.topology import Topology
 from taxiway.contract.request import Request
 from taxiway.contract.sealed import Sealed, row_of
@@ -23,12 +24,19 @@ _parts = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, msgspec.Raw]).deco
 
 
 def open_seal_keys(private: Sequence[bytes], topology: Topology) -> SealKeys | None:
-    """What seals and opens; None where no label is sealed, and there are no keys."""
+    """What seals and opens; None where no label is sealed, and there are no keys.
+
+    Raises:
+        SettingsError: a key is none.
+    """
     if not private and not topology.locality.sealed:
         return None
     from taxiway.sealing import SealKeys  # others start 60 ms sooner without cryptography
 
-    return SealKeys(private)
+    try:
+        return SealKeys(private)
+    except ValueError as error:
+        raise SettingsError("TAXIWAY_SEAL_KEYS", "keys of 64 hexadecimal digits", str(error)) from error
 
 
 def sealed_message(

@@ -52,10 +52,7 @@ class AskedFleet:
 
         async def run() -> T:
             address = find_fleet(self.url, self.data, os.environ)
-            keys = [] if address.startswith("http") else os.environ.get("TAXIWAY_SEAL_KEYS", "").split(",")
-            async with AsyncClient(
-                address, key=key_for(address, os.environ), seal_keys=[*filter(None, keys)]
-            ) as client:
+            async with AsyncClient(address, key=key_for(address, os.environ)) as client:
                 return await question(client)
 
         return asyncio.run(run())

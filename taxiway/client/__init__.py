@@ -95,19 +95,12 @@ class ClientTransport(Protocol):
 
 
 def open_transport(
-    url: str,
-    *,
-    connect_timeout: float,
-    show: Show,
-    key: str | None = None,
-    confirmed_by: int = 0,
-    seal_keys: Sequence[str] = (),
+    url: str, *, connect_timeout: float, show: Show, key: str | None = None, confirmed_by: int = 0
 ) -> ClientTransport:
     """The transport at `url`. It connects on first use, and retries for `connect_timeout` seconds without an answer.
 
     `show` converts a result's tensors for the caller. `key` is the API key at the HTTP API, the signing key at a
-    broker. A submit to a broker waits until so many replicas have confirmed it; results there are opened with the
-    `seal_keys`.
+    broker. A submit to a broker waits until so many replicas have confirmed it.
 
     Raises:
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
@@ -117,7 +110,7 @@ def open_transport(
         expected, got = "://, ".join(_TRANSPORTS), f"{scheme}://…" if scheme else "no scheme"  # never a password
         raise invalid("url", f"an address that starts with {expected}://", got)
     opened: ClientTransport = importlib.import_module(_TRANSPORTS[scheme]).open_url(
-        url, connect_timeout, show, key, confirmed_by, seal_keys
+        url, connect_timeout, show, key, confirmed_by
     )
     return opened
 

@@ -218,8 +218,6 @@ class AsyncClient:
         arrays: return tensors in results as numpy arrays (read-only, not copied) instead of nested lists.
         durability: when a submit to a broker returns: `written` by the broker, or also `replicated`, so that a majority
             of the primary and its `replicas` has it. At a router, `limits.durability` in its queues.yaml decides.
-        seal_keys: private keys of sealed labels in hexadecimal digits, to open results at a broker; they are never
-            sent, and need the package `cryptography`. A router opens results itself.
     """
 
     def __init__(
@@ -231,18 +229,11 @@ class AsyncClient:
         arrays: bool = False,
         durability: Durability = "written",
         replicas: int = 1,
-        seal_keys: Sequence[str] = (),
     ) -> None:
         show = array if arrays else plain
         confirmed_by = confirmations(durability, replicas)
         opening = partial(
-            open_transport,
-            url,
-            connect_timeout=connect_timeout,
-            show=show,
-            key=key,
-            confirmed_by=confirmed_by,
-            seal_keys=seal_keys,
+            open_transport, url, connect_timeout=connect_timeout, show=show, key=key, confirmed_by=confirmed_by
         )
         self._transports = PerProcess(opening)
         self._transports.get()  # an invalid address raises here

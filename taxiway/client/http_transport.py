@@ -93,16 +93,12 @@ class _InferRequest:
     single: bool
 
 
-def open_url(
-    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int, seal_keys: Sequence[str]
-) -> HttpClientTransport:
+def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> HttpClientTransport:
     """The transport at `url`, authenticated with `key`.
 
     Raises:
-        InvalidRequestError: a durability was given, which a router's queues.yaml sets, or keys, which it has itself.
+        InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
-    if seal_keys:
-        raise invalid("seal_keys", "none for a router, which opens sealed results itself", f"{len(seal_keys)}")
     if confirmed_by:
         raise invalid("durability", "none for a router, whose limits.durability decides", "'replicated'")
     return HttpClientTransport(url, connect_timeout, show, key)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
@@ -219,16 +219,9 @@ class Client:
         arrays: bool = False,
         durability: Durability = "written",
         replicas: int = 1,
-        seal_keys: Sequence[str] = (),
     ) -> None:
         self._client = AsyncClient(
-            url,
-            key=key,
-            connect_timeout=connect_timeout,
-            arrays=arrays,
-            durability=durability,
-            replicas=replicas,
-            seal_keys=seal_keys,
+            url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability, replicas=replicas
         )
         self._loops = PerProcess(partial(LoopThread, self._client.close))
 

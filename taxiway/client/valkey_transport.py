@@ -9,7 +9,7 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -49,11 +49,7 @@ from taxiway.errors import (
     InvalidRequestError,
     ResultTimeoutError,
     TaxiwayError,
-    invalid,
 )
-
-if TYPE_CHECKING:
-    from taxiway.sealing import SealKeys
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""
@@ -65,40 +61,26 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_url(
-    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int, seal_keys: Sequence[str]
-) -> ValkeyClientTransport:
-    """The transport at `url`; `key` signs the messages written there, and `seal_keys` open sealed results.
+def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyClientTransport:
+    """The transport at `url`; `key` signs the messages written there.
 
     Raises:
-        InvalidRequestError: a key is not hexadecimal, or too short.
+        InvalidRequestError: the key is not hexadecimal, or too short.
     """
     try:
         signing = None if key is None else read_key(key)
     except ValueError as error:
         raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
-    return ValkeyClientTransport(ValkeyLink(url, connect_timeout, confirmed_by), show, signing, _opening(seal_keys))
-
-
-def _opening(keys: Sequence[str]) -> SealKeys | None:
-    if not keys:
-        return None
-    from taxiway.sealing import SealKeys  # cryptography is not among what the client requires
-
-    try:
-        return SealKeys(map(bytes.fromhex, keys))
-    except ValueError:
-        raise invalid("seal_keys", "private keys of 64 hexadecimal digits", "other texts") from None
+    return ValkeyClientTransport(ValkeyLink(url, connect_timeout, confirmed_by), show, signing)
 
 
 class ValkeyClientTransport:
     """Writes arrivals with pipelined LPUSH, and receives all results on one subscription."""
 
-    def __init__(self, link: ValkeyLink, show: Show, key: bytes | None, seal_keys: SealKeys | None = None) -> None:
+    def __init__(self, link: ValkeyLink, show: Show, key: bytes | None) -> None:
         self._link = link
         self._show = show
         self._key = key
-        self._seal_keys = seal_keys
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link, reply_channel(self._name), reconnected=self._submit_again)
@@ -187,7 +169,7 @@ class ValkeyClientTransport:
         return message, blobs.contents
 
     async def _read(self, raw: bytes, until: float) -> Result:
-        result = read_opened(raw, self._seal_keys)
+        result = read_opened(raw)
         outputs = await self._with_blobs(result.outputs, until) if may_refer(raw) else result.outputs
         return msgspec.structs.replace(result, outputs={name: self._show(value) for name, value in outputs.items()})
 

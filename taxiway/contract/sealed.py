@@ -90,7 +90,7 @@ def sealed_error(error: TaxiwayError) -> Sealed | None:
         raise invalid("details.sealed", "a sealed text", str(flaw)) from flaw
 
 
-def read_opened(raw: bytes, seal_keys: SealKeys | None) -> Result:
+def read_opened(raw: bytes, seal_keys: SealKeys | None = None) -> Result:
     """The answer in a stored result's bytes, opened; raises as `job.read_answer` does.
 
     An error that is sealed for others keeps its class alone.
@@ -110,7 +110,7 @@ def read_opened(raw: bytes, seal_keys: SealKeys | None) -> Result:
         return result
     if seal_keys is None:
         keys = ", ".join(sealed.keys)
-        hint = "read it at the HTTP API of its fleet, or with the keys in TAXIWAY_SEAL_KEYS"
+        hint = "read it at the HTTP API of its fleet, where a router has the key (TAXIWAY_SEAL_KEYS)"
         raise SealedError(f"the result is sealed (key {keys}): {hint}", keys=sealed.keys)
     outputs = seal_keys.open_outputs(result.outputs, read_meta(raw).task_id)
     return msgspec.structs.replace(result, outputs=outputs)
