@@ -20,6 +20,7 @@ from celery.result import AsyncResult
 
 import taxiway
 from tasks.celery_app import make_app
+from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.contract.keys import ARRIVALS, job_key, priority_list, result_key
 from taxiway.contract.request import Request
@@ -27,6 +28,7 @@ from taxiway.contract.sealed import ContentFacts, Sealed
 from taxiway.contract.wire import infer_message
 from taxiway.errors import DeadLetteredError, ExecutionError, SealedError
 from taxiway.sealing import SealKeys
+from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
 from tests.routing import eventually, router_process
 from tests.scanning import forms, hits, values_of
@@ -42,6 +44,7 @@ def public(key: bytes) -> str:
     return SealKeys([key]).public(name).hex()
 
 
+ASKED: dict[str, Any] = {"chat": {"messages": [{"role": "user", "content": "x"}]}}
 SEALED = f"locality: {{sealed: {{vault: [{public(KEY)}]}}}}\n"
 HOME = f"{NEAR.replace('labels: [ward]', 'labels: [ward, vault]')}{SEALED}"
 
@@ -54,18 +57,27 @@ def site(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @contextmanager
-def fleet(valkey_url: str, folder: Path, queues: str, *keys: bytes, ready: str = "vault") -> Iterator[OpenSite]:
+def fleet(
+    valkey_url: str,
+    folder: Path,
+    queues: str,
+    *keys: bytes,
+    ready: str = "vault",
+    hardware_class: str = "cpu.batch",
+    model: str = "echo",
+) -> Iterator[OpenSite]:
     settings = worker_settings(
         empty_fleet(valkey_url, lasting=True), folder, queues.replace("URL", "http://127.0.0.1:9")
     )
+    (settings.models / "chat").symlink_to(TREE / "models" / "chat")
     settings = replace(settings, seals=keys or (KEY,))
     with ExitStack() as stack:
         logs = [stack.enter_context((folder / name).open("wb")) for name in ("router.log", "worker.log")]
-        stack.enter_context(worker_process(settings, log=logs[1]))
+        stack.enter_context(worker_process(settings, "--class", hardware_class, log=logs[1]))
         process = stack.enter_context(router_process(settings, logs[0]))
         client = stack.enter_context(taxiway.Client(process.http))
         state = stack.enter_context(redis.Redis.from_url(settings.broker))
-        eventually(lambda: client.what_if("echo", "x", locality=ready)["hardware_class"])
+        eventually(lambda: client.what_if(model, ASKED.get(model, "x"), locality=ready)["hardware_class"])
         yield OpenSite(settings, process, client, state)
 
 
@@ -193,6 +205,28 @@ def test_a_rotated_key_still_opens_and_the_newest_seals(valkey_url: str, tmp_pat
         newest = site.client.submit("echo", "new", locality="vault")
         assert newest.result(60).outputs["payload"] == "new"
         assert SealKeys([OTHER]).names[0].encode() in as_bytes(site.state.get(result_key(newest.id)))
+
+
+ENGINE = """
+  engine:
+    device: endpoint
+    labels: [vault]
+    endpoint: {protocol: openai, url: "ENGINE", slots: 4, models: {chat: served}, health: {every: 0.2}}
+    price: {usd_per_hour: 1}
+service:"""
+
+
+def test_a_sealed_chat_is_streamed_whole_at_its_end_and_leaves_no_pieces(valkey_url: str, tmp_path: Path) -> None:
+    text = canary()
+    with serving(Engine(script=f"calm {text} ahead")) as engine:
+        queues = HOME.replace("service:", ENGINE.replace("ENGINE", engine.url), 1)
+        with fleet(valkey_url, tmp_path, queues, hardware_class="engine", model="chat") as site:
+            asked = {"model": "chat", "messages": [{"role": "user", "content": text}], "stream": True}
+            options: Any = {"json": asked, "headers": {"X-Taxiway-Locality": "vault"}, "timeout": 60}
+            answer = httpx.post(f"{site.url}/v1/chat/completions", trust_env=False, **options)
+            assert text in answer.text
+            assert "[DONE]" in answer.text
+            assert seen(site, text) == 0
 
 
 THERE = FAR.replace("    max_wait: 0\n", "    max_wait: 0\n    labels: [vault]\n", 1) + SEALED
