@@ -78,9 +78,13 @@ class Cable:
             return socket.create_connection(self._target)
         return None
 
+    def _taken(self, source: socket.socket, chunk: bytes) -> None:
+        """What came from an end passes here; nothing is done with it."""
+
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with source, suppress(OSError):
             while chunk := source.recv(_CHUNK if math.isinf(self.rate) else _SHORT):
+                self._taken(source, chunk)
                 if source in self._forgotten:
                     continue
                 if pause := self.delay + len(chunk) / self.rate:

@@ -1,0 +1,57 @@
+"""Nothing of private requests is outside their site, whatever fails; usual proxies let them out in the same run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.drills.wire_tap import payloads
+from tasks.settings import TREE
+
+REQUESTS = 300
+
+
+@pytest.fixture(scope="module")
+def drill() -> Iterator[Any]:
+    command = [sys.executable, "-m", "lab.drills.canary", "--requests", str(REQUESTS), "--rate", "14", "--json"]
+    yield json.loads(subprocess.run(command, cwd=TREE, stdout=subprocess.PIPE, check=False, timeout=280).stdout)
+
+
+@pytest.mark.timeout(300)
+def test_no_canary_is_outside_the_edge_under_load_and_faults(drill: Any) -> None:
+    assert {"cut", "kill_home", "kill_router"} <= drill["faults"].keys()
+    assert sum(drill["requests"]["ward"].values()) == REQUESTS
+    assert drill["requests"]["ward"]["answered"] > 0
+    assert drill["requests"]["vault"]["answered"] > 0
+    found = {one["place"]: one for one in drill["found"]}
+    abroad = {place: one["ward"] + one["vault"] for place, one in found.items() if not place.startswith("edge")}
+    assert abroad == dict.fromkeys(abroad, 0)
+    assert found["edge: keys"]["vault"] == 0  # sealed there, too
+
+
+def test_the_search_finds_what_is_there(drill: Any) -> None:
+    found = {one["place"]: one for one in drill["found"]}
+    for place in ("line", "cloud: keys", "cloud: snapshot and append-only file"):
+        assert found[place]["others"] > 0
+    assert found["edge: keys"]["ward"] > 0
+
+
+def test_rules_that_fall_through_and_fallbacks_let_private_requests_out(drill: Any) -> None:
+    assert drill["private requests abroad"]["taxiway"] == 0
+    assert drill["private requests abroad"]["rules with fallthrough"] == REQUESTS // 10
+    assert drill["private requests abroad"]["proxy with fallbacks"] > 0
+
+
+@pytest.mark.parametrize("size", [0, 5, 126, 70_000])
+def test_masked_frames_are_read(size: int) -> None:
+    payload, mask = bytes(range(256)) * (size // 256) + bytes(size % 256), b"\x01\x02\x03\x04"
+    masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big") if size < 2**16 else b""
+    length = length or b"\x7f" + size.to_bytes(8, "big")
+    frame = b"\x82" + bytes([length[0] | 128]) + length[1:] + mask + masked
+    assert b"".join(payloads(frame + b"\x82\x02ok")) == payload + b"ok"
