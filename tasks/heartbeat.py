@@ -168,7 +168,7 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Unix time that they have by the site's clock; 0 if they are not signed with its `public_key`."""
     offers: dict[str, dict[str, SiteOffer]] = {}
     keys: tuple[str, ...] = ()
-    """Names of the keys of its sealed labels."""
+    """Names of the keys that are both here and of sealed labels there."""
     dropped: int = 0
     """Answers that cannot be opened, or came for an attempt which had been given up here, or was never sent."""
 

@@ -189,9 +189,10 @@ class Heartbeat:
 
     def _opens(self) -> tuple[str, ...]:
         """The keys that are here and, of another fleet, there."""
-        names = () if self._shared.seal_keys is None else self._shared.seal_keys.names
         peer = None if self._device.endpoint is None else self._device.endpoint.peer
-        return tuple(name for name in names if peer is None or name in peer.keys)
+        if peer is not None:
+            return peer.keys
+        return () if self._shared.seal_keys is None else self._shared.seal_keys.names
 
     def _served(self) -> tuple[str, ...] | None:
         """The classes that the worker serves, its own first, in the form of `DeviceFacts`."""

@@ -19,6 +19,7 @@ from tasks.models.model import Model
 from tasks.queues.locality import joined, labels_of, missing
 from tasks.topology import Topology
 from taxiway.contract.request import Request
+from taxiway.contract.sealed import sealed_in
 
 EARLIER = "earlier"
 """The rule of a label of a moved job: the job's first receipt names it."""
@@ -36,7 +37,7 @@ class PlacementReceipt(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     """Unix time of the decision, by the store's clock."""
     labels: Mapping[str, tuple[str, ...]]
-    """Each label, and the rules that gave it: request, tenant, model, classifier, fleet, or `EARLIER`."""
+    """Each label, and the rules that gave it: request, tenant, model, classifier, sealed, fleet, or `EARLIER`."""
     lacking: Mapping[str, tuple[str, ...]]
     """Each class that may not have the job, and the labels that it lacks."""
     hardware_class: str = ""
@@ -77,13 +78,13 @@ _read_receipt = msgspec.json.Decoder(PlacementReceipt).decode
 def rules_by_label(
     request: Request, topology: Topology, model: Model, measured: str | None
 ) -> dict[str, tuple[str, ...]]:
-    """Each label of a request, and the rules that gave it. `measured` is what its model and the classifier say."""
-    classifier = [label for label in labels_of(measured) if label not in labels_of(model.locality)]
+    """Each label of a request, and the rules that gave it. `measured` is what its model and its content say."""
+    content = [label for label in labels_of(measured) if label not in labels_of(model.locality)]
     sources = {
         "request": request.locality,
         "tenant": topology.rules_of(request.tenant).locality,
         "model": model.locality,
-        "classifier": joined(*classifier),
+        "classifier" if sealed_in(request.inputs) is None else "sealed": joined(*content),
     }
     if joined(*sources.values()) is None:
         sources = {"fleet": topology.locality.default}

@@ -171,9 +171,11 @@ class Envelope(msgspec.Struct, kw_only=True):
             raise invalid("body", f"base64: {error}") from error
 
     def with_payload(self, body: bytes) -> Envelope:
-        """The same message with another body."""
+        """The same message with another body, and without the texts that Celery shows of the one before."""
         properties = {**self.properties, "body_encoding": "base64"}
-        return msgspec.structs.replace(self, properties=properties, body=base64.b64encode(body).decode("ascii"))
+        headers = {**self.headers, "argsrepr": "", "kwargsrepr": ""}
+        coded = base64.b64encode(body).decode("ascii")
+        return msgspec.structs.replace(self, properties=properties, headers=headers, body=coded)
 
 
 def _bytes_of(text: str) -> bytes:

@@ -384,7 +384,9 @@ class PeerLink(EndpointLink):
             raise BrokenProtocolError("expected hello first")
         if frame.version != VERSION:
             raise BrokenProtocolError(f"it speaks version {frame.version} of the protocol, this site {VERSION}")
-        self._site.name, self._line.most, self._site.keys = cut(frame.site, _REPORTED), frame.bytes, frame.keys
+        self._site.name, self._line.most = cut(frame.site, _REPORTED), frame.bytes
+        own = () if self._origin.seal_keys is None else self._origin.seal_keys.names
+        self._site.keys = tuple(name for name in own if name in frame.keys)
         for key in self._given_up:
             self._line.say(PeerCancel(key))
         self._given_up.clear()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -17,7 +18,7 @@ from aiohttp import WSMessage, WSMsgType, web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.site_key import public_text
-from taxiway.contract.job import Tokens
+from taxiway.contract.job import Result, Tokens
 from taxiway.contract.peer_messages import Inbox
 from taxiway.contract.peers import (
     PATH,
@@ -37,11 +38,15 @@ from taxiway.contract.peers import (
     read_one_to_site,
     read_to_site,
 )
+from taxiway.contract.sealed import Sealed, row_of, sealed_in
+from taxiway.sealing import SealKeys
 from tests.routing import eventually
 from tests.sites import NEAR, PEER, OpenSite, messages, open_fleet
 from tests.stored import facts_of, record_of
 
 QUICK = {"samples": [4], "seed": [3]}
+KEY = secrets.token_bytes(32)
+KEYS = SealKeys([KEY])
 CHEAP = SiteOffer(0.001, 0.0, 0.0, 1.0, 1e-9, 0.0, 0.0, 100)
 
 
@@ -53,6 +58,7 @@ class FalseSite:
 
     def __init__(self) -> None:
         self.version = VERSION
+        self.keys: tuple[str, ...] = ()
         self.offers: dict[str, dict[str, SiteOffer]] = {"slab": {"": CHEAP}}
         self.answers: Any = lambda submit: [PeerAnswer(submit.key, {"estimate": [0.75]}, 1e-9)]
         self.key: Ed25519PrivateKey | None = None
@@ -138,7 +144,7 @@ class FalseSite:
             return
         match frame:
             case PeerHello():
-                await _send(socket, PeerHello(self.version, "false", 2**24))
+                await _send(socket, PeerHello(self.version, "false", 2**24, keys=self.keys))
             case PeerPing(number=number):
                 await _send(socket, PeerPong(number))
             case PeerSubmit():
@@ -242,6 +248,56 @@ def test_a_site_that_never_answers_properly_loses_the_job_to_another_class(watch
     watched.false.offers = {}
     result = job.result(timeout=60)
     assert (result.report.hardware_class, result.outputs["estimate"]) == ("cpu.batch", [0.75])
+
+
+@pytest.fixture
+def sealing(valkey_url: str, tmp_path: Path) -> Iterator[Watched]:
+    """A near fleet whose label `vault` is sealed, and whose false site says that it has the key."""
+    public = KEYS.public(KEYS.names[0]).hex()
+    with FalseSite().serving() as false:
+        false.keys = KEYS.names
+        queues = NEAR.replace("[ward]", "[ward, vault]").replace("URL", f"http://127.0.0.1:{false.port}")
+        queues = queues.replace("device: endpoint", "device: endpoint\n    labels: [vault]")
+        queues += f"locality: {{sealed: {{vault: [{public}]}}}}\n"
+        folder, classes = tmp_path / "near", (PEER, "cpu.batch")
+        with open_fleet(valkey_url, folder, queues, *classes, seals=(KEY,)) as (near, workers):
+            watched = Watched(near, false, workers[PEER].name)
+            eventually(lambda: near.client.what_if("slab", QUICK, locality="vault")["hardware_class"] == PEER)
+            yield watched
+
+
+def sealed_row(submit: PeerSubmit) -> Sealed:
+    """The sealed content of a row that was sent."""
+    sealed = sealed_in(msgspec.msgpack.decode(submit.content)[0])
+    assert sealed is not None
+    return sealed
+
+
+def of_another_row(submit: PeerSubmit) -> dict[str, Any]:
+    """An answer that was sealed with the key, for another row."""
+    result = Result(model="slab:1", outputs={"estimate": [9.0]}, report=cast(Any, None))
+    sealed = sealed_row(submit)
+    return KEYS.seal_result(result, msgspec.structs.replace(sealed, job=f"{sealed.job}1")).outputs
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda one: {"estimate": [0.75]},
+        lambda one: sealed_row(one).value,
+        lambda one: {"__sealed__": {"keys": "all"}},
+        of_another_row,
+    ],
+)
+def test_an_answer_that_is_not_sealed_for_its_row_is_dropped_and_counted(sealing: Watched, outputs: Any) -> None:
+    sealing.false.answers = lambda one: [PeerAnswer(one.key, outputs(one), 1e-9)]
+    job = sealing.near.client.submit("slab", QUICK, locality="vault")
+    (sent, *_) = eventually(lambda: sealing.false.submitted)
+    sealing.false.offers = {}
+    assert KEYS.open_inputs(sealed_row(sent), jobs=[row_of(sent.key)], model="slab")[1] == {}
+    result = job.result(timeout=60)
+    assert (result.report.hardware_class, result.outputs["estimate"]) == ("cpu.batch", [0.75])
+    eventually(lambda: sealing.facts()[1].dropped >= 1)
 
 
 def nested(levels: int) -> Any:

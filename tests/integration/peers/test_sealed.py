@@ -121,8 +121,8 @@ def test_a_client_of_the_broker_says_that_the_result_is_sealed_and_where_to_read
 def test_celery_s_result_shows_that_it_is_sealed(site: OpenSite) -> None:
     job, text = str(uuid.uuid4()), canary()
     app = make_app(site.settings, load_topology(site.settings.queues))
-    fields = {"model": "echo", "inputs": text, "locality": "vault"}
-    app.send_task("taxiway.infer", kwargs=fields, task_id=job, queue="taxiway.arrivals")
+    fields = {"locality": "vault"}
+    app.send_task("taxiway.infer", ["echo", text], fields, task_id=job, queue="taxiway.arrivals")
     found: Any = AsyncResult(job, app=app).get(timeout=60)
     assert list(found["outputs"]) == ["__sealed__"]
     assert seen(site, text) == 0
