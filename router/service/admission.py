@@ -259,9 +259,10 @@ def _sealed(order: Order, rules: Rules, model: Model, measurements: Measurements
 def _prompt(order: Order, rules: Rules, working: WorkingSnapshot, model: Model, locality: str | None) -> Prompt:
     """The prefixes of the request's prompt; empty if devices cannot differ in them, and for what is sealed."""
     prefixes, request = working.prefixes, order.request
+    if prefixes is None or not generates(model):
+        return _NO_PROMPT
     tenant = rules.topology.rules_of(request.tenant).locality
-    labels = joined(request.locality, tenant, locality) or rules.topology.locality.default
-    if prefixes is None or not generates(model) or rules.topology.locality.sealing(labels):
+    if rules.topology.locality.sealing(joined(request.locality, tenant, locality) or rules.topology.locality.default):
         return _NO_PROMPT
     value = given_inputs(model, request.inputs).get(model.inputs[0].name)
     owner = f"{request.tenant}\n{model.id}"
@@ -427,8 +428,7 @@ def _most_read(order: Order, topology: Topology, facts: ContentFacts) -> int:
     request = order.request
     if request.budget is None and topology.rules_of(request.tenant).usd_per_day is None:
         return 0
-    most = facts.most_read
-    return _about(-(-order.size // facts.rows) + 2 * TOKENS_OF_MESSAGE if most is None else most)
+    return _about(facts.most_read or -(-order.size // facts.rows) + 2 * TOKENS_OF_MESSAGE)
 
 
 def _needs(
