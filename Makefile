@@ -41,7 +41,7 @@ engines: $(READY) $(ENGINES)/vllm/.ready ## vLLM in an environment of its own (3
 	$(BIN)/pytest tests/integration/endpoints/test_vllm.py
 
 demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
-	@$(BIN)/python -m local demo $(DEMO)
+	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: $(READY) ## the checks beside the unit, integration and acceptance tests, but those that wait by nature (make slow)
 	$(BIN)/python -m local fetch

@@ -31,7 +31,7 @@ from pathlib import Path
 import pyte
 from rich.console import Console
 
-from local.demo import answer_all, asks
+from examples.demo import answer_all, asks
 from local.fleet import read_fleet, stop_fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue

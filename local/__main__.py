@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Column, Table
-from rich.text import Text
 
 from local.artefacts import fetch, for_engines, for_runtimes, runtimes_of, without_engine
 from local.autoscaler import WorkerBounds, most_workers
-from local.demo import (
-    DEMO_COUNTS,
-    DemoAnswer,
-    answer_all,
-    artefacts_of_examples,
-    asks,
-    contrasts,
-    demo_fleet,
-    left_out_models,
-    plain,
-)
 from local.doctor import Finding
 from local.doctor.examine import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
@@ -46,13 +29,13 @@ from local.fleet import (
     supervisor_pid,
 )
 from local.join import joined
-from local.plan import PortTakenError, StartPlan, StartPlanError, absent, check_ports, plan_fleet
+from local.plan import PortTakenError, StartPlan, StartPlanError, check_ports, plan_fleet
 from local.sites.fleets import options_of, run_sites
 from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import UpOptions, run_fleet
 from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
-from tasks.machine import Machine, look
+from tasks.machine import look
 from tasks.models.artefacts import ArtefactError
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
@@ -62,8 +45,7 @@ from tasks.topology import Topology, load_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.address import print_json
 from taxiway.cli.fleet import run
-from taxiway.cli.show import brief, duration, stdout_console
-from taxiway.contract.job import RunReport
+from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
@@ -161,7 +143,7 @@ def up(
 
     plan = plan_fleet(topology, machine, emulate=emulate, counts=dict(counts))
     if fetching:
-        _fetch_for(plan, topology)
+        fetch_for(plan, topology)
     if detach:
         with Console(stderr=True).status("starting the broker, a router, workers and Flower"):
             fleet = _detached(sys.argv[1:], options.data)
@@ -236,31 +218,6 @@ def fetch_command(models: Sequence[str]) -> None:
         sys.exit(MISSING)
 
 
-@main.command("demo")
-@_json
-@click.option("--rows", is_flag=True, help="Show every input, not only a summary and some examples.")
-def demo_command(*, as_json: bool, rows: bool) -> None:
-    """Start a fleet, run real models on real inputs on every hardware class, and stop it."""
-    console = Console(stderr=True)
-    topology, machine, catalogue = _topology(), look(), _catalogue()
-    emulated = absent(topology, machine)
-    cache = cache_directory(os.environ)
-    _fetch_for(plan_fleet(topology, machine, emulate=emulated, counts=DEMO_COUNTS), topology)
-    for error in fetch(artefacts_of_examples(catalogue), cache, console):
-        raise error
-    with demo_fleet(emulated, console) as fleet:
-        skipped = left_out_models(fleet, topology)
-        answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache, skipped), console))
-    if as_json:
-        print_json({"answers": list(map(plain, answers)), "supervisor": fleet.pid})
-    else:
-        show_answers(answers, machine, _screen(), every=rows)
-    for name, why in skipped.items():
-        console.print(f"{name} took no part: {why}", highlight=False)
-    if any(answer.result is None for answer in answers):
-        sys.exit(1)
-
-
 def _topology() -> Topology:
     return load_topology(queues_file(os.environ))
 
@@ -283,7 +240,7 @@ def _check() -> None:
             click.echo(f"warning: {verdict.subject}: {verdict.text}", err=True)
 
 
-def _fetch_for(plan: StartPlan, topology: Topology) -> None:
+def fetch_for(plan: StartPlan, topology: Topology) -> None:
     """Fetch weights before anything starts: otherwise a worker's first callers wait for the download."""
     catalogue = _catalogue()
     classes = {worker.hardware_class for worker in plan.workers}
@@ -344,11 +301,6 @@ def _announce_sites(urls: Mapping[str, str], *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-_SCREEN = 100  # columns that the demo's answers fit, also in a file
-_INPUT_WIDTH = 60  # characters of an example's input
-_ANSWER_WIDTH = 40  # and of its answer
-
-
 def show_fleet(fleet: LocalFleet, console: Console) -> None:
     """The addresses of a fleet's interfaces, and its workers with their devices."""
     interfaces = {
@@ -379,100 +331,10 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print(table)
 
 
-def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Console, *, every: bool = False) -> None:
-    """A summary of the demo: a line per class and model, some answers with their reasons, and what is emulated."""
-    results = [answer for answer in answers if answer.result is not None]
-    console.print(_summary(answers))
-    for answer in results if every else contrasts(results):
-        console.print()
-        for text, style in zip(_example(answer), ("bold", "", "dim"), strict=True):
-            console.print(Padding(Text(text, style, overflow="fold"), (0, 0, 0, 0 if style == "bold" else 2)))
-    console.print()
-    _show_totals(answers, console)
-    emulated = Counter(a.result.report.hardware_class for a in results if a.result and a.result.report.emulated)
-    if emulated:
-        console.print(_emulation(emulated), highlight=False)
-    if "torch" not in machine.runtimes:
-        console.print("torch is not installed, so none of its variants took part: `make torch` adds it.")
-
-
-def _screen() -> Console:
-    """A console on stdout, also as wide as a screen if that is not a terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_SCREEN)
-
-
-def _summary(answers: Sequence[DemoAnswer]) -> Table:
-    """A line for each class, model and variant that answered: medians of seconds, and the mean cost."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("class", "model", "variant"):
-        table.add_column(name, no_wrap=True)
-    for name in ("answers", "waited", "ran", "in all", "USD per 1,000"):
-        table.add_column(name, justify="right", no_wrap=True)
-    groups: dict[tuple[str, ...], list[tuple[RunReport, float]]] = {}
-    for answer in answers:
-        if answer.result is not None:
-            report = answer.result.report
-            name = f"{report.hardware_class} (emulated)" if report.emulated else report.hardware_class
-            groups.setdefault((name, answer.ask.model, report.variant), []).append((report, answer.elapsed))
-    for names, group in sorted(groups.items()):
-        waited, ran = (median(getattr(one, part) for one, _ in group) for part in ("queue_wait", "run_time"))
-        times = map(duration, (waited, ran, median(elapsed for _, elapsed in group)))
-        cost = mean(one.cost for one, _ in group)
-        table.add_row(*names, str(len(group)), *times, f"{cost * 1000:.2g}")
-    return table
-
-
-def _example(answer: DemoAnswer) -> tuple[str, str, str]:
-    """Three lines: an input with its terms, its answer with where and how fast it ran, and why there."""
-    assert answer.result is not None
-    report, terms = answer.result.report, dict(answer.ask.terms)
-    asked = [str(terms.pop("service"))]
-    asked += [f"{name} {f'{value:g} s' if name == 'deadline' else value}" for name, value in terms.items()]
-    where = f"{report.hardware_class}/{report.variant}" + (" (emulated)" if report.emulated else "")
-    shown = _shorten(_shown(answer.result.outputs), _ANSWER_WIDTH)
-    return (
-        f"{answer.ask.model} ({', '.join(asked)}): {_shorten(answer.ask.shown, _INPUT_WIDTH)}",
-        f"→ {shown}   {where}, {duration(answer.elapsed)}",
-        f"because: {report.reason}",
-    )
-
-
-def _emulation(emulated: Mapping[str, int]) -> str:
-    """What the answers of emulated classes show, and what they do not."""
-    classes = " and ".join(sorted(emulated))
-    return (
-        f"{sum(emulated.values())} of them, on {classes}, are emulated: this machine has no such device, so its CPU "
-        "answered, at its own speed and at the class's price. They show where requests run and why, not how fast the "
-        "device is."
-    )
-
-
-def _shorten(text: str, most: int) -> str:
-    """The text in one line of at most `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def _shown(outputs: Mapping[str, Any]) -> str:
-    """An answer in one line: a label with its score, else its first output."""
-    return brief(outputs if "label" in outputs else next(iter(outputs.values()))).replace("\n", " ")
-
-
-def _show_totals(answers: Sequence[DemoAnswer], console: Console) -> None:
-    results = [answer.result for answer in answers if answer.result is not None]
-    classes = Counter(result.report.hardware_class for result in results)
-    where = ", ".join(f"{count} on {name}" for name, count in sorted(classes.items()))
-    cost = sum(result.report.cost for result in results)
-    console.print(f"{len(results)} of {len(answers)} inputs answered for ${cost:.3g}: {where}", highlight=False)
-    for answer in answers:
-        if answer.result is None:
-            console.print(escape(f"failed: {answer.ask.model}: {answer.ask.shown}: {answer.error}"), style="red")
-
-
-if __name__ == "__main__":
+def exit_from(command: click.Command, name: str) -> None:
+    """Run a command, and exit with the code and the hint of what a user can fix."""
     try:
-        run(main, "python -m local")
+        run(command, name)
     except CommandError as error:
         report(str(error), error.hint)
         sys.exit(error.code)
@@ -485,3 +347,7 @@ if __name__ == "__main__":
             raise
         report(f"{error.filename}: {flaw(error)}", "name folders that can be written: --data, TAXIWAY_CACHE")
         sys.exit(MISSING)
+
+
+if __name__ == "__main__":
+    exit_from(main, "python -m local")

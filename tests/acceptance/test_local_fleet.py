@@ -150,7 +150,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
 
 @pytest.mark.slow
 def test_the_demo_answers_every_input_on_all_classes_and_leaves_nothing_running() -> None:
-    command = [sys.executable, "-m", "local", "demo", "--json"]
+    command = [sys.executable, "-m", "examples.demo", "--json"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)
     assert demo.returncode == 0, demo.stderr[-3000:]
     reply = json.loads(demo.stdout)

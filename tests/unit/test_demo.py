@@ -4,8 +4,7 @@ import io
 
 from rich.console import Console
 
-from local.__main__ import show_answers
-from local.demo import DemoAnswer, DemoInput, contrasts
+from examples.demo import DemoAnswer, DemoInput, contrasts, show_answers
 from tasks.machine import Machine
 from taxiway import Result
 from tests.builders import a_report

@@ -1,4 +1,4 @@
-"""The demo: starts a fleet, runs real models on real inputs on three hardware classes, and stops it.
+"""`python -m examples.demo`: starts a fleet, runs real models on real inputs on three hardware classes, and stops it.
 
 It submits the catalogue's own examples, with mixed service terms. An example in a model.yaml is a plain input, or a
 mapping with `inputs` and optional `parameters`. An input `{artefact: photo-1}` stands for that artefact's bytes.
@@ -10,27 +10,43 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
+import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
-from local.artefacts import Wanted
+from local.__main__ import exit_from, fetch_for
+from local.artefacts import Wanted, fetch
 from local.fleet import LocalFleet, stop_fleet
+from local.plan import absent, plan_fleet
 from local.supervisor import ended_with, in_tree, own_command
+from tasks.machine import Machine, look
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue
+from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
-from tasks.topology import Topology
+from tasks.settings import cache_directory, models_folder, queues_file
+from tasks.topology import Topology, load_topology
 from taxiway import AsyncClient, Result
+from taxiway.cli.address import print_json
+from taxiway.cli.show import brief, duration
+from taxiway.contract.job import RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 
 ANSWERED_WITHIN = 120.0
@@ -225,3 +241,132 @@ def _inputs(example: Any) -> Any:
 def _artefact(inputs: Any) -> str | None:
     """The artefact that an input stands for; None for a plain value."""
     return inputs["artefact"] if isinstance(inputs, dict) and set(inputs) == {"artefact"} else None
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--rows", is_flag=True, help="Show every input, not only a summary and some examples.")
+def main(*, as_json: bool, rows: bool) -> None:
+    """Start a fleet, run real models on real inputs on every hardware class, and stop it."""
+    console = Console(stderr=True)
+    topology, machine, catalogue = (
+        load_topology(queues_file(os.environ)),
+        look(),
+        load_catalogue(models_folder(os.environ)),
+    )
+    emulated = absent(topology, machine)
+    cache = cache_directory(os.environ)
+    fetch_for(plan_fleet(topology, machine, emulate=emulated, counts=DEMO_COUNTS), topology)
+    for error in fetch(artefacts_of_examples(catalogue), cache, console):
+        raise error
+    with demo_fleet(emulated, console) as fleet:
+        skipped = left_out_models(fleet, topology)
+        answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache, skipped), console))
+    if as_json:
+        print_json({"answers": list(map(plain, answers)), "supervisor": fleet.pid})
+    else:
+        show_answers(answers, machine, _screen(), every=rows)
+    for name, why in skipped.items():
+        console.print(f"{name} took no part: {why}", highlight=False)
+    if any(answer.result is None for answer in answers):
+        sys.exit(1)
+
+
+_SCREEN = 100  # columns that the demo's answers fit, also in a file
+_INPUT_WIDTH = 60  # characters of an example's input
+_ANSWER_WIDTH = 40  # and of its answer
+
+
+def show_answers(answers: Sequence[DemoAnswer], machine: Machine, console: Console, *, every: bool = False) -> None:
+    """A summary of the demo: a line per class and model, some answers with their reasons, and what is emulated."""
+    results = [answer for answer in answers if answer.result is not None]
+    console.print(_summary(answers))
+    for answer in results if every else contrasts(results):
+        console.print()
+        for text, style in zip(_example(answer), ("bold", "", "dim"), strict=True):
+            console.print(Padding(Text(text, style, overflow="fold"), (0, 0, 0, 0 if style == "bold" else 2)))
+    console.print()
+    _show_totals(answers, console)
+    emulated = Counter(a.result.report.hardware_class for a in results if a.result and a.result.report.emulated)
+    if emulated:
+        console.print(_emulation(emulated), highlight=False)
+    if "torch" not in machine.runtimes:
+        console.print("torch is not installed, so none of its variants took part: `make torch` adds it.")
+
+
+def _screen() -> Console:
+    """A console on stdout, also as wide as a screen if that is not a terminal."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_SCREEN)
+
+
+def _summary(answers: Sequence[DemoAnswer]) -> Table:
+    """A line for each class, model and variant that answered: medians of seconds, and the mean cost."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("class", "model", "variant"):
+        table.add_column(name, no_wrap=True)
+    for name in ("answers", "waited", "ran", "in all", "USD per 1,000"):
+        table.add_column(name, justify="right", no_wrap=True)
+    groups: dict[tuple[str, ...], list[tuple[RunReport, float]]] = {}
+    for answer in answers:
+        if answer.result is not None:
+            report = answer.result.report
+            name = f"{report.hardware_class} (emulated)" if report.emulated else report.hardware_class
+            groups.setdefault((name, answer.ask.model, report.variant), []).append((report, answer.elapsed))
+    for names, group in sorted(groups.items()):
+        waited, ran = (median(getattr(one, part) for one, _ in group) for part in ("queue_wait", "run_time"))
+        times = map(duration, (waited, ran, median(elapsed for _, elapsed in group)))
+        cost = mean(one.cost for one, _ in group)
+        table.add_row(*names, str(len(group)), *times, f"{cost * 1000:.2g}")
+    return table
+
+
+def _example(answer: DemoAnswer) -> tuple[str, str, str]:
+    """Three lines: an input with its terms, its answer with where and how fast it ran, and why there."""
+    assert answer.result is not None
+    report, terms = answer.result.report, dict(answer.ask.terms)
+    asked = [str(terms.pop("service"))]
+    asked += [f"{name} {f'{value:g} s' if name == 'deadline' else value}" for name, value in terms.items()]
+    where = f"{report.hardware_class}/{report.variant}" + (" (emulated)" if report.emulated else "")
+    shown = _shorten(_shown(answer.result.outputs), _ANSWER_WIDTH)
+    return (
+        f"{answer.ask.model} ({', '.join(asked)}): {_shorten(answer.ask.shown, _INPUT_WIDTH)}",
+        f"→ {shown}   {where}, {duration(answer.elapsed)}",
+        f"because: {report.reason}",
+    )
+
+
+def _emulation(emulated: Mapping[str, int]) -> str:
+    """What the answers of emulated classes show, and what they do not."""
+    classes = " and ".join(sorted(emulated))
+    return (
+        f"{sum(emulated.values())} of them, on {classes}, are emulated: this machine has no such device, so its CPU "
+        "answered, at its own speed and at the class's price. They show where requests run and why, not how fast the "
+        "device is."
+    )
+
+
+def _shorten(text: str, most: int) -> str:
+    """The text in one line of at most `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _shown(outputs: Mapping[str, Any]) -> str:
+    """An answer in one line: a label with its score, else its first output."""
+    return brief(outputs if "label" in outputs else next(iter(outputs.values()))).replace("\n", " ")
+
+
+def _show_totals(answers: Sequence[DemoAnswer], console: Console) -> None:
+    results = [answer.result for answer in answers if answer.result is not None]
+    classes = Counter(result.report.hardware_class for result in results)
+    where = ", ".join(f"{count} on {name}" for name, count in sorted(classes.items()))
+    cost = sum(result.report.cost for result in results)
+    console.print(f"{len(results)} of {len(answers)} inputs answered for ${cost:.3g}: {where}", highlight=False)
+    for answer in answers:
+        if answer.result is None:
+            console.print(escape(f"failed: {answer.ask.model}: {answer.ask.shown}: {answer.error}"), style="red")
+
+
+if __name__ == "__main__":
+    exit_from(main, "python -m examples.demo")
