@@ -232,6 +232,19 @@ def test_another_fleet_has_a_worker_with_the_key_of_its_secret_that_nothing_scal
     assert scaled == {"worker-cpu-batch"}
     (router,) = [one for one in pods([*found.values()])["router"]["containers"] if one["name"] == "router"]
     assert "CLOUD_KEY" not in {one["name"] for one in router["env"]}, "no other process than its worker has the key"
+    (reaching,) = found["NetworkPolicy", "worker"]["spec"]["podSelector"]["matchExpressions"]
+    assert reaching["values"] == ["worker"]
+
+
+def test_routers_connect_to_a_site_that_the_fleet_takes_work_from_with_its_key(helm: Path) -> None:
+    cloud = {**ANOTHER_FLEET, "endpoint": {**ANOTHER_FLEET["endpoint"], "serves": "cloud"}}
+    hardware = {"cpu.batch": OURS["hardware"]["cpu.batch"], "cloud": cloud}
+    found = named(rendered(helm, {**OURS, "hardware": hardware}))
+    (router,) = [one for one in pods([*found.values()])["router"]["containers"] if one["name"] == "router"]
+    (key,) = [one for one in router["env"] if one["name"] == "CLOUD_KEY"]
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "fleet-worker-cloud", "key": "key"}}
+    (reaching,) = found["NetworkPolicy", "worker"]["spec"]["podSelector"]["matchExpressions"]
+    assert reaching["values"] == ["worker", "router"]
 
 
 @pytest.mark.parametrize("autoscaler", ["keda", "hpa"])
