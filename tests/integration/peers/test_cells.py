@@ -1,0 +1,90 @@
+"""A front that has nothing but other fleets: it sends jobs where they are in time, and loses none with a fleet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import taxiway
+from tests.routing import eventually
+from tests.sites import FAR, OpenSite, open_fleet
+from tests.stored import record_of
+from tests.working import WorkerProcess
+
+CELL = FAR.replace("max_batch: 16", "max_batch: 1").replace("warm: [echo, slab]", "warm: [paced]")
+"""Of 200 jobs a second."""
+
+FRONT = """
+site: front
+hardware:
+  east:
+    device: endpoint
+    endpoint: {protocol: taxiway, url: "EAST", slots: 4, models: {paced: paced}, health: {every: 0.2}}
+  west:
+    device: endpoint
+    endpoint: {protocol: taxiway, url: "WEST", slots: 4, models: {paced: paced}, health: {every: 0.2}}
+service:
+  bulk: {deadline: 3600}
+default_service: bulk
+limits: {lease: 3}
+"""
+
+JOBS, ROWS = 60, 20
+"""A second of a cell has ten such jobs."""
+
+
+@contextmanager
+def cells(valkey_url: str, folder: Path) -> Iterator[tuple[OpenSite, dict[str, tuple[OpenSite, WorkerProcess]]]]:
+    """A front, and its cells with their workers, once each has made offers."""
+    with ExitStack() as stack:
+        opened: dict[str, tuple[OpenSite, WorkerProcess]] = {}
+        queues = FRONT
+        for name in ("east", "west"):
+            cell = CELL.replace("site: cloud", f"site: {name}")
+            site, workers = stack.enter_context(open_fleet(valkey_url, folder / name, cell, "cpu.batch"))
+            opened[name] = site, workers["cpu.batch"]
+            queues = queues.replace(name.upper(), site.url)
+        front, _ = stack.enter_context(open_fleet(valkey_url, folder / "front", queues, *opened))
+        eventually(lambda: offering(front) == set(opened))
+        yield front, opened
+
+
+def offering(front: OpenSite) -> set[str]:
+    """The cells that offer to run a job."""
+    considered = front.client.what_if("paced", "x")["considered"]
+    return {one["hardware_class"] for one in considered if str(one["warning"]).startswith("offer of site")}
+
+
+def rows_of(number: int) -> list[str]:
+    """A job's inputs."""
+    return [f"row {row} of job {number}" for row in range(ROWS)]
+
+
+def at_each(front: OpenSite, jobs: list[taxiway.Job], state: str) -> Counter[str]:
+    """How many of the jobs are in this state, by cell."""
+    records = [record_of(front.state, job.id) for job in jobs]
+    return Counter(record.hardware_class for record in records if record.state == state)
+
+
+def test_a_cell_that_is_full_gets_no_more_and_none_is_lost_when_it_is_killed(valkey_url: str, tmp_path: Path) -> None:
+    with cells(valkey_url, tmp_path) as (front, opened), ThreadPoolExecutor(16) as callers:
+        jobs = list(callers.map(lambda n: front.client.submit("paced", rows_of(n), deadline=500), range(JOBS)))
+        waiting = at_each(front, jobs, "queued")
+        full = max(opened, key=lambda name: waiting[name])
+        (other,) = opened.keys() - {full}
+        assert front.client.what_if("paced", "x", deadline=1.5)["hardware_class"] != full
+        eventually(lambda: at_each(front, jobs, "succeeded")[full])
+        cell, worker = opened[full]
+        cell.router.process.kill()
+        worker.process.kill()
+
+        results = [job.result(timeout=120) for job in jobs]
+
+        assert [result.outputs["payload"] for result in results] == [rows_of(number) for number in range(JOBS)]
+        ran = Counter(result.report.hardware_class for result in results)
+        assert ran[other] > JOBS / 2
+        assert any(record_of(front.state, job.id).attempts > 1 for job in jobs), "what ran in the cell ran again"
+        assert not front.client.fleet()["dead"]
