@@ -246,7 +246,8 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
     """Seconds between two looks at the queues."""
     max_moves_per_job: Annotated[int, msgspec.Meta(ge=0)] = 2
-    """Moves of one job, and cuts after which a running one yields no more; 0: nothing moves or yields."""
+    """Moves of one job while its class has a device, and cuts after which a running one yields no more; 0: nothing
+    moves or yields."""
     max_share_per_tick: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Share of a class's waiting jobs, 0 to 1, that may leave it in a tick; more may, where the new class would be idle
     within two ticks."""

@@ -170,7 +170,10 @@ def receipts_of(
 
 
 def _group(members: Sequence[tuple[WaitingJob, float]], working: WorkingSnapshot, most: int) -> Group | None:
-    """The group of similar jobs, with the needs of the one served last; None if none of them may move."""
+    """The group of similar jobs, with the needs of the one served last; None if none of them may move.
+
+    The bound on moves keeps jobs from bouncing; what waits where nothing serves it may move again.
+    """
     last, ahead = members[0]
     here = (last.peeked.queue, last.variant)
     table = working.table(last.model, last.needs.constraints)
@@ -178,8 +181,11 @@ def _group(members: Sequence[tuple[WaitingJob, float]], working: WorkingSnapshot
     if here not in names:
         table = working.table(last.model, last.needs.constraints, here)
         names = [(c.hardware_class, c.variant_name) for c in table.candidates]
-    free = tuple(job.peeked.job for job, _ in reversed(members) if len(job.moves) < most)
-    if here not in names or not free:
+    if here not in names:
+        return None
+    stranded = most > 0 and not table.live[names.index(here)]
+    free = tuple(job.peeked.job for job, _ in reversed(members) if len(job.moves) < most or stranded)
+    if not free:
         return None
     return Group(table, last.needs, names.index(here), ahead, free)
 
