@@ -26,7 +26,7 @@ ON_GKE: dict[str, Any] = {
 }
 OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
 ENGINES: dict[str, Any] = yaml.safe_load(recorded("charts/engines.yaml"))
-ANOTHER_FLEET = {
+ANOTHER_FLEET: dict[str, Any] = {
     "device": "endpoint",
     "endpoint": {
         "protocol": "taxiway",
