@@ -33,6 +33,7 @@ from taxiway.contract.peers import (
     PeerRefused,
     PeerServe,
     PeerSubmit,
+    PeerTaken,
     SiteOffer,
     ToCaller,
     read_one_to_site,
@@ -216,6 +217,16 @@ def test_a_site_of_another_version_gets_no_work(watched: Watched) -> None:
     eventually(lambda: f"version {VERSION + 1} of the protocol" in watched.facts()[0].fault)
     assert watched.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == "cpu.batch"
     assert not watched.false.submitted
+
+
+def test_a_site_that_takes_a_body_before_it_has_come_is_not_believed_to_be_infinitely_near(watched: Watched) -> None:
+    watched.false.offers = {"echo": {"": CHEAP}}
+    watched.false.answers = lambda one: [PeerTaken(one.key)] * 3
+    eventually(lambda: offered(watched))
+    job = watched.near.client.submit("echo", {"payload": ["x" * 2**19]})
+    eventually(lambda: watched.facts()[1].bytes_per_second > 0)
+    assert watched.facts()[1].bytes_per_second < 1e13
+    job.cancel()
 
 
 def test_a_bill_above_the_offer_is_not_believed(watched: Watched) -> None:

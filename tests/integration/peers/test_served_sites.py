@@ -13,7 +13,7 @@ from tasks.site_key import public_text
 from taxiway.contract.keys import job_key
 from tests.certificates import authority
 from tests.routing import eventually, router_process
-from tests.sites import FAR, NEAR, PEER, SERVED, open_fleet
+from tests.sites import FAR, NEAR, PEER, SERVED, open_fleet, served_sites
 from tests.stored import record_of
 
 QUICK = {"samples": [4], "seed": [3]}
@@ -49,3 +49,14 @@ def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_wh
         job = record_of(far.state, name)
         assert (job.tenant, job.hardware_class) == ("edge", "cpu.batch")
         assert far.client.job(name).status().state == "succeeded"
+
+
+def test_a_fleet_takes_work_of_those_that_its_queues_yaml_says_now(valkey_url: str, tmp_path: Path) -> None:
+    with served_sites(valkey_url, tmp_path / "sites") as sites:
+        queues = sites.far.settings.queues
+        serving = queues.read_text()
+        queues.write_text(serving.replace("serves: edge", "models: {slab: slab}"))
+        eventually(lambda: not sites.offered())
+        queues.write_text(serving)
+        eventually(sites.offered)
+        assert sites.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
