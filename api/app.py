@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
@@ -32,6 +30,7 @@ from api.routing.router import HttpRouter
 from api.services import SERVICES, Services
 from taxiway.contract.peers import WaitingLine
 from taxiway.errors import TaxiwayError
+from taxiway.release import release
 
 ENDPOINTS = [
     *fleet.ENDPOINTS,
@@ -61,23 +60,15 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
             HTTPException: protocol_error,
             Exception: unforeseen_error,
         },
-        openapi_config=document(_version()),
+        openapi_config=document(release()),
         request_max_body_size=limit,
         logging_config=None,
     )
     inference = store.inference
-    app.state[described.VERSION] = _version()
+    app.state[described.VERSION] = release()
     app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
     http = Divided(Gate(BodyLimits(inflated, bodies, limit), keys, rates))
     return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, reached)
-
-
-def _version() -> str:
-    """The installed version; "0" if the fleet runs from a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("taxiway")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import msgspec
 
 from tasks.queues.queues_file import PublishedQueues
-from tasks.release import release
 from tasks.settings import Settings, settings_from
 from tasks.topology import parse_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import QUEUES
+from taxiway.release import release
 
 
 def joined(url: str, hardware_class: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import msgspec
 from packaging.requirements import Requirement
 
 from tasks.machine import look
-from tasks.release import version_of
+from taxiway.release import version_of
 
 _CUDA_NAMES = re.compile(r"^(nvidia|cuda)-")
 _PATIENCE = 120  # seconds for pip to read one wheel's metadata

@@ -13,7 +13,7 @@ import psutil
 import pynvml
 
 from tasks.models.files import registered
-from tasks.release import version_of
+from taxiway.release import version_of
 
 RUNTIMES = {"onnx": "onnxruntime", "jax": "jax", "torch": "torch"}
 """The distribution that brings each runtime."""

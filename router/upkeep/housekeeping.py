@@ -15,7 +15,7 @@ from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
 from tasks.queues.queues_file import PublishedQueues, QueuesFile
-from tasks.release import release
+from taxiway.release import release
 
 logger = logging.getLogger(__name__)
 

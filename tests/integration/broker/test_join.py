@@ -17,9 +17,9 @@ import redis
 import taxiway
 from broker.accounts import joining
 from tasks.queues.queues_file import PublishedQueues
-from tasks.release import release
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import QUEUES
+from taxiway.release import release
 from tests.guarded import Guarded
 from tests.routing import eventually, router_process
 from tests.working import CLASS, worker_settings
