@@ -129,7 +129,7 @@ def message_of(event: WebhookEvent) -> WebhookMessage:
         data |= {"model": event.model, "state": event.state}
         with contextlib.suppress(msgspec.MsgspecError):  # empty where it succeeded, or the reason is too long
             failure = failure_of(read_meta(event.meta))
-            data |= {} if failure is None else {"error": {"code": failure.code, "message": failure.message}}
+            data |= {} if failure is None else {"error": {"code": failure.code}}  # the text may quote inputs
     name, type = f"evt_{event.id}", _TYPES[event.kind, event.ending]
     content = {"object": "event", "id": name, "type": type, "created_at": int(event.at), "data": data}
     return WebhookMessage(name, msgspec.json.encode(content))

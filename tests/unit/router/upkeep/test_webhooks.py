@@ -171,7 +171,7 @@ def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> No
             "id": "j",
             "model": "talk:1",
             "state": "cancelled",
-            "error": {"code": "execution_failed", "message": "no such tool"},
+            "error": {"code": "execution_failed"},
         },
     }
 
