@@ -222,8 +222,9 @@ def test_a_site_of_another_version_gets_no_work(watched: Watched) -> None:
 def test_a_site_that_takes_a_body_before_it_has_come_is_not_believed_to_be_infinitely_near(watched: Watched) -> None:
     watched.false.offers = {"echo": {"": CHEAP}}
     watched.false.answers = lambda one: [PeerTaken(one.key)] * 3
-    eventually(lambda: offered(watched))
-    job = watched.near.client.submit("echo", {"payload": ["x" * 2**19]})
+    body = {"payload": ["x" * 2**19]}
+    eventually(lambda: watched.near.client.what_if("echo", body)["hardware_class"] == PEER)
+    job = watched.near.client.submit("echo", body)
     eventually(lambda: watched.facts()[1].bytes_per_second > 0)
     assert watched.facts()[1].bytes_per_second < 1e13
     job.cancel()
