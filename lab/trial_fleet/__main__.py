@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -51,12 +51,13 @@ from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
 from simulator.engine import RunSummary, simulate
 from simulator.fleet import SERVICES
-from simulator.policies.policy import Assignment, Fixed
-from simulator.policies.taxiway import POLICIES
+from simulator.policies.policy import Assignment, Shift
+from simulator.policies.taxiway import POLICIES, Taxiway
+from simulator.pool import Pool
 from simulator.reports import percent
 from simulator.traces import Column, Trace
 from simulator.tuning.opponents import pinned, tuned_split
-from simulator.workload import prepare
+from simulator.workload import Workload, prepare
 from tasks.topology import Topology, load_topology
 from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError
@@ -148,10 +149,29 @@ def side(name: str, trace: Trace, topology: Topology) -> Side:
     return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology), found)
 
 
+class AtHome(Taxiway):
+    """The router's own placement of requests that name their class, which refuses what would be late there."""
+
+    def __init__(self, workload: Workload, assigned: Assignment) -> None:
+        super().__init__(workload, seed=1)
+        names = list(workload.fleet.classes)
+        self._rules = assigned.rules
+        self._constraints = [
+            [replace(terms, classes=(names[assigned.classes[model, place]],)) for place, terms in enumerate(services)]
+            for model, services in enumerate(self._constraints)
+        ]
+
+    def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """As `Policy.look`."""
+        for pool, rule in zip(pools, self._rules, strict=True):
+            pool.follow(rule)
+        return super().look(pools, now)
+
+
 def foreseen(one: Side, scene: Scene, topology: Topology) -> RunSummary:
     """What the simulator says of a side on the same requests, those before the trial included."""
     workload = prepare(scene.trace, simulated(topology), seed=1)
-    policy = POLICIES[OURS](workload, 1) if one.assigned is None else Fixed(one.assigned)
+    policy = POLICIES[OURS](workload, 1) if one.assigned is None else AtHome(workload, one.assigned)
     return simulate(one.name, workload, policy, seed=1)
 
 
