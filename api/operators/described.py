@@ -8,8 +8,8 @@ from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, ServerSentEvent, an
 from api.inference.protocol import InferAnswer
 from api.operators.view import FleetTimeline, FleetView
 from taxiway.contract.job import JobFailure, JobRecord
-from taxiway.contract.listing import JobPage
 from taxiway.contract.tensors import OCTETS
+from taxiway.listing import JobPage
 
 
 class JobAnswer(JobRecord, frozen=True, kw_only=True):

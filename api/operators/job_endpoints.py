@@ -14,11 +14,11 @@ from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_term
 from api.operators import described
 from api.services import JsonResponse, jobs_of, router_of, services_of
 from taxiway.contract.job import JobStatus
-from taxiway.contract.listing import USUAL, JobFilter, list_jobs, states_of
 from taxiway.contract.request import TERMS
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import wrong_field
+from taxiway.listing import USUAL, JobFilter, list_jobs, states_of
 
 LISTED_DEAD_LETTERS = 1000
 """Most dead letters in one list; the default is a tenth of it."""

@@ -140,8 +140,8 @@ class PeerConnection:
         try:
             async with asyncio.timeout(within):
                 while (message := await receive()) is not None:
-                    for frame in self._frames(message):
-                        return frame
+                    if frames := list(self._frames(message)):
+                        return frames[0]
         except TimeoutError as error:
             raise PeerError(WRONG_FRAME, f"no hello within {within:g} s") from error
         return None

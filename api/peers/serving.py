@@ -40,9 +40,9 @@ class PeerServing:
         running: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
-                for name, endpoint in self._wanted().items():
-                    if name not in running or running[name].done():
-                        running[name] = asyncio.create_task(self._serve(name, endpoint))
+                wanted = self._wanted()
+                for url in [url for url in wanted if url not in running or running[url].done()]:
+                    running[url] = asyncio.create_task(self._serve(url, wanted[url]))
                 await asyncio.sleep(AGAIN)
         finally:
             for task in running.values():

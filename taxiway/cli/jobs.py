@@ -16,7 +16,6 @@ from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, 
 from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result
-from taxiway.contract.listing import LISTED_JOBS, JobPage
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Priority
 from taxiway.contract.stream import Event, Lost, Restarted
@@ -28,6 +27,7 @@ from taxiway.errors import (
     ResultTimeoutError,
     UnknownModelError,
 )
+from taxiway.listing import LISTED_JOBS, JobPage
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

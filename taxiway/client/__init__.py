@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import Request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import Show
 from taxiway.errors import invalid
+from taxiway.listing import JobFilter, JobPage
 
 _TRANSPORTS = {
     "redis": "taxiway.client.valkey_transport",

@@ -29,13 +29,13 @@ from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
 from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
 from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result
-from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
 from taxiway.errors import invalid
+from taxiway.listing import USUAL, JobFilter, JobPage, states_of
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""

@@ -19,7 +19,6 @@ from taxiway.client import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, HttpLink, HttpResponse, NotAStreamError
 from taxiway.contract.job import JobStatus, Result, RunReport
 from taxiway.contract.limits import Buffer
-from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import TERMS, Request, Terms, new_id
 from taxiway.contract.server_events import ServerEvent
@@ -52,6 +51,7 @@ from taxiway.errors import (
     error_of_code,
     invalid,
 )
+from taxiway.listing import JobFilter, JobPage
 
 _POLL_PAUSE = 0.05
 """Minimum seconds between two polls."""

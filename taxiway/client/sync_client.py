@@ -25,11 +25,11 @@ from taxiway.client.asyncio_client import (
 from taxiway.client.forking import PerProcess
 from taxiway.client.greenlets import new_loop, result_of, start_thread
 from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.listing import USUAL, JobPage
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.stream import Event
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
+from taxiway.listing import USUAL, JobPage
 
 T = TypeVar("T")
 

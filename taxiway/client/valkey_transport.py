@@ -35,7 +35,6 @@ from taxiway.contract.job import (
 )
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.limits import Buffer
-from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.progress import result_in
 from taxiway.contract.request import Request, new_id
 from taxiway.contract.sealed import read_opened
@@ -50,6 +49,7 @@ from taxiway.errors import (
     ResultTimeoutError,
     TaxiwayError,
 )
+from taxiway.listing import JobFilter, JobPage, list_jobs
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals queue, and the blobs that it references."""

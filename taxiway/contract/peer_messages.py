@@ -29,19 +29,21 @@ class Outbox:
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
-        self._parted: deque[tuple[str, bytes]] = deque()
+        self._parted: deque[tuple[str, int, bytes]] = deque()
         self._keys: Counter[str] = Counter()
         self._at = 0  # bytes of the first in `_parted` that were sent
+        self._put = self._sent = 0  # short frames
         self.small = self.large = 0
 
     def put(self, frame: bytes, key: str = "") -> None:
         """Add an encoded frame of a job; it comes behind those of the same job."""
         if len(frame) > MESSAGE // 2 or self._keys[key]:
-            self._parted.append((key, frame))
+            self._parted.append((key, self._put, frame))
             self._keys[key] += 1
             self.large += len(frame)
         else:
             self._frames.append(frame)
+            self._put += 1
             self.small += len(frame)
 
     def messages(self) -> Iterator[bytes]:
@@ -55,13 +57,15 @@ class Outbox:
         while self._frames and size + len(self._frames[0]) <= MESSAGE // 2 and count < _MOST_FRAMES - 1:
             frame = self._frames.popleft()
             size, count = size + len(frame), count + 1
+            self._sent += 1
             self.small -= len(frame)
             yield frame
 
     def _part(self) -> Iterator[bytes]:
-        if not self._parted:
+        """A part of the first long frame, once the short ones before it were sent: one may be of its job."""
+        if not self._parted or self._sent < self._parted[0][1]:
             return
-        key, frame = self._parted[0]
+        key, _, frame = self._parted[0]
         content = memoryview(frame)[self._at : self._at + MESSAGE // 2 - _HEADS]
         self._at += len(content)
         self.large -= len(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
@@ -33,6 +33,7 @@ def put(out: Outbox, frame: PeerPiece) -> None:
 
 
 @given(given_=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5 * MESSAGE)), max_size=12))
+@example([("a", 256), ("a", MESSAGE // 2 - 285), ("a", 256), ("a", MESSAGE // 2 - 14)])  # a long one behind short ones
 def test_each_frame_arrives_once_and_in_the_order_of_its_job(given_: list[tuple[str, int]]) -> None:
     frames = [piece(key, at, "x" * size) for at, (key, size) in enumerate(given_)]
     out, read = Outbox(), inbox()
