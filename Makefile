@@ -17,9 +17,9 @@ CHAOS :=
 SKIP :=
 RELEASE :=
 DEMO :=
-# Four processes on two cores, for tests wait; long ones first, so that all end together. One process has all tests that
+# Six processes on two cores, for tests wait; long ones first, so that all end together. One process has all tests that
 # share a fleet (tests/conftest.py).
-SPREAD := -n 4 --dist loadfile --no-loadscope-reorder
+SPREAD := -n 6 --dist loadfile --no-loadscope-reorder
 
 # The tests start hundreds of processes: each would compile the tree again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -22,8 +22,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -316,12 +316,7 @@ async def run(requests: int, rate: float, folder: Path) -> dict[str, Any]:
             async with opponents(server) as others, AsyncClient(edge.url, connect_timeout=30) as client:
                 await offered(client)
                 load = Load(client, others, marks)
-                began, breaking = time.monotonic(), asyncio.create_task(sites.break_down())
-                await load.send(requests, rate)
-                seconds = time.monotonic() - began
-                breaking.cancel()
-                with suppress(asyncio.CancelledError):
-                    await breaking
+                seconds = await under_faults(load.send(requests, rate), sites)
                 tap.plug()
                 metrics = httpx.get(f"{cloud.url}/metrics", trust_env=False).content
                 moved = httpx.get(f"{edge.url}/metrics", trust_env=False).text
@@ -338,6 +333,16 @@ async def run(requests: int, rate: float, folder: Path) -> dict[str, Any]:
         "private requests abroad": {"taxiway": leaked(tap, marks.ward), **leaks},
         "opponents": {one.name: {"answered": one.answered, "refused": one.refused} for one in others},
     }
+
+
+async def under_faults(load: Coroutine[Any, Any, None], sites: Sites) -> float:
+    """Send a load while faults come; returns its seconds."""
+    began, breaking = time.monotonic(), asyncio.create_task(sites.break_down())
+    await load
+    seconds = time.monotonic() - began
+    breaking.cancel()
+    await asyncio.gather(breaking, return_exceptions=True)
+    return seconds
 
 
 async def offered(client: AsyncClient) -> None:

@@ -72,14 +72,17 @@ class Opponent:
         else:  # the first rule that matches, else the default backend
             backends = [self.edge if labels.get("x-locality") == "ward" else cloud]
         for backend in backends:
-            try:
-                async with self.session.post(backend, data=text) as response:
-                    if response.ok:
-                        self.answered += 1
-                        return
-            except aiohttp.ClientError:
-                continue
+            if await self._answers(backend, text):
+                self.answered += 1
+                return
         self.refused += 1
+
+    async def _answers(self, backend: str, text: str) -> bool:
+        try:
+            async with self.session.post(backend, data=text) as response:
+                return response.ok
+        except aiohttp.ClientError:
+            return False
 
 
 @asynccontextmanager

@@ -90,6 +90,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "WEBHOOKS_DUE": "zadd eval evalsha",
         "RELOADS": "get eval evalsha",
         "QUEUES": "get",
+        "line_key": "get",
         "HELD": "zrem hdel eval evalsha",
         "RELEASED": "zrem hdel eval evalsha",
         "holding_key": "zrem hdel",

@@ -22,6 +22,7 @@ def drill() -> Iterator[Any]:
     yield json.loads(subprocess.run(command, cwd=TREE, stdout=subprocess.PIPE, check=False, timeout=280).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_canary_is_outside_the_edge_under_load_and_faults(drill: Any) -> None:
     assert {"cut", "kill_home", "kill_router"} <= drill["faults"].keys()
@@ -34,6 +35,7 @@ def test_no_canary_is_outside_the_edge_under_load_and_faults(drill: Any) -> None
     assert found["edge: keys"]["vault"] == 0  # sealed there, too
 
 
+@pytest.mark.slow
 def test_the_search_finds_what_is_there(drill: Any) -> None:
     found = {one["place"]: one for one in drill["found"]}
     for place in ("line", "cloud: keys", "cloud: snapshot and append-only file"):
@@ -41,6 +43,7 @@ def test_the_search_finds_what_is_there(drill: Any) -> None:
     assert found["edge: keys"]["ward"] > 0
 
 
+@pytest.mark.slow
 def test_rules_that_fall_through_and_fallbacks_let_private_requests_out(drill: Any) -> None:
     assert drill["private requests abroad"]["taxiway"] == 0
     assert drill["private requests abroad"]["rules with fallthrough"] == REQUESTS // 10
