@@ -192,7 +192,7 @@ def watched(request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path) -> 
         yield Watched(near, false, workers[PEER].name)
 
 
-CONNECTING = pytest.mark.parametrize("watched", [False, True], indirect=True)
+CONNECTING = pytest.mark.parametrize("watched", [False, pytest.param(True, marks=pytest.mark.slow)], indirect=True)
 """Both sides may have opened the connection."""
 
 

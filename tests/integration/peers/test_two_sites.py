@@ -21,7 +21,7 @@ from tests.working import LASTING, release
 QUICK = {"samples": [4], "seed": [3]}
 
 
-BOTH = pytest.mark.parametrize("opens", [two_sites, served_sites])
+BOTH = pytest.mark.parametrize("opens", [two_sites, pytest.param(served_sites, marks=pytest.mark.slow)])
 """Which opens the connection: the near site, or the far one."""
 
 

@@ -129,7 +129,7 @@ def test_moved_work_has_a_receipt_and_an_export_is_verified_offline(ward: Ward, 
     eventually(lambda: sum(int(ward.store.llen(name)) for name in priority_lists("ward.a")) == 300)
     with EchoDevice(ward.settings, hardware_class="ward.b") as idle:
         eventually(lambda: len(idle.done) > 20)
-    placed, moved = ward.receipts(idle.done[0])
+    placed, moved, *_ = ward.receipts(idle.done[0])
     assert (placed.event, placed.hardware_class, moved.event) == ("placed", "ward.a", "moved")
     assert (moved.source, moved.hardware_class, moved.move) == ("ward.a", "ward.b", 1)
     assert (moved.labels, moved.lacking) == ({"ward": ("earlier",)}, {"cloud": ("ward",)})
