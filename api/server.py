@@ -30,7 +30,7 @@ import uvicorn
 from api.errors import unforeseen
 from api.gate import Application, Receive, Send
 from tasks.queues.limits import Limits
-from taxiway.contract.peer_messages import MESSAGE
+from taxiway.contract.peer_messages import MESSAGE, MOST_READ
 
 HEAD = 2**16
 """Limit on a request's head, and on what follows the last chunk of a body, in bytes."""
@@ -64,7 +64,7 @@ class HttpServer:
             self._answer,
             http="h11",
             ws="wsproto",
-            ws_max_size=2 * MESSAGE,
+            ws_max_size=MOST_READ,
             ws_per_message_deflate=False,  # tensors and short texts: it would cost each job more than it takes itself
             lifespan="off",
             interface="asgi3",

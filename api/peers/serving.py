@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 
 import aiohttp
 
 from api.peers.connection import PeerConnection, PeerDesk, PeerError
 from tasks.queues.endpoints import Endpoint
-from taxiway.contract.peer_messages import MESSAGE
+from taxiway.contract.peer_messages import MOST_READ
 from taxiway.contract.peers import PATH, VERSION, PeerServe, encode_frames
-from workers.endpoints.http import EndpointConfigError, tls_context
+from workers.endpoints.http import EndpointConfigError, headers_of, tls_context
+from workers.endpoints.site_line import bound_unsent
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ class PeerServing:
     async def _serve(self, url: str, endpoint: Endpoint) -> None:
         """Connect once, and serve what comes until the connection ends or queues.yaml says otherwise."""
         key = self._environment.get(endpoint.key_env or "", "")
-        headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
+        headers = headers_of(endpoint, key)
         try:
             tls = tls_context(endpoint.tls) if url.startswith("https:") else True
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=endpoint.connect_timeout)
             connector = aiohttp.TCPConnector(ssl=tls)
             async with (
                 aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session,
-                session.ws_connect(url + PATH, max_msg_size=2 * MESSAGE, compress=0, heartbeat=HEARTBEAT) as socket,
+                session.ws_connect(url + PATH, max_msg_size=MOST_READ, compress=0, heartbeat=HEARTBEAT) as socket,
             ):
                 self._why.pop(url, None)
                 await self._converse(socket, url, endpoint)
@@ -78,8 +78,7 @@ class PeerServing:
             message = await socket.receive()
             return message.data if message.type is aiohttp.WSMsgType.BINARY else None
 
-        if (wire := socket.get_extra_info("socket")) is not None:
-            wire.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, MESSAGE)
+        bound_unsent(socket)
         site = self._desk.router.rules.topology.site
         await socket.send_bytes(encode_frames([PeerServe(VERSION, site)]))
         connection = PeerConnection(

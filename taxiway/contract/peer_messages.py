@@ -18,6 +18,9 @@ from taxiway.contract.peers import PeerPart, encode_frames
 MESSAGE = 2**16
 """Bytes of the longest message: a line of 1 MB/s carries it in 66 ms."""
 
+MOST_READ = 2 * MESSAGE
+"""Bytes of the longest message that is read."""
+
 _HEADS = 2**6  # bytes of a message that are not in its frames: of the list, and of a part
 _MOST_FRAMES = 2**16 - 1  # of a message
 

@@ -85,7 +85,7 @@ class EndpointLink:
         self._address = int(number) if pinned else None
         self._host = urlsplit(url).netloc
         self._connect_timeout, self._stall = endpoint.connect_timeout, stall
-        self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
+        self._headers = headers_of(endpoint, key)
         self._tls = tls_context(endpoint.tls) if url.startswith("https:") else None
         parts = urlsplit(url)
         self.root = f"{parts.scheme}://{parts.netloc}"
@@ -223,6 +223,11 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
         if len(body) > most:
             break
     return body
+
+
+def headers_of(endpoint: Endpoint, key: str) -> dict[str, str]:
+    """The headers of each request to an endpoint, with its key if it has one."""
+    return {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from tasks.heartbeat import PeerFacts
 from tasks.queues.endpoints import Endpoint
 from tasks.queues.receipts import Verify
 from taxiway.contract.job import Tokens
-from taxiway.contract.peer_messages import MESSAGE
+from taxiway.contract.peer_messages import MOST_READ
 from taxiway.contract.peers import (
     BESIDE,
     LINE,
@@ -251,9 +251,8 @@ class PeerLink(EndpointLink):
         Raises:
             EndpointError: it opened none.
         """
-        most = 2 * MESSAGE
         if self._peer is None:
-            return await self._session.ws_connect(self.url + PATH, max_msg_size=most, compress=0)
+            return await self._session.ws_connect(self.url + PATH, max_msg_size=MOST_READ, compress=0)
         try:
             line = await asyncio.to_thread(self._origin.line, self._peer)
         except BrokerUnavailableError as error:
@@ -262,7 +261,7 @@ class PeerLink(EndpointLink):
             raise EndpointError(FaultKind.UNREACHED, f"no connection of the peer {self._peer!r} waits for work")
         certificate = aiohttp.Fingerprint(bytes.fromhex(line.certificate)) if line.certificate else True
         return await self._session.ws_connect(
-            line.url + PATH, headers={LINE: line.token}, ssl=certificate, max_msg_size=most, compress=0
+            line.url + PATH, headers={LINE: line.token}, ssl=certificate, max_msg_size=MOST_READ, compress=0
         )
 
     async def close(self) -> None:

@@ -92,8 +92,7 @@ class SiteLine:
         """Speak until the connection ends; returns why it did."""
         self._out, self.most = Outbox(), BESIDE
         inbox = Inbox(read_to_caller, read_one_to_caller, MAX_ANSWER)
-        if (wire := socket.get_extra_info("socket")) is not None:
-            wire.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, MESSAGE)  # the kernel keeps no small frame behind more
+        bound_unsent(socket)
         self.say(self._hello)
         take = self._greet
         writing = asyncio.create_task(self._write(socket))
@@ -117,6 +116,12 @@ class SiteLine:
                 self._news.clear()
                 for message in self._out.messages():
                     await socket.send_bytes(message)
+
+
+def bound_unsent(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Have the kernel keep no more than a message unsent: a small frame would wait behind it."""
+    if (wire := socket.get_extra_info("socket")) is not None:
+        wire.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, MESSAGE)
 
 
 def _frames(inbox: Inbox[ToCaller], message: bytes) -> Iterator[ToCaller]:
