@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.drills.fallbacks import EdgeServer, Opponent, opponents
+from lab.drills.places import Restartable
 from lab.drills.wire_tap import WireTap
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
@@ -95,23 +96,6 @@ DOWN = 1.0
 
 UNLABELLED = 10
 """One of so many private requests has no label of its own."""
-
-
-@dataclass
-class Restartable:
-    """A process that is killed and started again."""
-
-    make: Callable[[], AbstractContextManager[Any]]
-    stack: ExitStack = field(default_factory=ExitStack)
-    now: Any = None
-
-    def start(self) -> None:
-        """Start it."""
-        self.now = self.stack.enter_context(self.make())
-
-    def kill(self) -> None:
-        """Kill it."""
-        self.stack.close()
 
 
 @dataclass

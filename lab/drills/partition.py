@@ -15,7 +15,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,11 @@ import uvloop
 import taxiway
 from benchmarks.harness.measure import Line, machine, say
 from benchmarks.harness.processes import broker_settings
-from lab.drills.places import Place
+from lab.drills.places import Place, outcome_of
 from local.embedded import EmbeddedValkey, free_port
 from local.sites.line import ScriptedLine
 from tasks.settings import TREE
-from taxiway.errors import OverloadedError, ResultTimeoutError, TaxiwayError
+from taxiway.errors import TaxiwayError
 
 CALM, BACK = 20.0, 40.0
 """Seconds of load before the cut, and after it."""
@@ -193,27 +193,17 @@ async def _kill(places: Sequence[Place], kills: int, seconds: float) -> None:
 async def _ask(client: taxiway.AsyncClient, number: int, began: float, *, live: bool, timeout: float) -> Asked:
     sent, tenant = time.perf_counter() - began, "clinic" if _is_private(number) else None
     job: taxiway.AsyncJob | None = None
+    right = True
 
-    async def answer() -> str:
-        nonlocal job
+    async def answer() -> None:
+        nonlocal job, right
         inputs = {"number": number, "seconds": PACE}
         job = await client.submit("noted", inputs, service="live" if live else "bulk", tenant=tenant)
-        result = await job.result(timeout)
-        return "answered" if result.outputs["number"] == number else "wrong"
+        right = (await job.result(timeout)).outputs["number"] == number
 
-    how = await _outcome(answer)
-    return Asked(number, live, sent, time.perf_counter() - began, how, job.id if job is not None else "")
-
-
-async def _outcome(answer: Callable[[], Awaitable[str]]) -> str:
-    try:
-        return await answer()
-    except ResultTimeoutError:
-        return "lost"
-    except OverloadedError:
-        return "refused"
-    except TaxiwayError as error:
-        return type(error).__name__
+    how = await outcome_of(answer())
+    ended = time.perf_counter() - began
+    return Asked(number, live, sent, ended, how if right else "wrong", job.id if job is not None else "")
 
 
 async def _changed(client: taxiway.AsyncClient, one: Asked) -> bool:

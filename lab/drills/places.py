@@ -1,42 +1,70 @@
-"""Where a process of a fleet runs: it may be killed there, and another one started."""
+"""Processes of a drill that end and are started again, and how requests to them end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.processes import started
+from taxiway.errors import OverloadedError, ResultTimeoutError, TaxiwayError
 
 
-class Place:
-    """A place for one process, which is started as the block begins."""
+@dataclass
+class Restartable:
+    """A process that is killed and started again."""
+
+    make: Callable[[], AbstractContextManager[Any]]
+    stack: ExitStack = field(default_factory=ExitStack)
+    now: Any = None
+
+    def start(self) -> None:
+        """Start it."""
+        self.now = self.stack.enter_context(self.make())
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.stack.close()
+
+
+class Place(Restartable):
+    """A process of the fleet, by its command, which takes signals; it is started as the block begins."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
-        self._command, self._variables, self._log = list(command), variables, log
-        self._life = ExitStack()
-        self._pid = 0
+        super().__init__(lambda: started(list(command), variables, log))
 
     def __enter__(self) -> Place:
-        self._start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._life.close()
-
-    def _start(self) -> None:
-        self._pid = self._life.enter_context(started(self._command, self._variables, self._log))["pid"]
+        self.kill()
 
     def tell(self, what: signal.Signals) -> None:
         """Send the process a signal, if it still runs."""
         with suppress(ProcessLookupError):
-            os.kill(self._pid, what)
+            os.kill(self.now["pid"], what)
 
     async def replace(self) -> None:
         """Kill the process, and start another."""
         self.tell(signal.SIGKILL)
-        await asyncio.to_thread(self._life.close)
-        await asyncio.to_thread(self._start)
+        await asyncio.to_thread(self.kill)
+        await asyncio.to_thread(self.start)
+
+
+async def outcome_of(answer: Awaitable[object]) -> str:
+    """How a request ended: `answered`, `lost` (no result in time), `refused`, or the name of its error."""
+    try:
+        await answer
+    except ResultTimeoutError:
+        return "lost"
+    except OverloadedError:
+        return "refused"
+    except TaxiwayError as error:
+        return type(error).__name__
+    return "answered"

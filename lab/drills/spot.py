@@ -27,10 +27,10 @@ import uvloop
 import taxiway
 from benchmarks.harness.measure import Line, machine, say
 from benchmarks.harness.processes import broker_settings, started
+from lab.drills.places import outcome_of
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE
 from taxiway.contract.keys import ARRIVALS, priority_lists
-from taxiway.errors import OverloadedError, ResultTimeoutError, TaxiwayError
 from workers.drain import SIGNAL
 
 WORKERS, RECLAIMED = 4, 3
@@ -194,15 +194,7 @@ async def _arrivals(client: taxiway.AsyncClient, seconds: float) -> list[Asked]:
 
 async def _answered(answer: Awaitable[taxiway.Result], number: int) -> Asked:
     began = time.perf_counter()
-    try:
-        await answer
-        how = "answered"
-    except ResultTimeoutError:
-        how = "lost"
-    except OverloadedError:
-        how = "refused"
-    except TaxiwayError as error:
-        how = type(error).__name__
+    how = await outcome_of(answer)
     return Asked(number, began, time.perf_counter(), how)
 
 
