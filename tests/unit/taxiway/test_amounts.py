@@ -64,15 +64,12 @@ def test_a_value_is_quoted_in_few_characters(value: object) -> None:
     assert len(quoted(value)) <= QUOTED
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["a" * 2**24, b"a" * 2**24, 10**100_000, [10**100_000] * 5, [[1] * 10**6] * 5, dict.fromkeys(range(10**6))],
-    ids=["text", "bytes", "integer", "integers", "lists", "mapping"],
-)
-def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value: object) -> None:
-    began = time.thread_time()
-    assert 0 < len(quoted(value)) <= QUOTED
-    assert time.thread_time() - began < 0.01
+def test_a_large_value_is_quoted_without_a_look_at_all_of_it() -> None:
+    integer, mapping = 10**100_000, dict.fromkeys(range(10**6))
+    for value in ("a" * 2**24, b"a" * 2**24, integer, [integer] * 5, [[1] * 10**6] * 5, mapping):
+        began = time.thread_time()
+        assert 0 < len(quoted(value)) <= QUOTED
+        assert time.thread_time() - began < 0.01, type(value)
 
 
 def test_a_message_of_too_many_headers_is_no_message() -> None:
