@@ -46,14 +46,13 @@ demo: $(READY) ## real models answer real inputs on three hardware classes (ever
 test: $(READY) ## the checks beside the unit, integration and acceptance tests, but those that wait by nature (make slow)
 	$(BIN)/python -m local fetch
 	@$(MAKE) --no-print-directory --jobs 2 lint quick
-	$(BIN)/pytest tests/integration tests/acceptance/test_local_fleet.py -m 'rabbitmq and not slow'
 
 test-all: ## everything: make test, then make slow
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory slow
 
 quick: $(READY)
-	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow and not rabbitmq' $(SPREAD)
+	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m 'not slow' $(SPREAD)
 
 slow: $(READY) ## the tests that wait by nature: failovers, drains, memory that must not grow, images, the demo
 	$(BIN)/pytest tests/acceptance tests/integration tests/unit -m slow $(SPREAD)

@@ -1,6 +1,7 @@
 """Real servers for the tests. A missing RabbitMQ skips on a laptop and fails in CI."""
 
 import asyncio
+import fcntl
 import gc
 import inspect
 import os
@@ -109,13 +110,15 @@ def amqp_url() -> str:
 
 
 @pytest.fixture
-def rabbit(amqp_url: str) -> str:
-    """A RabbitMQ whose arrivals are an empty quorum queue."""
-    with Connection(amqp_url) as connection:
-        queue = QUORUM.bind(connection.default_channel)
-        queue.delete()
-        queue.declare()
-    return amqp_url
+def rabbit(amqp_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A RabbitMQ whose arrivals are an empty quorum queue, and which no other process tests with meanwhile."""
+    with (tmp_path_factory.getbasetemp().parent / "rabbitmq").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Connection(amqp_url) as connection:
+            queue = QUORUM.bind(connection.default_channel)
+            queue.delete()
+            queue.declare()
+        yield amqp_url
 
 
 @pytest.fixture
