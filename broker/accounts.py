@@ -71,7 +71,7 @@ def _producer() -> str:
     grants = [
         _grant("+lpush +llen", arrivals),
         _grant("+sadd", bindings),
-        _grant("+set", [f"%W~{keys.blob_key('*')}"]),
+        _grant("+set +setrange", [f"%W~{keys.blob_key('*')}"]),
         _grant(_READING, [f"%R~{name}" for name in read]),
     ]
     hears = [f"&{keys.result_key('*')}", f"&{keys.reply_channel('*')}"]

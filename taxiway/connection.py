@@ -205,6 +205,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._last_progress = 0.0
         self._unsent = 0  # bytes, at the last check
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the next check is due
         self.ended = False
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
@@ -213,7 +214,7 @@ class _Wire(asyncio.BufferedProtocol):
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._pipelines.append(_Pipeline(len(commands), future, self._loop.time()))
         if self._timer is None and self._answer is not None:
-            self._timer = self._loop.call_later(self._answer / CHECKS, self._check_silence)
+            self._check_later(self._answer / CHECKS)
         self._write(sent)
         return future
 
@@ -282,7 +283,10 @@ class _Wire(asyncio.BufferedProtocol):
                 settle(pipeline.future, pipeline.answers)
 
     def _check_silence(self) -> None:
-        """Close the connection if the server has been silent for too long while a call waits."""
+        """Close the connection if the server has been silent for too long while a call waits.
+
+        Time for which the event loop stood still, by which this check is late, does not count.
+        """
         self._timer = None
         if not self._pipelines or self._answer is None:
             self._unsent = 0
@@ -291,11 +295,17 @@ class _Wire(asyncio.BufferedProtocol):
         if unsent < self._unsent:
             self._last_progress = now
         self._unsent = unsent
-        left = self._answer - (now - max(self._pipelines[0].sent_at, self._last_progress))
+        silent_since = max(self._pipelines[0].sent_at, self._last_progress) + max(now - self._due, 0.0)
+        left = self._answer - (now - silent_since)
         if left <= 0:
             self.end(TimeoutError(f"no answer within {self._answer:g} s"))
         else:
-            self._timer = self._loop.call_later(min(left, self._answer / CHECKS), self._check_silence)
+            self._last_progress = min(silent_since, now)
+            self._check_later(min(left, self._answer / CHECKS))
+
+    def _check_later(self, pause: float) -> None:
+        self._due = self._loop.time() + pause
+        self._timer = self._loop.call_at(self._due, self._check_silence)
 
 
 async def _open(address: Address, place: Place, answer: float | None) -> _Wire:

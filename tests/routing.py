@@ -23,8 +23,8 @@ from broker.valkey.presence import heartbeat_call
 from tasks.settings import Settings
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, Result, success_meta
-from taxiway.contract.keys import priority_lists
-from taxiway.contract.values import to_wire
+from taxiway.contract.keys import blob_key, priority_lists
+from taxiway.contract.values import references, resolved, to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from tests.builders import a_device, a_report
 from tests.forked import Process, start
@@ -136,6 +136,8 @@ class EchoDevice:
         if claim.verdict != Verdict.RUN:
             return
         inputs = read_request(envelope.payload(), envelope.content_type).inputs
+        blobs = {one.ref: as_bytes(self._client.get(blob_key(one.ref))) for one in references(inputs)}
+        inputs = resolved(inputs, blobs)
         named = isinstance(inputs, list) and inputs and isinstance(inputs[0], dict) and "datatype" in inputs[0]
         payload = inputs[0]["data"] if named else inputs
         single = isinstance(inputs, dict) and inputs.keys() == {"payload"}

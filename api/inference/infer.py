@@ -48,7 +48,7 @@ from tasks.models.signature import bind, check_stream, conflict
 from tasks.ticket import job_id
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
-from taxiway.contract.limits import Buffer
+from taxiway.contract.limits import LARGE, Buffer
 from taxiway.contract.request import Request
 from taxiway.contract.sealed import read_opened, sealed_in
 from taxiway.contract.tensors import HEADER, Framed
@@ -286,7 +286,8 @@ class Inference:
         if sealed_in(request.inputs) is None:
             bound = bind(model, request.inputs, request.parameters, request.outputs)
             check_stream(model, bound, request.stream)
-        blobs = Blobs(self._limits.inline)
+        texts = LARGE if self.router.rules.classify is None else math.inf  # a classifier reads a message's texts
+        blobs = Blobs(self._limits.inline, texts)
         body = request_body(request, blobs)
         check_size(len(body) + sum(map(len, blobs.contents.values())), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self.router.name}")

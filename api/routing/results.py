@@ -29,11 +29,15 @@ _Value = TypeVar("_Value")
 
 
 class WaitTimeouts:
-    """Bounds waits with one periodic check: setting and cancelling a timer for each costs a tenth of a request."""
+    """Bounds waits with one periodic check: setting and cancelling a timer for each costs a tenth of a request.
+
+    Time for which the event loop stood still does not count: what is waited for could not be sent or read.
+    """
 
     def __init__(self) -> None:
         self._until: dict[asyncio.Future[Any], float] = {}
-        self._checking = False
+        self._due = 0.0  # when the next check is due; 0 = none is
+        self._lost = 0.0  # seconds for which the loop stood still
 
     async def wait(self, future: asyncio.Future[_Value], longest: float) -> _Value:
         """The result of `future`, within `longest` seconds plus `CHECK_EVERY`.
@@ -42,23 +46,28 @@ class WaitTimeouts:
             TimeoutError: no result in time; the future has failed with this error.
         """
         loop = future.get_loop()
-        self._until[future] = loop.time() + longest
-        if not self._checking:
-            self._checking = True
-            loop.call_later(CHECK_EVERY, self._check, loop)
+        self._until[future] = loop.time() - self._lost + longest
+        if not self._due:
+            self._check_later(loop)
         try:
             return await future
         finally:
             del self._until[future]
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+        late = loop.time() - self._due
+        self._lost += late if late > CHECK_EVERY else 0.0
+        now = loop.time() - self._lost
         for future, until in self._until.items():
             if now >= until:
                 give_up(future)
-        self._checking = bool(self._until)
-        if self._checking:
-            loop.call_later(CHECK_EVERY, self._check, loop)
+        self._due = 0.0
+        if self._until:
+            self._check_later(loop)
+
+    def _check_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due = loop.time() + CHECK_EVERY
+        loop.call_at(self._due, self._check, loop)
 
 
 class _Named(msgspec.Struct):

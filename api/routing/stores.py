@@ -48,6 +48,7 @@ from taxiway.contract.peers import WaitingLine
 from taxiway.contract.progress import result_in
 from taxiway.contract.stream import Piece, StreamEntry, read_piece
 from taxiway.contract.values import BLOB_KEPT
+from taxiway.valkey import stored
 
 LINE_KEPT_EVERY = 3
 """Seconds after which a connection that waits for work is to be kept again."""
@@ -77,8 +78,8 @@ class ValueStore:
 
     async def keep(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
-        sets = (("SET", blob_key(ref), content, "EX", BLOB_KEPT) for ref, content in kept.items())
-        await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
+        writes = (stored(blob_key(ref), content, BLOB_KEPT) for ref, content in kept.items())
+        await asyncio.gather(*(next(self._carriers).calls(*commands) for commands in writes))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, StreamEntry]]:
         """What a job's stream has after an entry, with its entry ids; waits a moment for something."""

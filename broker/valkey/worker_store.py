@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -50,7 +51,7 @@ from taxiway.contract.peers import WaitingLine, read_line
 from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_piece
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import Command, fleet_errors
+from taxiway.valkey import Command, fleet_errors, stored
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class WorkerStore:
         `ran` is the seconds of all runs of the job.
         """
         call = checkpoint_call(job, token, key, facts, ran)
-        return bool(self._connections.run(call, ("SET", key, content, "EX", _UNCLAIMED)))
+        return bool(self._connections.run(call, *stored(key, content, _UNCLAIMED)))
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""
@@ -200,7 +201,8 @@ class WorkerStore:
     def keep_blobs(self, contents: Mapping[str, Buffer]) -> None:
         """Store the blobs of results for as long as results are kept."""
         keep = self.limits.keep_result
-        self._connections.calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in contents.items()))
+        writes = (stored(blob_key(ref), content, keep) for ref, content in contents.items())
+        self._connections.calls(*chain.from_iterable(writes))
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from taxiway.backoff import Backoff
@@ -14,7 +15,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import check_confirmed, confirming, refusal
 from taxiway.errors import FleetUnavailable, invalid
-from taxiway.valkey import ServerError
+from taxiway.valkey import ServerError, stored
 
 _MOST_MESSAGES = 512
 """Arrivals per LPUSH: small enough not to delay the server's other clients (about 0.3 ms)."""
@@ -95,11 +96,8 @@ class ValkeyLink:
             messages, commands = self._take(self._arrivals), self._take(self._commands)
             pipeline = [command for command, _ in commands]
             if messages:
-                pipeline += [
-                    ("SET", blob_key(ref), content, "EX", BLOB_KEPT)
-                    for (_, blobs), _ in messages
-                    for ref, content in blobs.items()
-                ]
+                blobs = chain.from_iterable(blobs.items() for (_, blobs), _ in messages)
+                pipeline += chain.from_iterable(stored(blob_key(ref), content, BLOB_KEPT) for ref, content in blobs)
                 pipeline.append(("LPUSH", ARRIVALS, *(message for (message, _), _ in messages)))
                 pipeline += self._confirming
             try:

@@ -6,9 +6,10 @@ also be bytes: the elements in row-major order, little-endian, as in OIP's binar
 
 Values larger than a limit are stored beside the message, which holds references to them (claim check). A blob is a
 value's raw bytes (a tensor's elements in row-major order, little-endian) under `keys.blob_key` in the state store. Its
-reference is a mapping `{"ref", "bytes", "datatype"}`, with `shape` where it is a tensor; without, datatype BYTES, it is
-a bytes value. In a request it has the blob's SHA-256 as `digest`: the router's signature covers the body, so it covers
-the blob too. In a result it has `href`, a URL at the HTTP API for clients without taxiway.
+reference is a mapping `{"ref", "bytes", "datatype"}`, with `shape` where it is a tensor; without, it is a bytes value
+(datatype BYTES), or an element of a list that is a text (TEXT, in UTF-8). In a request it has the blob's SHA-256 as
+`digest`: the router's signature covers the body, so it covers the blob too. In a result it has `href`, a URL at the
+HTTP API for clients without taxiway.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> An
     if isinstance(value, dict):
         return _mapping(value, field, blobs)
     if isinstance(value, (list, tuple)):
-        return [below if type(below) in _PLAIN else to_wire(below, field, blobs) for below in value]
+        elements = value if blobs is None else blobs.without_texts(value)
+        return [below if type(below) in _PLAIN else to_wire(below, field, blobs) for below in elements]
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _tensor(value, field, blobs)
@@ -259,6 +261,7 @@ BLOB_KEPT = 86400
 """Seconds a blob is kept until a router takes its request; after that it is kept as long as the job's record."""
 
 _MARK = b'"ref":'
+_TEXT = "TEXT"
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -271,15 +274,29 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Blobs:
-    """Moves a request's large values out of its message; `contents` maps each `ref` to the bytes, not copied."""
+    """Moves a request's large values out of its message; `contents` maps each `ref` to the bytes, not copied.
 
-    def __init__(self, limit: int = INLINE) -> None:
+    Tensors and bytes of more than `limit` bytes are moved, and elements of lists that are texts of more than `texts`
+    characters.
+    """
+
+    def __init__(self, limit: int = INLINE, texts: float = math.inf) -> None:
         self.limit = limit
         self.contents: dict[str, Buffer] = {}
+        self._texts = texts
 
     def keep(self, content: Buffer) -> dict[str, Any]:
         """The fields of a reference to `content`."""
         return self._named(content) | {"digest": hashlib.sha256(content).hexdigest()}
+
+    def without_texts(self, elements: Sequence[Any]) -> Sequence[Any]:
+        """The elements of a list, with references in place of large texts."""
+        if self._texts == math.inf:
+            return elements
+        return [
+            {"datatype": _TEXT, **self.keep(one.encode())} if isinstance(one, str) and len(one) > self._texts else one
+            for one in elements
+        ]
 
     def _named(self, content: Buffer) -> dict[str, Any]:
         ref = uuid.uuid4().hex
@@ -335,9 +352,9 @@ def resolved(value: Any, contents: Mapping[str, Buffer | None]) -> Any:
         ResultExpiredError: a blob has expired.
     """
     if is_reference(value):
-        content = _checked(_parsed(value), contents)
+        content = _checked(reference := _parsed(value), contents)
         if "shape" not in value:
-            return bytes(content)
+            return _text_in(content) if reference.datatype == _TEXT else bytes(content)
         rest = {name: part for name, part in value.items() if name not in ("ref", "bytes", "digest", "href")}
         return rest | {"data": content}
     if isinstance(value, dict):
@@ -363,6 +380,13 @@ def _checked(reference: Reference, contents: Mapping[str, Buffer | None]) -> Buf
     if reference.digest and hashlib.sha256(content).hexdigest() != reference.digest:
         raise _other(reference, f"SHA-256 {reference.digest}", "other bytes")
     return content
+
+
+def _text_in(content: Buffer) -> str:
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid("ref", "a blob of datatype TEXT in UTF-8", cut(str(error))) from error
 
 
 def gone(ref: str) -> TaxiwayError:

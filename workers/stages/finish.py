@@ -22,7 +22,7 @@ from broker.valkey.endings import Ending as StoredEnding
 from broker.valkey.worker_store import insist
 from tasks.heartbeat import variant_key
 from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta
-from taxiway.contract.limits import check_depth
+from taxiway.contract.limits import LARGE, check_depth
 from taxiway.contract.values import ResultBlobs
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -171,7 +171,8 @@ class FinishStage:
     def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""
         sealed = job.delivery.sealed
-        blobs = ResultBlobs(self._store.limits.inline if sealed is None else sys.maxsize)
+        inline = self._store.limits.inline
+        blobs = ResultBlobs(inline, LARGE) if sealed is None else ResultBlobs(sys.maxsize)
         try:
             result = answer_of(job, self._variants.device, blobs)
             if sealed is not None and self._seal_keys is not None:

@@ -26,11 +26,11 @@ from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
-from taxiway.contract.keys import job_key, result_key, snapshot_key
+from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
 from taxiway.errors import FleetUnavailable, TaxiwayError
 from tests.command_line import program
 from tests.narrowing import present
-from tests.routing import EchoDevice, echo_fleet, eventually, router_process
+from tests.routing import EchoDevice, EchoFleet, echo_fleet, eventually, router_process
 from tests.stored import fields_of
 from tests.waiting import BUSY
 from tests.working import empty_fleet
@@ -67,6 +67,18 @@ def accept(http: httpx.Client, *rows: str, **arguments: Any) -> str:
 
 def basis_of(state: redis.Redis, job: str) -> Basis:
     return present(read_basis(fields_of(state, job_key(job))["basis"]))
+
+
+def test_a_large_text_waits_beside_its_message(echo: EchoFleet, state: redis.Redis) -> None:
+    text = "x" * 2**20
+    with echo.device.pause():
+        job = accept(echo.http, text, "short")
+        lists = priority_lists(echo.device.hardware_class)
+        waiting = eventually(lambda: [one for name in lists for one in state.lrange(name, 0, -1)])
+    assert len(waiting) == 1
+    assert len(waiting[0]) < 2**16
+    assert echo.http.get(f"/v2/jobs/{job}", params={"wait": 30}).json()["state"] == "succeeded"
+    assert echo.http.get(f"/v2/jobs/{job}/result").json()["outputs"][0]["data"] == [text, "short"]
 
 
 def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http: httpx.Client) -> None:

@@ -1,6 +1,7 @@
 """Our connections to a real Valkey server."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from tasks.settings import TREE, Settings
 from taxiway import Client, TaxiwayError
 from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import ServerError
+from taxiway.valkey import WRITE, ServerError, stored
 from tests.cable import Cable, cable_to, through
 from tests.waiting import BUSY, Blocking
 
@@ -99,6 +100,17 @@ async def test_a_connection_that_the_server_closed_is_reopened(settings: Setting
     connections.close()
 
 
+def test_a_large_value_is_stored_by_small_commands_which_may_be_repeated_in_any_order(
+    opened: Callable[..., Any],
+) -> None:
+    content, connection = os.urandom(2 * WRITE + 5), opened()
+    commands = stored("large", content, 60)
+    connection.calls(*commands, *reversed(commands))
+    assert connection.call("GET", "large") == content
+    assert 0 < connection.call("TTL", "large") <= 60
+    assert max(len(part) for command in commands for part in command if isinstance(part, memoryview)) == WRITE
+
+
 async def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
     connection = AsyncConnection(settings.broker)
     answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
@@ -122,6 +134,21 @@ def test_a_missing_answer_is_an_error_and_the_next_call_is_answered(opened: Call
     with pytest.raises(BrokerUnavailableError, match="broker"):
         connection.call("BLPOP", "nothing", 30)
     assert connection.call("ECHO", "next") == b"next"
+
+
+def test_a_server_is_not_blamed_for_the_time_for_which_the_event_loop_stood_still(settings: Settings) -> None:
+    async def ask() -> object:
+        connection = AsyncConnection(settings.broker, answer=1)
+        await connection.connect()
+        waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 1.7))
+        await asyncio.sleep(0)
+        time.sleep(1.2)
+        try:
+            return await waiting
+        finally:
+            connection.close()
+
+    assert uvloop.run(ask()) is None
 
 
 async def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:

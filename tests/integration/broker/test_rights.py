@@ -62,7 +62,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "producer": {
         "arrivals": "lpush llen",
         "bindings of arrivals": "sadd",
-        "blob_key": f"set {READS}",
+        "blob_key": f"set setrange {READS}",
         "job_key": READS,
         "stream_key": READS,
         "result_key": READS,

@@ -1,12 +1,13 @@
 """Waits that end when their time is over, in one event loop."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pytest
 
-from api.routing.results import WaitTimeouts
+from api.routing.results import CHECK_EVERY, WaitTimeouts
 
 SOON = 20.0
 
@@ -34,6 +35,16 @@ async def test_a_wait_after_others_had_ended_ends_too() -> None:
     timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
     answer = [await ended([timeout.wait(loop.create_future(), 0.0)]) for _ in range(3)]
     assert [type(error) for (error,) in answer] == [TimeoutError] * 3
+
+
+async def test_time_for_which_the_event_loop_stood_still_is_not_counted() -> None:
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+    waiting = asyncio.ensure_future(timeout.wait(future, 0.5))
+    await asyncio.sleep(0)
+    time.sleep(0.7)
+    loop.call_later(2 * CHECK_EVERY, future.set_result, "came")
+    assert await ended([waiting]) == ["came"]
 
 
 async def test_a_wait_that_is_cancelled_is_forgotten() -> None:

@@ -153,9 +153,9 @@ def read(value: object, kept: dict[str, bytes | bytearray | memoryview]) -> Any:
     return resolved(from_wire(json.loads(msgspec.json.encode(value))), kept)
 
 
-@given(VALUES, st.integers(-1, 64))
-def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value: object, limit: int) -> None:
-    blobs = Blobs(limit)
+@given(VALUES, st.integers(-1, 64), st.integers(0, 8))
+def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value: object, limit: int, texts: int) -> None:
+    blobs = Blobs(limit, texts)
     assert read(to_wire(value, "inputs", blobs), blobs.contents) == from_wire(to_wire(value))
 
 
@@ -178,6 +178,21 @@ def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
     blobs = Blobs(limit=8)
     to_wire([b"12345678", np.zeros(2, np.float32), {"a": b"x"}], "inputs", blobs)
     assert blobs.contents == {}
+
+
+def test_a_large_text_in_a_list_travels_beside_its_message_where_that_is_asked_for() -> None:
+    inputs = {"a": ["é" * 9, "short"], "b": "é" * 9}
+    blobs, whole = Blobs(texts=8), Blobs(limit=8)
+    wire, inline = to_wire(inputs, "inputs", blobs), to_wire(inputs, "inputs", whole)
+    assert (list(blobs.contents.values()), whole.contents) == ([("é" * 9).encode()], {})
+    assert (wire["a"][0]["datatype"], wire["a"][1], wire["b"], inline) == ("TEXT", "short", "é" * 9, inputs)
+
+
+def test_a_text_beside_its_message_that_is_no_text_is_refused() -> None:
+    blobs = Blobs(limit=0)
+    reference = to_wire(b"\xff", "inputs", blobs) | {"datatype": "TEXT"}
+    with pytest.raises(InvalidRequestError, match="UTF-8"):
+        resolved(reference, blobs.contents)
 
 
 def test_a_requests_reference_has_the_digest_and_a_results_the_address_at_the_interface() -> None:
