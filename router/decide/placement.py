@@ -51,6 +51,10 @@ time costs 2.5 points of live attainment, and gains 0.9 points of standard work'
 SURELY = 0.8
 """A request leaves its planned class only for a candidate whose `at_most` is within this share of its deadline."""
 
+SLACK = 0.01
+"""Share of a request's deadline and of its queue's horizon by which the wait may change before requests like it are
+placed anew, where they have one candidate to choose: estimates err by far more."""
+
 HALF_BUSY = 0.5
 """A request leaves its planned class only for a candidate with less work ahead of it than this share of a full batch.
 
@@ -110,6 +114,16 @@ class Placement:
     def at_most(self) -> float:
         """Seconds within which the answer is expected in all but a few of these cases."""
         return float(self.figures.at_most[self.index])
+
+    def delay(self, growth: np.ndarray) -> float:
+        """How much later the request is served once the work of each class has grown so, shape (classes, LEVELS)."""
+        row = self.table.queue[self.index]
+        return float(growth[row, : self.needs.level + 1].sum() / self.table.servers[self.index])
+
+    def bounds(self, later: float) -> tuple[float, float]:
+        """`finish` and `at_most`, if the request is served so much later."""
+        later = max(later, -float(self.figures.wait[self.index]))
+        return self.finish + later, self.at_most + later * float(self.table.residual[self.needs.level, self.index])
 
     @property
     def dearest(self) -> float:
@@ -180,14 +194,19 @@ def pick(equals: Sequence[Placement], seed: int) -> int:
 def tolerance(equals: Sequence[Placement]) -> float:
     """Change of the work ahead, in device seconds, that does not affect the decision for these placements.
 
-    It is one batch per device, because rows that share a batch finish together, or the backlog if that is less. None
-    where requests leave the plan: each leaves only for where there is next to no work.
+    It is one batch per device, because rows that share a batch finish together, or the backlog if that is less; for a
+    request with a single candidate to choose at least `SLACK`. None where requests leave the plan: each leaves only for
+    where there is next to no work.
     """
-    if equals[0].leaves:
+    first = equals[0]
+    if first.leaves:
         return 0.0
-    table, needs = equals[0].table, equals[0].needs
-    alike = np.minimum(full_batch(table, needs), equals[0].figures.wait) * table.servers
-    return float(alike[[one.index for one in equals]].min())
+    table, needs = first.table, first.needs
+    alike = np.minimum(full_batch(table, needs), first.figures.wait)
+    if len(equals) == 1 and not first.held:
+        left = math.inf if needs.deadline is None else needs.deadline
+        alike = np.maximum(alike, SLACK * np.minimum(horizon(table, needs), left))
+    return float((alike * table.servers)[[one.index for one in equals]].min())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

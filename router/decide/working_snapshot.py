@@ -44,6 +44,12 @@ class Template:
         self._basis = basis
         self._record: dict[str, str] = {}
         self._made_for = (-1.0, -1.0, "")
+        self.follow(0.0)
+
+    def follow(self, later: float) -> None:
+        """Promise answers `later` than they were expected when the placement was weighed, in seconds."""
+        finish, at_most = self.placement.bounds(later)
+        self._bounds = three_digits(finish), three_digits(at_most)
 
     @property
     def queue(self) -> str:
@@ -96,10 +102,6 @@ class Template:
             reason=placement.reason,
             preemptible=placement.needs.constraints.preemptible,
         )
-
-    @cached_property
-    def _bounds(self) -> tuple[float, float]:
-        return three_digits(self.placement.finish), three_digits(self.placement.at_most)
 
     @cached_property
     def _fields(self) -> Mapping[str, str]:
@@ -170,7 +172,7 @@ TOLERANCE = 0.001
 class _Kept:
     """The placements to pick from: how far the `backlog` that they were weighed with may change before they are not.
 
-    `until` is the total change up to which it has surely not.
+    `until` is the total change up to which it has surely not, and their promises are about right.
     """
 
     equals: Sequence[Placement]
@@ -181,6 +183,17 @@ class _Kept:
 
     def pick(self, seed: int) -> Template:
         return self.templates[pick(self.equals, seed)]
+
+    def follow(self, backlog: Backlog, changed: float) -> bool:
+        """Whether they still hold for this backlog; what they promise follows it."""
+        growth = backlog.seconds - self.backlog
+        left = self.tolerance - float(np.abs(growth).sum())
+        if left < 0:
+            return False
+        self.until = changed + min(left, TOLERANCE)
+        for one in self.templates:
+            one.follow(one.placement.delay(growth))
+        return True
 
 
 class WorkingSnapshot:
@@ -229,7 +242,7 @@ class WorkingSnapshot:
         basis = basis_text(needs, self.snapshot_name, equals[0].table.classes, ahead)
         templates = [Template(one, self._topology, tenant, basis) for one in equals]
         most = max(TOLERANCE, tolerance(equals))
-        kept = _Kept(equals, templates, most, self.backlog.seconds.copy(), self._changed + most)
+        kept = _Kept(equals, templates, most, self.backlog.seconds.copy(), self._changed + TOLERANCE)
         if key is not None:
             self._kept[key] = kept
         return kept.pick(seed)
@@ -239,11 +252,8 @@ class WorkingSnapshot:
         kept = self._kept.get(key)
         if kept is None:
             return None
-        if self._changed > kept.until:  # what came and what was served may cancel out
-            left = kept.tolerance - float(np.abs(self.backlog.seconds - kept.backlog).sum())
-            if left < 0:
-                return None
-            kept.until = self._changed + left
+        if self._changed > kept.until and not kept.follow(self.backlog, self._changed):
+            return None
         return kept.pick(seed)
 
     def ahead(self, *, released: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ from broker.valkey.forwarding import forward_call
 from router.decide.basis import read_basis
 from router.decide.fairness import Tenants, day_of
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import WorkingSnapshot
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, sizes_of
 from router.service.decision import Cancel, Decision, End, GiveUp, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
@@ -107,15 +107,17 @@ def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_
     assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
 
 
-def test_where_work_waits_a_burst_is_placed_from_figures_that_hold_for_a_batch() -> None:
-    idle = replace(FLEET, rates={flow("cpu.batch", "paced:1"): 3000.0})
-    busy = replace(idle, work={"cpu.batch": (0.2, 0.0, 0.0, 0.0)})
-
-    def bases(fleet: FleetSnapshot) -> int:
-        admitted = alike(seen(fleet), [f"j{n}" for n in range(64)], model="paced")
-        return len({one.outgoing.fields["basis"] for one in admitted})
-
-    assert bases(busy) <= 64 / 16 < bases(idle)  # 16 rows fill a batch of the class
+def test_a_burst_shares_choices_while_they_hold_and_each_promise_counts_the_work_before_it() -> None:
+    working = seen(replace(FLEET, rates={flow("cpu.batch", "paced:1"): 3000.0}))
+    admitted = alike(working, [f"j{n}" for n in range(300)], model="paced")
+    choices = {one.outgoing.fields["basis"] for one in admitted}
+    assert 1 < len(choices) <= 300 / 64
+    work, promises = admitted[0].placement.work, [one.ticket.promise for one in admitted]
+    for n, promise in enumerate(promises):
+        assert promise is not None
+        due = present(promises[0]).expected + n * work
+        assert promise.expected == pytest.approx(due, abs=2 * TOLERANCE, rel=0.01)
+        assert promise.at_most >= promise.expected
 
 
 def test_requests_that_are_served_one_after_another_share_a_choice() -> None:
