@@ -317,3 +317,14 @@ def test_a_worker_with_enough_patient_work_takes_and_waits_for_what_is_urgent_al
     [fetched] = bounded.wait([QUEUE], LONG, levels=2)
     assert taken_jobs(fetched) == ["urgent"]
     assert taken_jobs(bounded.take(QUEUE, 9)) == ["patient"]
+
+
+def test_patient_work_behind_a_job_that_is_longer_than_those_before_it_stays_in_its_order(
+    bounded: ClassQueue, broker: redis.Redis
+) -> None:
+    queued(broker, 3, "a", "b", work=0.1)
+    queued(broker, 3, "c", work=5.0)
+    queued(broker, 3, *"def", work=0.1)
+
+    assert taken_jobs(bounded.take(QUEUE, 9)) == ["a", "b", "c"]
+    assert taken_jobs(bounded.take(QUEUE, 9)) == ["d", "e", "f"]

@@ -56,21 +56,36 @@ local function keep(message, number, at)
   entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ending
   scores[#scores + 1], scores[#scores + 2] = at, tag
 end
-local function receive(message, patient)
-  local verdict, value = '', ''
+-- Claims a message's job, and returns the job's device seconds.
+local function receive(message)
+  local verdict, value, seconds = '', '', 0
   local job, deadline = claimable(message)
   if job then
-    verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline or 0, elsewhere)
+    verdict, value, seconds = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline or 0, elsewhere)
   end
   if verdict == 'elsewhere' then
     keep(message, others_from + left_to_others, now - lease + pause)
     left_to_others = left_to_others + 1
-    return
+    return 0
   end
-  if job and patient then ahead = ahead - (tonumber(redis.call('HGET', job_prefix .. job, 'work') or 0) or 0) end
   keep(message, n, now)
   answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
   n, left = n + 1, left - 1
+  return seconds
+end
+-- Takes patient messages while there is room for their work: as many at once as there would be of the longest so far.
+local function take_patient(list)
+  local some, longest = 1, 0
+  while left > 0 and ahead > 0 do
+    local got, m = redis.call('RPOP', list, some) or {}, 1
+    if #got == 0 then return end
+    while got[m] and ahead > 0 do
+      local seconds = receive(got[m])
+      ahead, longest, m = ahead - seconds, math.max(longest, seconds), m + 1
+    end
+    for rest = #got, m, -1 do redis.call('RPUSH', list, got[rest]) end  -- after one that was longer than expected
+    some = longest > 0 and math.max(math.min(left, math.floor(ahead / longest)), 1) or left
+  end
 end
 while preferred == '1' and left > 0 do
   local tag = redis.call('RPOP', preferring)
@@ -79,16 +94,14 @@ while preferred == '1' and left > 0 do
   if entry then  -- else it returned to the queue
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
-    receive(string.sub(entry, 2, #entry - #ending), false)
+    receive(string.sub(entry, 2, #entry - #ending))
   end
 end
 for k = 7, #KEYS do
-  local patient = k - 7 >= tonumber(urgent)
-  local got = true
-  while got and left > 0 and (not patient or ahead > 0) do
-    got = redis.call('RPOP', KEYS[k], patient and 1 or left)
-    for _, message in ipairs(got or {}) do receive(message, patient) end
-    got = got and patient
+  if k - 7 >= tonumber(urgent) then
+    take_patient(KEYS[k])
+  elseif left > 0 then
+    for _, message in ipairs(redis.call('RPOP', KEYS[k], left) or {}) do receive(message) end
   end
 end
 local lasting = math.floor(lease * 1000)
