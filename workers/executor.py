@@ -118,7 +118,7 @@ class Executor(LearnedTimes):
         for key, loaded in list(self._loaded.items()):
             model, name = catalogue.models.get(loaded.model.id), key.partition("/")[2]
             if model is not None and _runs_alike(loaded.model, model, name):
-                loaded.model, loaded.variant, loaded.known = model, model.variants[name], self.known(model, name)
+                loaded.model, loaded.variant, loaded.known = model, model.variants[name], self._look_up(model, name)
             else:
                 self._retired.append(self._loaded.pop(key))
                 self._tracks.pop(key, None)
@@ -327,6 +327,10 @@ class Executor(LearnedTimes):
 
     def known(self, model: Model, name: str) -> KnownProfile:
         """The variant's profile on this device, loaded or not. Thread-safe."""
+        loaded = self.ready(model, name)
+        return self._look_up(model, name) if loaded is None else loaded.known
+
+    def _look_up(self, model: Model, name: str) -> KnownProfile:
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from tasks.models.files import runtime_code
@@ -127,8 +128,7 @@ Row = Mapping[str, Any]
 """One row of a request: a plain value (str, bytes, number, nested list or array) by input name."""
 
 
-@dataclass(slots=True)
-class Item:
+class Item(msgspec.Struct):
     """A prepared row: arrays without the batch axis, its size in the units of buckets and profiles, and parameters.
 
     `level` is its job's priority level, which pipelines ignore. `starved` means that it ran out of memory once, in a
@@ -137,7 +137,7 @@ class Item:
 
     arrays: Arrays
     size: int
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = {}
     level: int = 0
     starved: bool = False
 

@@ -26,8 +26,7 @@ class Verdict(StrEnum):
     HELD = "held"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """One job's claim: its fencing token if it may run, seconds until the next attempt if it is held.
 
     `attempts` counts the runs that are known to have begun. `blamed` counts the workers that the job may have ended:

@@ -18,6 +18,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from broker.valkey import Call
 from broker.valkey.claims import Claim, claim_from
 from tasks.queues.limits import Limits
@@ -45,8 +47,7 @@ _NO_DEADLINE = 1e18  # seconds
 _USED = b"0 0"  # the capacity that `wait` announced has been used
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedMessage:
+class FetchedMessage(msgspec.Struct, frozen=True):
     """A message with its tag and the claim on its job."""
 
     tag: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ import msgspec
 from tasks.document import Contradictions, DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.models.chats import ORDINARY
 from tasks.models.tensor_spec import TensorSpec
-from tasks.models.units import EXPECTED, UnitError, read_unit
+from tasks.models.units import EXPECTED, Unit, UnitError, read_unit
 from tasks.queues.endpoints import PROTOCOLS
 from taxiway.contract.request import TERMS
 
@@ -234,7 +235,7 @@ DISCOVERED = "endpoint"
 """The `file` of a model without a model.yaml."""
 
 
-class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """One version of one model."""
 
     # What it is called
@@ -291,12 +292,24 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     file: str = ""
     """The file that it was read from, relative to the models folder: set by its reader."""
 
-    @property
+    # What every request asks for, worked out once
+
+    @cached_property
     def id(self) -> str:
         """`name:version`, the exact name of this version."""
         return f"{self.name}:{self.version}"
 
-    @property
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of its inputs, in order."""
+        return [spec.name for spec in self.inputs]
+
+    @cached_property
+    def unit(self) -> Unit:
+        """The unit of a row's size, already checked by its catalogue."""
+        return read_unit(self.size_unit, self.inputs, self.pipeline)
+
+    @cached_property
     def usual_outputs(self) -> tuple[str, ...]:
         """The outputs that are returned if a request names none."""
         return tuple(spec.name for spec in self.outputs if not spec.optional)
@@ -405,7 +418,7 @@ def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
 
 def _size_contradictions(model: Model) -> Contradictions:
     try:
-        unit = read_unit(model.size_unit, model.inputs, model.pipeline)
+        unit = model.unit
     except UnitError:
         yield "size_unit", EXPECTED, model.size_unit
         return

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -42,8 +41,7 @@ _Rows = Sequence[Any] | np.ndarray
 """One input's values, one per row."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
+class _Column(msgspec.Struct, frozen=True):
     """One input of a request: its rows, or the one value `shared` by all of them.
 
     `single` means that it came without a batch axis; None if the input has none.
@@ -74,8 +72,7 @@ _WORDS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """A request bound to its model; `single` means that it came without a batch axis."""
 
     rows: tuple[Row, ...]
@@ -190,7 +187,9 @@ def by_name(model: Model, inputs: Any) -> dict[str, Any]:
 
 
 def _check_names(model: Model, given: Sequence[Any]) -> None:
-    names = [spec.name for spec in model.inputs]
+    names = model.names
+    if given == names:
+        return
     for index, name in enumerate(given):
         if name not in names:
             raise wrong_field("inputs", f"inputs of {model.id} ({', '.join(names)})", name)

@@ -17,7 +17,7 @@ import numpy as np
 from tasks.models.chats import characters
 from tasks.models.model import Model
 from tasks.models.tensor_spec import TensorSpec
-from tasks.models.units import Unit, read_unit
+from tasks.models.units import Unit
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
@@ -41,9 +41,9 @@ MOST_SIZE = 2**53
 
 def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
     """The values by input name, as received, from any form of inputs; unknown names are left out."""
+    names = model.names
     if not isinstance(inputs, dict | list):
-        return {model.inputs[0].name: inputs}
-    names = [spec.name for spec in model.inputs]
+        return {names[0]: inputs}
     if is_tensor(inputs):
         inputs = [inputs]
     if isinstance(inputs, list) and inputs and all(map(is_tensor, inputs)):
@@ -75,7 +75,7 @@ def measured(model: Model, inputs: Any) -> int:
         InvalidRequestError: an input that is the size is below 1.
         RequestTooLargeError: a row exceeds the model's last bucket, or a prompt does by far.
     """
-    unit = unit_of(model)
+    unit = model.unit
     if unit.kind == "rows":
         return 1
     sizes = _MEASURES[unit.kind](model, unit, given_inputs(model, inputs))
@@ -95,7 +95,7 @@ def size_of_row(model: Model, row: Mapping[str, Any]) -> int:
     Raises:
         InvalidRequestError, RequestTooLargeError: as `measured`.
     """
-    unit = unit_of(model)
+    unit = model.unit
     if unit.kind == "rows" or (unit.name and unit.name not in row):
         return 1
     size = _ROWS[unit.kind](unit, row)
@@ -107,11 +107,6 @@ def quantised(model: Model, size: int) -> int:
     """The size with `DIGITS` binary digits, rounded up, and no larger than the last bucket."""
     step = max(size.bit_length() - DIGITS, 0)
     return min(-(-size >> step) << step, model.buckets[-1])
-
-
-def unit_of(model: Model) -> Unit:
-    """The model's unit, already checked by its catalogue."""
-    return read_unit(model.size_unit, model.inputs, model.pipeline)
 
 
 def _check(model: Model, unit: Unit, size: int, row: int | None) -> None:

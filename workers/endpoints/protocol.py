@@ -262,7 +262,6 @@ what it gets is malformed.
 """
 
 
-@dataclass(slots=True)
 class AskItem(Item):
     """A row that was prepared for an endpoint.
 

@@ -37,12 +37,10 @@ class TensorPipeline:
             InvalidRequestError: a name or a value is invalid.
             RequestTooLargeError: the row exceeds the model's last bucket.
         """
-        known = {spec.name for spec in self._model.inputs}
-        for name in row:
-            if name not in known:
-                raise InvalidRequestError(
-                    f"inputs: expected inputs among {sorted(known)}, got {name!r}", field=f"inputs.{name}"
-                )
+        for name in row.keys() - self._axes.keys():
+            raise InvalidRequestError(
+                f"inputs: expected inputs among {sorted(self._axes)}, got {name!r}", field=f"inputs.{name}"
+            )
         arrays: dict[str, np.ndarray] = {}
         for spec in self._model.inputs:
             if spec.name in row:

@@ -25,7 +25,6 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
-from tasks.models.sizes import unit_of
 from tasks.settings import cache_directory
 from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError
@@ -126,7 +125,7 @@ class Samples:
             raise SizeError(f"{self._model.id} has no example to measure with")
         inputs = self._artefacts.example(self._model, self._model.examples[0])
         row = dict(bind(self._model, inputs, {}).rows[0])
-        unit = unit_of(self._model)
+        unit = self._model.unit
         return self._prepared(row | {unit.name: size} if unit.kind == "value" else row)
 
 

@@ -295,9 +295,9 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         body,
         message.content_type,
         now,
+        hardware_class,
         taken.tag,
         headers,
-        hardware_class=hardware_class,
         parent=None if headers.traceparent is None else _parent_span(headers),
         claim=taken.claim,
     )

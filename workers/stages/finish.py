@@ -13,8 +13,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
+
+import msgspec
 
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
@@ -197,7 +198,7 @@ class FinishStage:
         sealed, error = ended.delivery.sealed, ended.error
         if sealed is None or self._seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
             return ended
-        return replace(ended, error=self._seal_keys.seal_error(error, sealed))
+        return msgspec.structs.replace(ended, error=self._seal_keys.seal_error(error, sealed))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -74,8 +73,7 @@ class CeleryTask(Protocol):
         """Keep a copy of the message among the dead letters."""
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """A message that this worker holds: fetched from the class queue under `tag`, or received by Celery as a `task`."""
 
     job: str
@@ -84,9 +82,9 @@ class Delivery:
     content_type: str
     received: float
     """Seconds since the epoch on this host's clock, for events."""
-    tag: str = ""
-    hardware_class: str = field(kw_only=True)
+    hardware_class: str
     """The class of its queue, whose part of the ticket applies."""
+    tag: str = ""
     headers: Headers | None = None
     task: CeleryTask | None = None
     parent: ParentSpan | None = None
@@ -140,8 +138,7 @@ class Delivery:
         return self.claim is not None and self.claim.blamed > 0
 
 
-@dataclass(slots=True)
-class RunTimes:
+class RunTimes(msgspec.Struct):
     """Seconds of a job's runs, and notes on its checkpoints."""
 
     before: float | None = None
@@ -152,7 +149,7 @@ class RunTimes:
     """The part of both that led to its answers."""
     yields: int = 0
     """How many earlier ones yielded."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = []
 
     def add(self, seconds: float, *, resumed: float | None) -> None:
         """A row ran for so long, from a checkpoint that had `resumed` seconds of it; None if it has no answer."""
@@ -165,8 +162,7 @@ class RunTimes:
         return round(max(0.0, (self.before or 0.0) + self.ran - self.useful), 3)
 
 
-@dataclass(slots=True, eq=False)
-class TextRun:
+class TextRun(msgspec.Struct, eq=False):
     """A job's answer, as far as it is one plain text: what earlier runs kept of it, and what this run makes of it."""
 
     seed: int | None = None
@@ -198,8 +194,7 @@ class TextRun:
         return CutGeneration(attempt, self.text, self.tokens, self.seed, parts)
 
 
-@dataclass(slots=True, eq=False)
-class RunningJob:
+class RunningJob(msgspec.Struct, eq=False):
     """A job in the device stage; only who has the device's turn changes it."""
 
     delivery: Delivery
@@ -216,10 +211,10 @@ class RunningJob:
     arrived: float
     deadline: float = math.inf
     """On the store's clock, infinite if there is none."""
-    items: list[Item] = field(default_factory=list)
-    waiting: dict[int, list[int]] = field(default_factory=dict)
+    items: list[Item] = []
+    waiting: dict[int, list[int]] = {}
     """Indices of rows that are in no batch, by size bucket."""
-    answers: list[Row | None] = field(default_factory=list)
+    answers: list[Row | None] = []
     # Seconds, in all
     load_time: float = 0.0
     """Of waiting for loads."""
@@ -237,7 +232,7 @@ class RunningJob:
     """Estimated device seconds of a patient job, 0 of any other."""
     generation: TextRun | None = None
     """Its answer, where that can be cut and go on."""
-    times: RunTimes = field(default_factory=RunTimes)
+    times: RunTimes = msgspec.field(default_factory=RunTimes)
     """Of the runs of a callable that has a `Run`."""
     yielded: bool = False
     """It returns to its queue, to go on from its checkpoint."""
@@ -268,8 +263,7 @@ class RunningJob:
         return any(self.answers[row] is None for row in rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """A job with all rows answered."""
 
     job: RunningJob
@@ -280,8 +274,7 @@ class Answered:
         return self.job.delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """How a job ended: with a result or an error.
 
     It is written under the claim of its delivery; without a claim, it ends the job whatever its holder.
@@ -298,7 +291,7 @@ class Ended:
     """The part of the cost that is for the use of an endpoint, in US dollars."""
     generated: tuple[int, ...] = ()
     """Tokens of each generated answer."""
-    blobs: Mapping[str, Buffer] = field(default_factory=dict)
+    blobs: Mapping[str, Buffer] = {}
     """The values that the result references."""
 
     def unwrap(self) -> Any:
@@ -308,22 +301,19 @@ class Ended:
         return msgspec.to_builtins(self.result)
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """A delivery of a job that has already ended: it is only acknowledged."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(msgspec.Struct, frozen=True):
     """A delivery of a job that Celery's remote control revoked."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(msgspec.Struct, frozen=True):
     """A delivery that its device could not run to its end: it returns to its queue, and runs elsewhere or later.
 
     With `counts` the run counts as one of the job's attempts. What is `kept` of its answer is stored before.
@@ -334,8 +324,7 @@ class Returned:
     kept: CutGeneration | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(msgspec.Struct, frozen=True):
     """What a row of a delivery used of an endpoint, however it ended."""
 
     delivery: Delivery
