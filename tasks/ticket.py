@@ -98,10 +98,10 @@ def attach(ticket: Ticket, envelope: Envelope, body: bytes, keys: Sequence[bytes
     A message with an eta is not claimed as a worker takes it: Celery keeps it until then.
     """
     envelope.headers[HEADER] = sign(ticket, body, keys)
-    others = {name: value for name, value in envelope.properties.items() if name != CLAIMABLE}
-    waits = envelope.headers.get("eta") is not None
-    claimable = {} if waits else {CLAIMABLE: {"job": ticket.job, "deadline_at": ticket.deadline_at}}
-    envelope.properties = claimable | others
+    envelope.properties.pop(CLAIMABLE, None)
+    if envelope.headers.get("eta") is None:
+        claimable = {"job": ticket.job, "deadline_at": ticket.deadline_at}
+        envelope.properties = {CLAIMABLE: claimable, **envelope.properties}
 
 
 def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
