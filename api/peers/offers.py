@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from router.decide.classify import Needs, needs_of
-from router.decide.cost import horizon
+from router.decide.cost import work_in_full_batches
 from router.decide.placement import Placement, choose
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.heartbeat import three_digits
@@ -18,7 +17,7 @@ from taxiway.contract.peers import SiteOffer
 from taxiway.contract.request import Terms
 from taxiway.errors import TaxiwayError
 
-_MOST_TAKEN = 10**6
+_FASTEST = 1e9  # rows a second
 
 
 def offers_of(
@@ -51,7 +50,7 @@ def _offer(model: Model, terms: Terms, topology: Topology, working: WorkingSnaps
     base, each_read, each_written = map(three_digits, _line([one.finish for one in placed], read, written))
     usd, usd_read, usd_written = map(three_digits, _line([one.cost for one in placed], read, written))
     bound = three_digits(max(1.0, *(one.at_most / max(one.finish, 1e-9) for one in placed)))
-    return SiteOffer(base, each_read, each_written, bound, usd, usd_read, usd_written, _takes(placed[0]))
+    return SiteOffer(base, each_read, each_written, bound, usd, usd_read, usd_written, _rate(placed[0]))
 
 
 def _usual(model: Model) -> tuple[float, float]:
@@ -78,13 +77,10 @@ def _line(values: list[float], read: float, written: float) -> tuple[float, floa
     return max(first - each_read * read - each_written * written, 0.0), each_read, each_written
 
 
-def _takes(placed: Placement) -> int:
-    """Rows like it until the class is past its horizon."""
-    most = float(horizon(placed.table, placed.needs)[placed.index])
-    if math.isinf(most):
-        return _MOST_TAKEN
-    left = (most - float(placed.figures.wait[placed.index])) * float(placed.table.servers[placed.index])
-    return int(min(max(left / max(placed.work, 1e-9), 1.0), _MOST_TAKEN))
+def _rate(placed: Placement) -> float:
+    """Rows like it that its class serves in a second, in full batches."""
+    work = work_in_full_batches(placed.table, placed.needs, placed.table.limit)[placed.index]
+    return three_digits(min(float(placed.table.servers[placed.index]) / max(float(work), 1e-9), _FASTEST))
 
 
 def changed(before: Mapping[str, Mapping[str, SiteOffer]], after: Mapping[str, Mapping[str, SiteOffer]]) -> bool:

@@ -78,8 +78,7 @@ class CandidateTable:
     beyond: Column
     """What a job waits for it beyond `load`, where more than a few jobs meet a cold device."""
     concurrent: Column
-    """Device seconds of work that runs beside a new job: a full batch if rows join between steps, of another fleet as
-    many rows as may be there, else 0."""
+    """Device seconds of work that runs beside a new job: a full batch if rows join between steps, else 0."""
     billed: Column | None
     """Rows that share a generated row's price; None if batches run as a whole and share their price."""
     blocked: np.ndarray
@@ -89,7 +88,7 @@ class CandidateTable:
     residual: np.ndarray
     """What a finish time is multiplied by to get what it takes at most, of the same shape."""
     limit: Column
-    """The most rows in a batch."""
+    """The most rows in a batch; of another fleet those that run there beside each other (`beside_each_other`)."""
     max_run: Column
     """The most seconds of a batch of several rows."""
     horizon: Column
@@ -111,6 +110,8 @@ class CandidateTable:
     """Dollars per byte of a transfer."""
     metered: np.ndarray | None
     """What each row, token of input and token of output costs besides, of shape (3, candidates); None if nothing."""
+    offered: np.ndarray | None
+    """Which prices are those of other fleets' offers; None if none is."""
     allowed: np.ndarray | None
     """Requests and tokens a second that rate limits allow, and those left now, of shape (2, 2, candidates)."""
     # The traffic and the plan
@@ -150,7 +151,7 @@ def build_table(
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     total = sum(flows.values())
     blocked = np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T
-    limit = np.array([_limit(c) for c in candidates], dtype=np.float64)
+    limit = np.array([s.limit for s in seen], dtype=np.float64)
     guide, unplanned = _guide(model, constraints, known, candidates)
     return CandidateTable(
         model=model,
@@ -171,8 +172,9 @@ def build_table(
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         prompt=_prompt(seen),
         metered=_metered(candidates, model, constraints.service),
+        offered=_offered(candidates),
         allowed=_allowed(candidates),
-        rates=np.stack([[flows[c.hardware_class] for c in candidates], np.full(len(candidates), total)]) / servers,
+        rates=np.array([_rates(c, flows[c.hardware_class], total) for c in candidates]).reshape(-1, 2).T / servers,
         sharers=total * RESIDENCE,
         stale=fleet.stale,
         guide=guide,
@@ -211,6 +213,14 @@ def _live(
     return np.array(here if any(here) else live, dtype=bool)
 
 
+_ANY_NUMBER = 1e9  # rows a second: what comes finds as many beside it as may be there
+
+
+def _rates(candidate: Candidate, here: float, total: float) -> tuple[float, float]:
+    """The table's `rates` of a candidate, at all devices. Another fleet forms its batches itself."""
+    return (_ANY_NUMBER, _ANY_NUMBER) if candidate.hardware.is_peer else (here, total)
+
+
 def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
     rows: Column = np.minimum(limit, SHARED_ROWS)
@@ -237,6 +247,12 @@ def _tariff(candidate: Candidate, key: str, service: str) -> tuple[float, float,
     if offers:
         return max((offer.usd, offer.usd_read, offer.usd_written) for offer in offers)
     return (0.0, 0.0, 0.0) if tariff is None else (tariff.request, tariff.input, tariff.output)
+
+
+def _offered(candidates: Sequence[Candidate]) -> np.ndarray | None:
+    """The table's `offered`."""
+    which = [candidate.hardware.is_peer for candidate in candidates]
+    return np.array(which) if any(which) else None
 
 
 def _allowed(candidates: Sequence[Candidate]) -> np.ndarray | None:
@@ -334,6 +350,7 @@ class _Seen:
     """The mean of the devices' profiles, each at the device's pace; `load` is the time that loading takes."""
     start: float
     """Seconds that a device needs to start, 0 if one is live."""
+    limit: float
     concurrent: float
     residual: tuple[float, ...]
     warning: str | None
@@ -350,13 +367,15 @@ class _Seen:
         profiles = [_profile(device, k, key, service) for device, k in known]
         paces = expected([device.pace for device, _ in known], key)
         loads = expected([device.loading for device, _ in known], key)
-        full = _limit(candidate), model.expected_size
+        rates = [offer.rate for device, _ in known if (offer := device.offer(key, service)) is not None]
 
         def mean(figure: Callable[[Profile], float], paces: Sequence[float] = paces) -> float:
             figures = [pace * figure(one) for pace, one in zip(paces, profiles, strict=True)]
             return float(np.mean(np.sort(figures)))  # sorted: the result does not depend on the order of devices
 
+        limit = _limit(candidate, rates, mean(lambda one: one.latency(1, model.expected_size)))
         return cls(
+            limit=limit,
             warm=sum(key in device.warm for device, _ in known) / len(known),
             profile=Profile(
                 base=mean(lambda one: one.base),
@@ -368,11 +387,20 @@ class _Seen:
                 prompt_slope=mean(lambda one: one.of_prompt[1]),
             ),
             start=start,
-            concurrent=mean(lambda one: one.latency(*full))
-            * (_limit(candidate) if candidate.hardware.is_peer else generates(model)),
+            concurrent=mean(lambda one: one.latency(limit, model.expected_size))
+            * (candidate.hardware.is_peer or generates(model)),
             residual=tuple(_residual(known, key, level, service) for level in range(LEVELS)),
             warning=_absent(candidate, start) if coming else _warning(known, key, service),
         )
+
+
+def beside_each_other(rate: float, seconds: float, slots: float) -> float:
+    """Rows that run beside each other at another fleet, which serves `rate` a second and answers in so many seconds.
+
+    Of a burst, each further row then waits for `1 / rate` more than the one before it, or for one of the `slots`. So
+    equal fleets share a burst, and unequal ones take of it by what they serve.
+    """
+    return min(max(rate * seconds, 1.0), slots)
 
 
 def expected(learned: Sequence[Mapping[str, float]], key: str) -> list[float]:
@@ -447,7 +475,7 @@ def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, servic
         if offer is not None and device.endpoint is not None and (peer := device.endpoint.peer) is not None:
             signed = f"signed at {datetime.fromtimestamp(peer.signed_at, UTC):%FT%TZ}, " if peer.signed_at else ""
             more = f"{peer.age:.1f} s old, {signed}{1000 * peer.round_trip:.0f} ms away"
-            return f"offer of site {peer.site}, {more}: it takes {offer.takes} more"
+            return f"offer of site {peer.site}, {more}: it takes {offer.rate:.3g} rows/s"
     return next((k.warning for _, k in known if k.warning), None)
 
 
@@ -487,5 +515,7 @@ def _longest(candidate: Candidate, model: Model) -> float:
     return math.inf if generates(model) else candidate.hardware.runs_at_most
 
 
-def _limit(candidate: Candidate) -> int:
-    return min(candidate.hardware.max_batch, candidate.variant.max_batch or candidate.hardware.max_batch)
+def _limit(candidate: Candidate, rates: Sequence[float], seconds: float) -> float:
+    """The table's `limit`; `rates` are those that other fleets offer, where a row takes so many seconds."""
+    most = float(min(candidate.hardware.max_batch, candidate.variant.max_batch or candidate.hardware.max_batch))
+    return beside_each_other(min(rates) / len(candidate.devices), seconds, most) if rates else most

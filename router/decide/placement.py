@@ -434,7 +434,11 @@ def _earliest(figures: EstimateColumns, among: np.ndarray) -> int:
 
 
 def _cheapest(table: CandidateTable, needs: Needs, figures: EstimateColumns, sure: np.ndarray) -> list[int]:
-    """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them costs little more."""
+    """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them costs little more.
+
+    A price that another fleet offers errs as its times do, and depends on the batches that it has now: of the fleets
+    that might be the cheapest, the one that is earlier is as good.
+    """
     cost = np.where(sure, figures.cost, np.inf)
     cheapest = cost.argmin()
     doubt = min(max(WARM_PREFERENCE, table.residual[needs.level, cheapest]), UNSURE)
@@ -442,8 +446,11 @@ def _cheapest(table: CandidateTable, needs: Needs, figures: EstimateColumns, sur
     if any_true(warm):
         cost = np.where(warm, cost, np.inf)
         cheapest = cost.argmin()
-    near: list[int] = (cost <= NEAR * cost[cheapest]).nonzero()[0].tolist()
-    return near
+    near = np.full(len(cost), NEAR)
+    if table.offered is not None and table.offered[cheapest]:
+        near[table.offered] = max(NEAR, min(table.residual[needs.level, cheapest], UNSURE))
+    equals: list[int] = (cost <= near * cost[cheapest]).nonzero()[0].tolist()
+    return equals
 
 
 def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:

@@ -62,8 +62,8 @@ class SiteOffer(msgspec.Struct, frozen=True, array_like=True):
     usd: Dollars
     usd_read: Dollars
     usd_written: Dollars
-    takes: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
-    """Rows of the model's usual size that would still be promised so."""
+    rate: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+    """How much it takes: rows of the model's usual size that it serves in a second, behind each other."""
 
     def price(self, read: float, written: float) -> float:
         """US dollars for a row."""

@@ -14,18 +14,21 @@ from tests.sites import FAR, OpenSite, open_fleet
 from tests.stored import record_of
 from tests.working import WorkerProcess
 
-CELL = FAR.replace("max_batch: 16", "max_batch: 1").replace("warm: [echo, slab]", "warm: [paced]")
-"""Of 200 jobs a second."""
+CELL = FAR.replace("warm: [echo, slab]", "warm: [paced]")
+"""Of rows that take 5 ms and 0.1 ms each."""
+
+BATCHES = {"east": 1, "west": 4}
+"""Rows that a cell runs together: the west serves almost four times as many."""
 
 FRONT = """
 site: front
 hardware:
   east:
     device: endpoint
-    endpoint: {protocol: taxiway, url: "EAST", slots: 4, models: {paced: paced}, health: {every: 0.2}}
+    endpoint: {protocol: taxiway, url: "EAST", slots: 32, models: {paced: paced}, health: {every: 0.2}}
   west:
     device: endpoint
-    endpoint: {protocol: taxiway, url: "WEST", slots: 4, models: {paced: paced}, health: {every: 0.2}}
+    endpoint: {protocol: taxiway, url: "WEST", slots: 32, models: {paced: paced}, health: {every: 0.2}}
 service:
   bulk: {deadline: 3600}
 default_service: bulk
@@ -33,7 +36,7 @@ limits: {lease: 3}
 """
 
 JOBS, ROWS = 60, 20
-"""A second of a cell has ten such jobs."""
+"""A second of the east has ten such jobs."""
 
 
 @contextmanager
@@ -42,8 +45,8 @@ def cells(valkey_url: str, folder: Path) -> Iterator[tuple[OpenSite, dict[str, t
     with ExitStack() as stack:
         opened: dict[str, tuple[OpenSite, WorkerProcess]] = {}
         queues = FRONT
-        for name in ("east", "west"):
-            cell = CELL.replace("site: cloud", f"site: {name}")
+        for name, rows in BATCHES.items():
+            cell = CELL.replace("site: cloud", f"site: {name}").replace("max_batch: 16", f"max_batch: {rows}")
             site, workers = stack.enter_context(open_fleet(valkey_url, folder / name, cell, "cpu.batch"))
             opened[name] = site, workers["cpu.batch"]
             queues = queues.replace(name.upper(), site.url)
@@ -63,21 +66,21 @@ def rows_of(number: int) -> list[str]:
     return [f"row {row} of job {number}" for row in range(ROWS)]
 
 
-def at_each(front: OpenSite, jobs: list[taxiway.Job], state: str) -> Counter[str]:
-    """How many of the jobs are in this state, by cell."""
+def at_each(front: OpenSite, jobs: list[taxiway.Job], *states: str) -> Counter[str]:
+    """How many of the jobs are in one of these states, by cell."""
     records = [record_of(front.state, job.id) for job in jobs]
-    return Counter(record.hardware_class for record in records if record.state == state)
+    return Counter(record.hardware_class for record in records if record.state in states)
 
 
-def test_a_cell_that_is_full_gets_no_more_and_none_is_lost_when_it_is_killed(valkey_url: str, tmp_path: Path) -> None:
+def test_cells_share_a_burst_by_what_they_take_and_none_of_it_is_lost_when_one_is_killed(
+    valkey_url: str, tmp_path: Path
+) -> None:
     with cells(valkey_url, tmp_path) as (front, opened), ThreadPoolExecutor(16) as callers:
         jobs = list(callers.map(lambda n: front.client.submit("paced", rows_of(n), deadline=500), range(JOBS)))
-        waiting = at_each(front, jobs, "queued")
-        full = max(opened, key=lambda name: waiting[name])
-        (other,) = opened.keys() - {full}
-        assert front.client.what_if("paced", "x", deadline=1.5)["hardware_class"] != full
-        eventually(lambda: at_each(front, jobs, "succeeded")[full])
-        cell, worker = opened[full]
+        share = at_each(front, jobs, "queued", "running", "succeeded")["west"] / JOBS
+        assert 0.55 < share < 1
+        eventually(lambda: at_each(front, jobs, "succeeded")["west"])
+        cell, worker = opened["west"]
         cell.router.process.kill()
         worker.process.kill()
 
@@ -85,6 +88,6 @@ def test_a_cell_that_is_full_gets_no_more_and_none_is_lost_when_it_is_killed(val
 
         assert [result.outputs["payload"] for result in results] == [rows_of(number) for number in range(JOBS)]
         ran = Counter(result.report.hardware_class for result in results)
-        assert ran[other] > JOBS / 2
+        assert ran["east"] > (1 - share) * JOBS, "what waited for the cell, or ran there, ran in the other"
         assert any(record_of(front.state, job.id).attempts > 1 for job in jobs), "what ran in the cell ran again"
         assert not front.client.fleet()["dead"]

@@ -48,7 +48,7 @@ from tests.stored import facts_of, record_of
 QUICK = {"samples": [4], "seed": [3]}
 KEY = secrets.token_bytes(32)
 KEYS = SealKeys([KEY])
-CHEAP = SiteOffer(0.001, 0.0, 0.0, 1.0, 1e-9, 0.0, 0.0, 100)
+CHEAP = SiteOffer(0.001, 0.0, 0.0, 1.0, 1e-9, 0.0, 0.0, 100.0)
 
 
 Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -10,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.peers.offers import changed, offers_of
-from router.decide.candidates import build_table
+from router.decide.candidates import beside_each_other, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
-from router.decide.placement import choose
+from router.decide.placement import choose, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.document import Size
@@ -29,7 +31,7 @@ from taxiway.contract.request import Terms
 from tests.builders import a_class, a_device, a_text_model, a_topology
 
 BOOK = ProfileBook()
-OFFER = SiteOffer(0.2, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 7)
+OFFER = SiteOffer(0.2, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 70.0)
 
 
 def a_peer(*labels: str, link: Link | None = None) -> Topology:
@@ -70,13 +72,63 @@ def test_its_finish_is_the_offer_and_the_round_trip_and_its_cost_the_price() -> 
     assert placed.finish == pytest.approx(0.2 + 0.01 * 10 + 0.1)
     assert placed.at_most == pytest.approx(1.5 * placed.finish)
     assert placed.cost == pytest.approx(0.001 + 0.0001 * 10)
-    assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 7 more"
+    assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 70 rows/s"
+
+
+@given(rate=st.floats(1e-6, 1e9), seconds=st.floats(0, 1e9), slots=st.integers(1, 4096))
+def test_as_many_rows_run_beside_each_other_as_the_site_serves_and_the_slots_allow(
+    rate: float, seconds: float, slots: int
+) -> None:
+    rows = beside_each_other(rate, seconds, slots)
+    assert 1 <= rows <= slots
+    if 1 < rows < slots:
+        assert seconds / rows == pytest.approx(1 / rate), "a burst leaves at the rate that is offered"
+
+
+def two_cells(rates: Mapping[str, float], price: float = 1.0) -> tuple[Topology, Model, FleetSnapshot]:
+    """Cells that answer a lone row in 5 ms; the last one's `price` is that of the first one's."""
+    endpoint = Endpoint(protocol="taxiway", url="https://far", slots=64, models={"sentiment": "mood"})
+    cell = a_class(device="endpoint", endpoint=endpoint, runtimes=(PEER,), max_batch=64, price=Price(), horizon=100.0)
+    topology = a_topology(**dict.fromkeys(rates, cell))
+    usd = dict(zip(rates, (0.001, 0.001 * price), strict=True))
+    offers = {name: there({"": SiteOffer(0.005, 0, 0, 1.5, usd[name], 0, 0, rate)}) for name, rate in rates.items()}
+    warm = (f"sentiment:1/{PEER}",)
+    devices = [
+        a_device(name, worker=name, kind="endpoint", runtimes=(PEER,), warm=warm, endpoint=facts)
+        for name, facts in offers.items()
+    ]
+    return topology, handed(topology), FleetSnapshot(devices=tuple(devices))
+
+
+def shared(seen: tuple[Topology, Model, FleetSnapshot], rows: int) -> Counter[str]:
+    """How many jobs of a burst each cell gets, of 400."""
+    topology, model, fleet = seen
+    working, took = WorkingSnapshot(topology, BOOK, fleet), Counter[str]()
+    asked = replace(needs(), rows=rows, deadline=1000.0)
+    for number in range(400):
+        placed = working.place(model, asked, "acme", seed_of(str(number))).placement
+        working.count(placed, "acme")
+        took[placed.candidate.hardware_class] += 1
+    return took
+
+
+@given(
+    east=st.floats(20, 400), share=st.floats(0.3, 0.7), rows=st.integers(1, 20), price=st.sampled_from((1, 0.75, 1.4))
+)
+def test_a_burst_is_shared_by_what_each_site_takes(east: float, share: float, rows: int, price: float) -> None:
+    """Prices that differ by less than the offers err are alike."""
+    took = shared(two_cells({"east": east, "west": east * share / (1 - share)}, price), rows)
+    assert took["west"] / 400 == pytest.approx(share, abs=0.1)
+
+
+def test_a_site_that_is_surely_cheaper_gets_all_that_it_has_in_time() -> None:
+    assert shared(two_cells({"east": 100, "west": 100}, price=1.6), rows=1) == {"east": 400}
 
 
 def test_when_an_offer_was_signed_is_explained() -> None:
     topology = a_peer()
     table = build_table(handed(topology), Constraints(), topology, fleet({"": OFFER}, signed_at=1e9), BOOK)
-    warning = "offer of site cloud, 0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away: it takes 7 more"
+    warning = "offer of site cloud, 0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away: it takes 70 rows/s"
     assert warning in table.warnings
 
 
@@ -93,7 +145,7 @@ def test_a_body_takes_what_the_line_carries_as_stated_or_else_measured(
 
 def test_the_offer_of_the_requests_own_service_counts_first() -> None:
     topology = a_peer()
-    offers = {"": OFFER, "live": SiteOffer(0.05, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1)}
+    offers = {"": OFFER, "live": SiteOffer(0.05, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)}
     for service, seconds in {"live": 0.15, "bulk": 0.4}.items():
         table = build_table(handed(topology), Constraints(service), topology, fleet(offers), BOOK)
         figures = estimate_figures(table, needs(), Backlog(table.classes, {}).seconds.sum(axis=1))
@@ -161,8 +213,8 @@ def test_nothing_is_offered_that_would_be_held_refused_or_is_unknown() -> None:
 
 def test_small_changes_are_not_told() -> None:
     before = {"mood": {"": OFFER}}
-    assert not changed(before, {"mood": {"": SiteOffer(0.21, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 7)}})
-    assert changed(before, {"mood": {"": SiteOffer(0.4, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 7)}})
+    assert not changed(before, {"mood": {"": SiteOffer(0.21, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 70.0)}})
+    assert changed(before, {"mood": {"": SiteOffer(0.4, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 70.0)}})
     assert changed(before, {"mood": {"": OFFER, "live": OFFER}})
     assert changed(before, {})
 
