@@ -258,6 +258,8 @@ def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, n
         return seconds, shared
     full, rest = np.divmod(float(needs.rows), limit)
     last = np.where(rest > 0, np.maximum(table.floor, alone + each * rest), 0.0)
+    if table.offered is not None:  # rows that run at another fleet follow each other
+        last = np.where(table.offered, alone * rest / limit, last)
     many = full * np.maximum(table.floor, alone + each * limit) + last
     return np.where(several, many, seconds), np.where(several, many, shared)
 
