@@ -117,7 +117,7 @@ async def _round(client: taxiway.AsyncClient, jobs: int, cells: int) -> None:
 
     async def share(cell: int) -> None:
         texts = (f"job {number}" for number in range(jobs // cells))
-        async for _ in client.map_as_completed(f"cell-{cell}", texts, window=SLOTS):
+        async for _ in client.map(f"cell-{cell}", texts, window=SLOTS):
             pass
 
     await asyncio.gather(*map(share, range(cells)))
