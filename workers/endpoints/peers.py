@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import msgspec
 
-from tasks.heartbeat import PeerFacts
+from tasks.heartbeat import PeerFacts, three_digits
 from tasks.queues.endpoints import Endpoint
 from tasks.queues.receipts import Verify
 from taxiway.contract.job import Tokens
@@ -146,9 +146,9 @@ class _Call:
             self.answer.set_exception(error)
 
     def frame(self, now: float) -> PeerSubmit:
-        """What is sent for it now."""
+        """What is sent for it now, with rounded seconds: jobs of the same terms share a placement."""
         spent = now - self.exchange.sent
-        left = None if self.terms.left is None else max(self.terms.left - spent, 1e-3)
+        left = None if self.terms.left is None else three_digits(max(self.terms.left - spent, 1e-3))
         terms = msgspec.structs.replace(self.terms, left=left)
         behalf = self.behalf
         return PeerSubmit(behalf.key, self.exchange.ask.path, msgspec.Raw(self.content), terms, behalf.trace)
