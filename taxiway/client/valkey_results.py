@@ -168,9 +168,9 @@ class Replies:
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        if not submitted and not self.expects(job) and job not in self._foreign:
-            self._foreign[job] = started
-            loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
+        if not submitted and not self.expects(job):
+            self._foreign.setdefault(job, started)
+        judging = loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
         future = self._future(job)
         self._watches[job] += 1
         try:
@@ -178,6 +178,7 @@ class Replies:
             await self._poll_once(future, job)
             return await self.wait(future, timeout, started)
         finally:
+            judging.cancel()
             self._watches[job] -= 1
             if not self._watches[job]:
                 del self._watches[job]
@@ -225,13 +226,13 @@ class Replies:
     async def close(self) -> None:
         """Stop listening."""
         self._closed = True
+        for future in list(self._waiting.values()):
+            future.cancel()
         tasks = [*self._tasks, *([self._checking] if self._checking else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
-        for future in list(self._waiting.values()):
-            future.cancel()
 
     def _time_out(self, future: asyncio.Future[bytes], timeout: float) -> None:
         settle(future, self._timeout_error(timeout))
@@ -293,7 +294,7 @@ class Replies:
     def _check(self, jobs: Sequence[str]) -> None:
         """Add these jobs to those whose stored results are being read."""
         self._to_check.update(jobs)
-        if self._to_check and not self._closed and (self._checking is None or self._checking.done()):
+        if self._to_check and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._read_stored())
 
     async def _read_stored(self) -> None:

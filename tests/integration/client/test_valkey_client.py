@@ -18,11 +18,12 @@ from kombu import Connection
 import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
+from taxiway.client import valkey_results
 from taxiway.client.sync_client import Client
 from taxiway.client.valkey_results import Replies
 from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
-from taxiway.contract.request import Request
+from taxiway.contract.request import Request, new_id
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -279,6 +280,19 @@ async def test_an_async_job_is_awaited(url: str) -> None:
         async with taxiway.AsyncClient(url) as client:
             jobs = [await client.submit("echo", n) for n in range(20)]
             assert [(await job).outputs["payload"] for job in jobs] == list(range(20))
+
+
+async def test_a_closed_client_does_not_connect_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valkey_results, "UNKNOWN_AFTER", 0.1)
+    async with taxiway.AsyncClient(url) as client:
+        with pytest.raises(taxiway.ResultTimeoutError):
+            await client.job(new_id()).result(timeout=0.01)
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.5, later.set)
+    await later.wait()
+    with redis.Redis.from_url(url) as store:
+        mine = store.client_info()
+        assert [one["id"] for one in store.client_list() if one["db"] == str(mine["db"])] == [str(mine["id"])]
 
 
 def test_a_closed_client_says_that_it_is_closed(url: str) -> None:
