@@ -16,10 +16,12 @@ from broker.port import ForwardOutcome
 from router.decide.fairness import RETRY_AFTER, Depths, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
-from router.service.admission import Order, Place, Rules, admit, refused_receipt, unserved
+from router.service.admission import Order, Place, Rules, admit, refused_receipt, sealed, unserved
+from tasks.large_bodies import beside
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tasks.topology import Topology
+from taxiway.contract.limits import LARGE
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, TaxiwayError
 
 ACCEPT = 1.75
@@ -60,6 +62,8 @@ class HttpRouter(Router):
             TaxiwayError: as `admit` raises it.
         """
         try:
+            if order.size > LARGE:
+                order = await beside(order.size, sealed, order, self.rules)
             admitted = await self._admit(order)
         except TaxiwayError as error:
             self.refuse(order.envelope, order.job, error.code)

@@ -114,6 +114,8 @@ class Order(msgspec.Struct, frozen=True):
     """Its deadline by the store's clock, 0 if it has none."""
     submission: str = ""
     """Where its submitter waits to learn whether the job under its idempotency key has the same request."""
+    sealed: tuple[str, ...] = ()
+    """The labels that its inputs are sealed for in the message."""
     notify: bool = True
     """Whether webhook endpoints are notified of its end; not of a batch's line."""
 
@@ -181,7 +183,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
     ticket, use = template.ticket(order.job, order.reply, order.accepted, order.moment), use_of(order, rules)
     _check_eta(order.envelope, ticket)
-    order = _sealed(order, rules, model, measurements, placement.needs.constraints.locality)
+    order = _sealed(order, rules, model, measurements.locality, placement.needs.constraints.locality)
     if not placement.held:
         attach(ticket, order.envelope, order.body, rules.secret)
         order.envelope.headers["kwargsrepr"] = template.shown
@@ -246,14 +248,30 @@ def _receipt(
 _NO_PROMPT = Prompt()
 
 
-def _sealed(order: Order, rules: Rules, model: Model, measurements: Measurements, locality: str | None) -> Order:
-    """The order with its inputs sealed, if a label of its locality is."""
-    keys = rules.topology.locality.sealing(locality)
-    if not keys or rules.seal_keys is None or sealed_in(order.request.inputs):
+def sealed(order: Order, rules: Rules) -> Order:
+    """The order as `admit` seals it, in advance and off the event loop: 8 MiB take 50 ms. Raises as `admit`."""
+    if not rules.topology.locality.sealed:
         return order
-    body = sealed_message(order.job, order.request, order.body, model, rules.seal_keys, keys, measurements.locality)
+    model = rules.catalogue.resolve(order.request.model)
+    found = _locality(order, model, rules)
+    return _sealed(order, rules, model, found, _joint_locality(order.request, rules, found))
+
+
+def _sealed(order: Order, rules: Rules, model: Model, found: str | None, locality: str | None) -> Order:
+    """The order with its inputs sealed, if a label of its locality is; `found` is what model and content say."""
+    keys = rules.topology.locality.sealing(locality)
+    if order.sealed == tuple(keys) or rules.seal_keys is None or sealed_in(order.request.inputs):
+        return order
+    body = sealed_message(order.job, order.request, order.body, model, rules.seal_keys, keys, found)
     check_size(len(body), rules.topology.limits.payload)
-    return msgspec.structs.replace(order, body=body, envelope=order.envelope.with_payload(body), blobs={})
+    envelope = order.envelope.with_payload(body)
+    return msgspec.structs.replace(order, body=body, envelope=envelope, blobs={}, sealed=tuple(keys))
+
+
+def _joint_locality(request: Request, rules: Rules, found: str | None) -> str | None:
+    """The labels of a request, its tenant and what is `found` in model and content; else the default ones."""
+    tenant = rules.topology.rules_of(request.tenant).locality
+    return joined(request.locality, tenant, found) or rules.topology.locality.default
 
 
 def _prompt(order: Order, rules: Rules, working: WorkingSnapshot, model: Model, locality: str | None) -> Prompt:
@@ -261,8 +279,7 @@ def _prompt(order: Order, rules: Rules, working: WorkingSnapshot, model: Model, 
     prefixes, request = working.prefixes, order.request
     if prefixes is None or not generates(model):
         return _NO_PROMPT
-    tenant = rules.topology.rules_of(request.tenant).locality
-    if rules.topology.locality.sealing(joined(request.locality, tenant, locality) or rules.topology.locality.default):
+    if rules.topology.locality.sealing(_joint_locality(request, rules, locality)):
         return _NO_PROMPT
     value = given_inputs(model, request.inputs).get(model.inputs[0].name)
     owner = f"{request.tenant}\n{model.id}"

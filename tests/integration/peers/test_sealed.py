@@ -93,7 +93,7 @@ def seen(site: OpenSite, text: str) -> int:
     return sum(hits(content, sought) for content in (*values_of(site.state), *logs, metrics))
 
 
-@pytest.mark.parametrize("size", [0, 100_000])
+@pytest.mark.parametrize("size", [0, 100_000, 2**20])
 def test_neither_inputs_nor_results_are_in_the_store_and_the_router_opens_them(site: OpenSite, size: int) -> None:
     text, plain = canary(), canary()
     payload = text + "x" * size
