@@ -11,6 +11,7 @@ import numpy as np
 
 from router.decide.classify import LEAVING, Candidate, Constraints, Refusal, classify, leaving, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
+from router.decide.scaling import coming
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
 from tasks.models.model import Model, Profile
@@ -58,6 +59,10 @@ class CandidateTable:
     """The index of its class in `classes`."""
     servers: Column
     """Devices of the class that can run it, at least 1."""
+    coming: Column
+    """Further devices that the class is scaled to have for its work."""
+    start: Column
+    """Seconds until one that starts now serves."""
     live: np.ndarray
     """Whether it has devices, or its class can start some."""
     reserved: np.ndarray
@@ -161,6 +166,8 @@ def build_table(
         warnings=tuple(s.warning for s in seen),
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
         servers=servers,
+        coming=np.array([float(coming(c.hardware_class, topology, known)) for c in candidates]),
+        start=np.array([c.hardware.scaling.start for c in candidates], dtype=np.float64),
         live=_live(candidates, fleet, topology, starting),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=limit,

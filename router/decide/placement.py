@@ -307,7 +307,7 @@ def route_by_plan(weighed: Weighed) -> Route:
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
     finish = (figures.finish - table.blocking[needs.level])[planned]
-    note = f"planned, {guide.in_time:.0%} in time: " if guide.scarce else "planned: "
+    note = f"planned, {guide.in_time:.0%} in time: " if round(guide.in_time, 2) < 1 else "planned: "
     if deadline is None or any_true(finish <= deadline):
         return Route(planned, note)
     harmless = weighed.unreserved & (blocks_for(table, needs) <= guide.spill)
@@ -410,21 +410,36 @@ def _contenders(weighed: Weighed, lateness: float) -> tuple[Sequence[int], Calla
                 + _cheaper_rejected(table, figures, (eligible & ~meets) | (sure & ~within_horizon), deadline, i)
             ),
         )
-    possible = unreserved & (figures.finish - table.blocking[needs.level] <= lateness * deadline)
+    possible = unreserved & (_with_starts(table, figures) - table.blocking[needs.level] <= lateness * deadline)
     pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, unreserved))
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if possible[earliest]:
-        return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); nothing is sure to meet {deadline:g} s"
+        return (
+            [earliest],
+            lambda i: (
+                f"earliest ({_bounds(figures, i)}); nothing is sure to meet {deadline:g} s"
+                + _helped(table, figures, deadline, i)
+            ),
+        )
     in_time_if_idle = eligible & (figures.finish - figures.wait <= deadline)
     if any_true(in_time_if_idle):
+        planned = f"; the plan has {table.guide.in_time:.0%} of these in time" if table.guide is not None else ""
         raise OverloadedError(
-            f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s",
+            f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s"
+            + planned,
             retry_after=max(float(figures.finish[prefer(unreserved, in_time_if_idle)].min()) - deadline, 0.0),
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
     earliest = _earliest(figures, prefer(own, unreserved))
     return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); no idle device would meet {deadline:g} s"
+
+
+def _with_starts(table: CandidateTable, figures: EstimateColumns) -> np.ndarray:
+    """Seconds until each candidate's answer is expected if the devices that its class starts share the work ahead."""
+    shared = (figures.wait * table.servers + table.coming * table.start) / (table.servers + table.coming)
+    finish: np.ndarray = figures.finish - np.maximum(figures.wait - shared, 0.0)
+    return finish
 
 
 def _earliest(figures: EstimateColumns, among: np.ndarray) -> int:
@@ -462,6 +477,15 @@ def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
 def _bounds(figures: EstimateColumns, index: int) -> str:
     """When the answer comes: a mean, and what all but a few keep within."""
     return f"expected in {figures.finish[index]:.3g} s, at most {figures.at_most[index]:.3g} s"
+
+
+def _helped(table: CandidateTable, figures: EstimateColumns, deadline: float, index: int) -> str:
+    """By which devices a request that would be late is in time."""
+    finish = _with_starts(table, figures)[index]
+    if figures.finish[index] <= deadline or finish > deadline:
+        return ""
+    name = table.candidates[index].hardware_class
+    return f", but {table.coming[index]:g} more of {name} start: expected in {finish:.3g} s with them"
 
 
 def _cheaper_rejected(

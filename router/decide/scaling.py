@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.decide.classify import level_of
-from router.decide.plan import DONE_WITHIN, Cell, ClassSize, Density, Plan, moves
+from router.decide.plan import DONE_WITHIN, TARGET, Cell, ClassSize, Density, Plan, moves
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -159,6 +159,15 @@ class Load:
         density = min(bound, max(jobs, 1.0)) + held
         asked = sum(rate for each, rate in fleet.rates.items() if each.rpartition("|")[0] == name) >= TRICKLE
         return cls(len(fleet.own(name)), max(round(jobs), int(asked or density > NEGLIGIBLE)), density)
+
+
+def coming(name: str, topology: Topology, fleet: FleetSnapshot) -> int:
+    """Devices that a class which starts them on demand lacks for its work without a plan."""
+    if fleet.plan is not None or name not in fleet.startable:
+        return 0
+    due = deadlines(topology)
+    density = sum(_density(work.get(name, ()), due) for work in (fleet.work, fleet.held))
+    return max(min(math.ceil(density / TARGET), _most(topology.hardware[name])) - len(fleet.own(name)), 0)
 
 
 def _density(work: Sequence[float], tightest: Sequence[float]) -> float:

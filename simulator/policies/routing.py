@@ -181,7 +181,7 @@ class SimulatedReader:
             return
         self._serving, self._heartbeat = serving, now + HEARTBEAT
         devices = tuple(device for pool in pools for device in self._devices_of(pool, now))
-        startable = tuple(pool.name for pool in pools if not pool.serving)
+        startable = tuple(pool.name for pool in pools if not pool.serving or pool.serving < pool.available)
         fleet = FleetSnapshot(
             devices=devices,
             work=work,
@@ -260,7 +260,7 @@ def topology_of(fleet: Fleet) -> Topology:
             capacity="spot" if device.spot else "on-demand",
             reclaims_per_hour=device.reclaims_per_hour,
             reserve_for=device.reserve_for,
-            scaling=Scaling(start=device.start),
+            scaling=Scaling(start=device.start, maximum=device.count),
         )
         for name, device in fleet.classes.items()
     }

@@ -4,18 +4,20 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from router.decide.candidates import build_table
 from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
-from router.decide.placement import NEAR, RESERVED_SHARE, WARM_PREFERENCE, Placement
-from router.decide.snapshot import FleetSnapshot
+from router.decide.placement import NEAR, RESERVED_SHARE, WARM_PREFERENCE, Placement, choose
+from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts
 from tasks.models.model import Model, Profile, Variant
-from tasks.models.profiles import UNSURE
-from tasks.topology import HardwareClass, Topology
+from tasks.models.profiles import UNSURE, ProfileBook
+from tasks.topology import HardwareClass, Scaling, Service, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.router.decide.choosing import Option, choice_of, options_of, place
@@ -376,6 +378,49 @@ def test_queues_that_are_too_long_refuse_with_the_time_after_which_they_are_not(
     with pytest.raises(OverloadedError) as caught:
         place(model(fast=variant(0.1), slow=variant(4.0, runtime="torch")), asked, classes, now)
     assert caught.value.retry_after == pytest.approx(wait)
+
+
+STARTING = hardware(horizon=60.0, scaling=Scaling(start=4.0, maximum=3))
+
+
+@pytest.mark.parametrize(
+    ("scaled", "startable", "finish"),
+    [
+        (STARTING, ("cpu",), (20.0 + 2 * 4.0) / 3 + 0.1),
+        (hardware(horizon=60.0, scaling=Scaling(start=4.0, maximum=2)), ("cpu",), (20.0 + 4.0) / 2 + 0.1),
+        (STARTING, (), None),
+        (hardware(horizon=60.0, scaling=Scaling(start=30.0, maximum=3)), ("cpu",), None),
+    ],
+    ids=["two start", "one may start", "nothing starts devices", "they start too late"],
+)
+def test_a_request_is_not_refused_if_devices_that_start_have_it_in_time(
+    scaled: HardwareClass, startable: tuple[str, ...], finish: float | None
+) -> None:
+    now = replace(fleet(device(), cpu=[0, 20]), startable=startable)
+    classes = msgspec.structs.replace(topology(cpu=scaled), service={"standard": Service(deadline=15.0)})
+    if finish is None:
+        with pytest.raises(OverloadedError):
+            place(model(), needs_by(15.0), classes, now)
+    else:
+        reason = place(model(), needs_by(15.0), classes, now).reason
+        assert f"more of cpu start: expected in {finish:.3g} s with them" in reason
+
+
+@given(situation=situations(), more=st.integers(0, 5), start=st.floats(0, 100))
+def test_devices_that_start_make_no_request_later_and_have_none_refused(
+    situation: Situation, more: int, start: float
+) -> None:
+    asked, needs, classes, now = situation
+    table = build_table(asked, needs.constraints, classes, now, ProfileBook())
+    work = Backlog(table.classes, {} if now.stale else now.work).seconds
+    columns = (np.full(len(table.candidates), float(one)) for one in (more, start))
+    helped = replace(table, **dict(zip(("coming", "start"), columns, strict=True)))
+    try:
+        before = choose(replace(table, coming=0 * table.servers), needs, work, seed=0)
+    except TaxiwayError:
+        return
+    after = choose(helped, needs, work, seed=0)
+    assert (after.index, after.held) == (before.index, before.held) or after.finish <= before.finish
 
 
 @pytest.mark.cases(
