@@ -116,8 +116,12 @@ def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once(
     with pytest.raises(OverloadedError) as refusal:
         placed(a_fleet(scarce, work=late))
     assert refusal.value.retry_after == pytest.approx(0.26, abs=0.01)
-    assert "expected in 0.51 s at the earliest (dear/onnx)" in explained(a_fleet(scarce, work=late)).reason
+    refused = explained(a_fleet(scarce, work=late)).reason
+    assert "expected in 0.51 s at the earliest (dear/onnx)" in refused
+    assert refused.endswith("; the plan has 40% of these in time")
     assert placed(a_fleet(scarce)).reason.startswith("planned, 40% in time: cheapest that meets 0.25 s")
+    nearly = a_plan(a_cell("dear", in_time=0.97))
+    assert placed(a_fleet(nearly)).reason.startswith("planned, 97% in time: cheapest that meets 0.25 s")
 
 
 def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
@@ -126,6 +130,14 @@ def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
         placed(a_fleet(a_plan(a_cell("dear"), planned_there), work=BUSY))
     patient = a_cell("cheap", model="other:1", deadline=0.3)
     assert placed(a_fleet(a_plan(a_cell("dear"), patient), work=BUSY)).candidate.hardware_class == "cheap"
+
+
+def test_a_request_does_not_leave_the_plan_for_a_class_that_is_full_by_it() -> None:
+    for full in (a_cell("cheap", service="standard", in_time=0.8), a_cell("cheap", model="other:1", in_time=0.8)):
+        with pytest.raises(OverloadedError):
+            placed(a_fleet(a_plan(a_cell("dear"), full), work=BUSY))
+        room = msgspec.structs.replace(full, in_time=0.95)
+        assert placed(a_fleet(a_plan(a_cell("dear"), room), work=BUSY)).candidate.hardware_class == "cheap"
 
 
 GENERATING = msgspec.structs.replace(

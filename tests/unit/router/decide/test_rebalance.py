@@ -404,12 +404,18 @@ def test_planned_work_is_neither_levelled_nor_saved_but_goes_back_to_its_preferr
 
 
 @pytest.mark.parametrize(
-    ("planned_there", "used", "rescued"),
-    [(10.0, ("cpu.a", "cpu.b"), True), (0.001, ("cpu.a", "cpu.b"), False), (None, ("cpu.a",), False)],
+    ("planned_there", "in_time", "used", "rescued"),
+    [
+        (10.0, 1.0, ("cpu.a", "cpu.b"), True),
+        (10.0, 0.8, ("cpu.a", "cpu.b"), False),
+        (0.001, 1.0, ("cpu.a", "cpu.b"), False),
+        (None, 1.0, ("cpu.a",), False),
+    ],
 )
 def test_late_planned_work_is_rescued_only_where_it_does_not_hold_up_what_is_planned_there(
-    planned_there: float | None, used: tuple[str, ...], rescued: bool
+    planned_there: float | None, in_time: float, used: tuple[str, ...], rescued: bool
 ) -> None:
-    others = [Cell(model="n:1", service="", classes=("cpu.b",), deadline=planned_there)] if planned_there else []
+    cell = Cell(model="n:1", service="", classes=("cpu.b",), deadline=planned_there, in_time=in_time)
+    others = [cell] if planned_there else []
     moves = rebalance(*waiting(under_a_plan("cpu.a", *others, used=used), "cpu.a", 1000, 9.5), RULES)
     assert [move.kind for move in moves] == [Kind.RESCUE] * rescued
