@@ -18,7 +18,7 @@ from router.decide.fairness import RELEASE_TICK, HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.fleet import SERVICES, Fleet
+from simulator.fleet import SERVICES, USABLE, Fleet
 from simulator.policies.policy import (
     LIVE,
     REFUSED_JOB,
@@ -41,6 +41,7 @@ from simulator.policies.routing import (
 )
 from simulator.pool import Pool
 from simulator.timing import Stepping
+from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
@@ -84,6 +85,7 @@ class Taxiway(ByLevel):
         self._stepping = [
             any(isinstance(timing, Stepping) for timing in fleet.timings[name]) for name in workload.trace.models
         ]
+        self._tokens = [_cached_tokens(fleet, name) for name in workload.trace.models]
         self._constraints = [_constraints(fleet, name) for name in workload.trace.models]
         self._batch = max(device.max_batch for device in fleet.classes.values())
         self._expected_batch = ExpectedBatch(len(workload.trace.models))
@@ -182,8 +184,9 @@ class Taxiway(ByLevel):
         """The model's candidate table with the job's own seconds, because sizes differ in two ways, prompt and output.
 
         A generating model's rows join a running batch: the job's expected batch is as many typical jobs as are
-        unfinished, and its own size counts only for itself. Device seconds are those of a full batch, because jobs wait
-        only then. Batches of other models run between the steps of generations, and so do not wait for these.
+        unfinished, at most those whose caches fit, and its own size counts only for itself. Device seconds are those of
+        a full batch, because jobs wait only then. Batches of other models run between the steps of generations, and so
+        do not wait for these.
         """
         table = self._metered(
             job, working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
@@ -198,15 +201,17 @@ class Taxiway(ByLevel):
             pace * self._expected_batch.alone(job.model)[places],
             pace * self._expected_batch.crowding(job.model)[places],
         )
-        work = (usual - each) / table.limit + each
+        fitting = np.floor(self._tokens[job.model][places] / (job.size + job.predicted))
+        limit = np.minimum(table.limit, np.maximum(fitting, 1.0))
+        work = (usual - each) / limit + each
         expected_batch = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
         return replace(
             table,
             base=alone - each,
             slope=each,
-            concurrent=table.limit * work,
-            billed=billed(table.limit),
-            limit=np.minimum(expected_batch + 1.0, table.limit),
+            concurrent=limit * work,
+            billed=billed(limit),
+            limit=np.minimum(expected_batch + 1.0, limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _NO_DEADLINE),
         )
@@ -239,6 +244,12 @@ def _constraints(fleet: Fleet, model: str) -> list[Constraints]:
         Constraints(service=name, preemptible=service.preemptible, classes=able)
         for name, service in zip(SERVICES, fleet.services, strict=True)
     ]
+
+
+def _cached_tokens(fleet: Fleet, model: str) -> Column:
+    """Tokens that a device's memory holds beside the model, by class: they bound the rows of a batch."""
+    both = zip(fleet.classes.values(), fleet.timings[model], strict=True)
+    return np.array([(d.memory * USABLE - t.memory) / t.cache if isinstance(t, Stepping) else np.inf for d, t in both])
 
 
 def _late(placement: Placement) -> bool:
