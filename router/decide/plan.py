@@ -137,12 +137,11 @@ PLAN_AT_MOST = 64 * 1024
 SCARCE = 0.5
 """Requests of which a plan expects a smaller share in time have more work than the hardware that it gives them."""
 
-FULL = 0.9
+FULL = 0.7
 """A class is full by a plan that expects a smaller share of some planned requests there in time: no others may come.
 
-The search has weighed what is late by its penalties. Source: the trial with more work than hardware, where standard
-images moved to where they made live chats late: 64 % of live requests in time, not 72 %, for 99 instead of 94 % of the
-others."""
+The search has weighed by its penalties what is late. Source: the trial with more work than hardware, where standard
+images moved to where they made live chats late."""
 
 SPILL_RUN = 0.25
 """The longest run that planned work may have to wait for at its preferred class, as a share of its deadline.

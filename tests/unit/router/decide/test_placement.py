@@ -413,8 +413,8 @@ def test_devices_that_start_make_no_request_later_and_have_none_refused(
     asked, needs, classes, now = situation
     table = build_table(asked, needs.constraints, classes, now, ProfileBook())
     work = Backlog(table.classes, {} if now.stale else now.work).seconds
-    columns = (np.full(len(table.candidates), float(one)) for one in (more, start))
-    helped = replace(table, **dict(zip(("coming", "start"), columns, strict=True)))
+    each = np.ones(len(table.candidates))
+    helped = replace(table, coming=more * each, start=start * each)
     try:
         before = choose(replace(table, coming=0 * table.servers), needs, work, seed=0)
     except TaxiwayError:

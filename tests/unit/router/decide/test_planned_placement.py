@@ -133,7 +133,7 @@ def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
 
 
 def test_a_request_does_not_leave_the_plan_for_a_class_that_is_full_by_it() -> None:
-    for full in (a_cell("cheap", service="standard", in_time=0.8), a_cell("cheap", model="other:1", in_time=0.8)):
+    for full in (a_cell("cheap", service="standard", in_time=0.6), a_cell("cheap", model="other:1", in_time=0.6)):
         with pytest.raises(OverloadedError):
             placed(a_fleet(a_plan(a_cell("dear"), full), work=BUSY))
         room = msgspec.structs.replace(full, in_time=0.95)

@@ -407,7 +407,7 @@ def test_planned_work_is_neither_levelled_nor_saved_but_goes_back_to_its_preferr
     ("planned_there", "in_time", "used", "rescued"),
     [
         (10.0, 1.0, ("cpu.a", "cpu.b"), True),
-        (10.0, 0.8, ("cpu.a", "cpu.b"), False),
+        (10.0, 0.6, ("cpu.a", "cpu.b"), False),
         (0.001, 1.0, ("cpu.a", "cpu.b"), False),
         (None, 1.0, ("cpu.a",), False),
     ],
