@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 
 from local.embedded import EmbeddedValkey
@@ -20,7 +19,7 @@ from tasks.models.catalogue import folder_of
 from tasks.settings import Settings, settings_from
 from tests.builders import add_engine_models, recorded
 from tests.engine import Engine, serving
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.working import worker_process, worker_settings
 
 QUEUES = recorded("fleets/openai.yaml")
@@ -65,5 +64,5 @@ def openai_fleet(
         (second / "model.yaml").write_text(f"name: {SECOND}\nalias: talk\n")
         with worker_process(settings), router_process(settings, options=options) as router:
             address, headers = f"{router.http}/v2/models/talk/ready", {"authorization": f"Bearer {key}"}
-            eventually(lambda: httpx.get(address, headers=headers, trust_env=False).is_success, within=30)
+            eventually(lambda: HTTP.get(address, headers=headers).is_success, within=30)
             yield OpenAIFleet(router, engine, settings)

@@ -32,6 +32,9 @@ from tests.narrowing import as_bytes
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 
+HTTP = httpx.Client(timeout=30, trust_env=False, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
+"""Asks any server by a connection of its own. Without certificates: to read all of them takes longer than to ask."""
+
 
 @dataclass(frozen=True)
 class RouterProcess:
@@ -188,10 +191,14 @@ def echo_fleet(
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> Any:
-    """The condition's first true answer; fails when it has none within these seconds."""
-    end = time.monotonic() + within
+    """The condition's first true answer; fails when it has none within these seconds.
+
+    It is looked at the less often the longer it takes, for looking costs the time that others need to make it true.
+    """
+    began = time.monotonic()
     while not (found := condition()):
-        if time.monotonic() > end:
+        waited = time.monotonic() - began
+        if waited > within:
             raise AssertionError(f"not true within {within:g} s")
-        time.sleep(0.01)
+        time.sleep(min(0.01 + waited / 20, 0.1))
     return found

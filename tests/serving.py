@@ -5,10 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from tasks.settings import Settings
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.working import WorkerProcess, worker_process
 
 
@@ -38,4 +36,4 @@ def served_fleet(
 
 def is_ready(router: RouterProcess, model: str = "echo") -> bool:
     """Whether a router that has no keys can place the model."""
-    return httpx.get(f"{router.http}/v2/models/{model}/ready", trust_env=False).is_success
+    return HTTP.get(f"{router.http}/v2/models/{model}/ready").is_success

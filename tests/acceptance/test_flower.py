@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
@@ -16,7 +15,7 @@ from local.fleet import LocalFleet
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from taxiway.client.sync_client import Job
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 
 QUIET = (
     "--headless",
@@ -68,7 +67,7 @@ def finished(fleet: LocalFleet) -> str:
     with taxiway.Client(fleet.broker) as client:
         job = client.submit("echo", "seen from the tower", deadline=30)
         job.result(timeout=60)
-    eventually(lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
+    eventually(lambda: HTTP.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
     return job.id
 
 
@@ -106,7 +105,7 @@ def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: LocalFleet
         cancelled.cancel()
 
     def shown(job: Job) -> Any | str:
-        page = httpx.get(f"{fleet.flower}/task/{job.id}")
+        page = HTTP.get(f"{fleet.flower}/task/{job.id}")
         return text_of(page.text) if page.status_code == 200 else ""
 
     eventually(lambda: "FAILURE" in shown(expired) and "REVOKED" in shown(cancelled))

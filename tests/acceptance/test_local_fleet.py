@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from celery import Celery, chord
 
@@ -20,6 +19,7 @@ from taxiway.contract.keys import ARRIVALS, INFER
 from tests.acceptance.running import start_fleet, taxiway
 from tests.narrowing import present
 from tests.producing import QUORUM
+from tests.routing import HTTP
 from tests.waiting import gone, until
 
 SCALED = """
@@ -47,8 +47,8 @@ def small_fleet(tmp_path: Path) -> Iterator[LocalFleet]:
 
 
 def test_every_interface_of_a_fleet_that_says_it_is_up_answers(fleet: LocalFleet) -> None:
-    assert httpx.get(f"{fleet.http}/v2/health/ready").status_code == 200
-    assert httpx.get(f"{fleet.flower}/healthcheck").status_code == 200
+    assert HTTP.get(f"{fleet.http}/v2/health/ready").status_code == 200
+    assert HTTP.get(f"{fleet.flower}/healthcheck").status_code == 200
     for address in (fleet.broker, present(fleet.socket)):
         with Client(address) as client:
             assert client.infer("echo", "hello", deadline=30).outputs == {"payload": "hello"}

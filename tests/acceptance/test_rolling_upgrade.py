@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 import redis
 
@@ -15,7 +14,7 @@ from tasks.settings import Settings
 from taxiway import AsyncClient
 from taxiway.contract.keys import LEAD
 from tests.cable import Balancer
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.working import WorkerProcess, worker_process, worker_settings
 
 CALLERS = 4  # at each interface
@@ -71,7 +70,7 @@ class Crew:
 
     def ready(self) -> bool:
         """Whether its routers say so."""
-        return all(httpx.get(f"{one.http}/v2/health/ready", trust_env=False).is_success for one in self.routers)
+        return all(HTTP.get(f"{one.http}/v2/health/ready").is_success for one in self.routers)
 
     def leave(self) -> Iterator[int]:
         """Tell one after the other to stop; the exit status of each."""

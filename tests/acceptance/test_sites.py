@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import httpx
 import pytest
 
 import taxiway
 from tasks.settings import TREE
 from taxiway.errors import OverloadedError
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 
 STORY = "Tell a long story of a calm flight over the sea."
 STARTS_WITHIN = 280  # seconds, on a busy machine
@@ -41,7 +40,7 @@ class Sites:
 
     def explained(self, job: str) -> Any:
         """Why a job of the edge is where it is."""
-        answer = httpx.get(f"{self.url}/v2/jobs/{job}/placement", timeout=60, trust_env=False)
+        answer = HTTP.get(f"{self.url}/v2/jobs/{job}/placement", timeout=60)
         return answer.raise_for_status().json()
 
     def mentions(self, site: str, text: str) -> bool:

@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 import taxiway
 from local.fleet import LocalFleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import InvalidRequestError
+from tests.routing import HTTP
 
 TEXT = "What a smooth and friendly flight, thank you!"
 
@@ -38,8 +38,8 @@ def test_server_sent_events_have_an_answer_and_end_with_its_outputs(fleet: Local
     text = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["Write one sentence about the sea."]}
     asked = {"inputs": [text], "parameters": {"deadline": 60, "stream": True}}
     headers = {"prefer": "respond-async"}
-    job = httpx.post(f"{fleet.http}/v2/models/generate/infer", json=asked, headers=headers).headers["location"]
-    with httpx.stream("GET", f"{fleet.http}{job}/stream", timeout=120) as answer:
+    job = HTTP.post(f"{fleet.http}/v2/models/generate/infer", json=asked, headers=headers).headers["location"]
+    with HTTP.stream("GET", f"{fleet.http}{job}/stream", timeout=120) as answer:
         events = answer.read().decode().strip().split("\n\n")
 
     texts = [json.loads(event.partition("data: ")[2])["text_output"] for event in events[:-1]]
@@ -61,7 +61,7 @@ def test_the_http_api_speaks_open_inference_protocol(fleet: LocalFleet) -> None:
         "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}],
         "parameters": {"deadline": 30},
     }
-    answer = httpx.post(f"{fleet.http}/v2/models/sentiment/infer", json=body, timeout=60).raise_for_status().json()
+    answer = HTTP.post(f"{fleet.http}/v2/models/sentiment/infer", json=body, timeout=60).raise_for_status().json()
 
     assert answer["model_name"] == "sentiment"
     label = next(o for o in answer["outputs"] if o["name"] == "label")

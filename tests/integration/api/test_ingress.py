@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
-import httpx
 import psutil
 import pytest
 
@@ -23,6 +22,7 @@ from tasks.queues.limits import Limits
 from tasks.settings import TREE
 from taxiway.contract.peers import PATH
 from tests.integration.api.test_connection import GET, connected, read, served
+from tests.routing import HTTP
 from tests.waiting import until
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -113,7 +113,7 @@ def is_served(port: int) -> bool:
 
 @pytest.mark.parametrize("coding", ["gzip", "identity"])
 def test_an_answer_is_compressed_for_those_who_accept_it(port: int, coding: str) -> None:
-    answer = httpx.get(f"http://127.0.0.1:{port}/json", headers={"accept-encoding": coding}, trust_env=False)
+    answer = HTTP.get(f"http://127.0.0.1:{port}/json", headers={"accept-encoding": coding})
     assert (answer.headers.get("content-encoding"), answer.content) == ("gzip" if coding == "gzip" else None, ROWS)
 
 

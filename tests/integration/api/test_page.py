@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import msgspec
 import pytest
 import redis
@@ -25,7 +24,7 @@ from tasks.history import ServiceLatency, slice_of
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.contract.keys import ARRIVALS, TIMELINE
 from tests.browser import CHROMIUM, Page, opened
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import HTTP, EchoDevice, eventually, router_process
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 
@@ -48,7 +47,7 @@ def interface(folder: Path, *options: str) -> Iterator[tuple[str, Settings]]:
         device = EchoDevice(settings)
         device.unavailable = {"embed:1/torch": "torch is broken"}
         with device, router_process(settings, options=["--files", str(folder), *options]) as router:
-            eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success)
+            eventually(lambda: HTTP.get(f"{router.http}/v2/health/ready").is_success)
             yield router.http, settings
 
 
@@ -99,9 +98,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]
             job.result(timeout=60)
         with redis.Redis.from_url(settings.broker) as broker:
             broker.lpush(ARRIVALS, b"no message")
-            now = httpx.get(f"{url}/v2/fleet", trust_env=False).json()["now"]
+            now = HTTP.get(f"{url}/v2/fleet").json()["now"]
             broker.rpush(TIMELINE, *(msgspec.json.encode(a_sample(now, now - age)) for age in range(60, 900, 5)))
-        eventually(lambda: httpx.get(f"{url}/v2/dead", trust_env=False).json()["letters"])
+        eventually(lambda: HTTP.get(f"{url}/v2/dead").json()["letters"])
         yield url, job.id
 
 
@@ -113,7 +112,7 @@ async def drawn(page: Page) -> list[str]:
 async def test_the_page_draws_the_last_fifteen_minutes_and_again_after_a_reload(fleet: tuple[str, str]) -> None:
     async with opened(fleet[0]) as page:
         charts = await drawn(page)
-        samples = httpx.get(f"{fleet[0]}/v2/fleet/timeline", trust_env=False).json()["samples"]
+        samples = HTTP.get(f"{fleet[0]}/v2/fleet/timeline").json()["samples"]
         moved = sum(jobs for one in samples for *_, jobs in one["moves"])
         text = "; ".join(charts)
         assert "busy now; at most 40 waiting in 15 minutes" in text
@@ -224,9 +223,9 @@ def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) ->
 
 
 def test_the_page_is_small_runs_no_code_but_its_own_and_names_no_other_host(fleet: tuple[str, str]) -> None:
-    page = httpx.get(fleet[0], headers={"accept": "text/html"}, trust_env=False)
+    page = HTTP.get(fleet[0], headers={"accept": "text/html"})
     names = [path.name for path in (TREE / "api" / "pages").iterdir() if path.suffix in (".css", ".js")]
-    files = {name: httpx.get(f"{fleet[0]}/page/{name}", trust_env=False) for name in names}
+    files = {name: HTTP.get(f"{fleet[0]}/page/{name}") for name in names}
 
     assert all(one.is_success for one in files.values())
     assert len(page.content) + sum(len(one.content) for one in files.values()) < 100_000
@@ -237,4 +236,4 @@ def test_the_page_is_small_runs_no_code_but_its_own_and_names_no_other_host(flee
     assert "script-src 'self'" in policy
     assert "unsafe" not in policy
     assert "<script>" not in page.text
-    assert httpx.get(f"{fleet[0]}/page/endpoints.py", trust_env=False).status_code == 404
+    assert HTTP.get(f"{fleet[0]}/page/endpoints.py").status_code == 404

@@ -13,7 +13,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 
 from tasks.settings import Settings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.routing import RouterProcess, router_process
+from tests.routing import HTTP, RouterProcess, router_process
 from tests.waiting import until
 from tests.working import QUEUES, empty_fleet, worker_process, worker_settings
 
@@ -66,7 +66,7 @@ def scaled(client: InferenceServerClient, name: str, version: str = "", **more: 
 
 def listed(router: RouterProcess, name: str) -> dict[str, Any]:
     """A model in the list of models; empty if it is not there."""
-    models = httpx.get(f"{router.http}/v2/models").json()["models"]
+    models = HTTP.get(f"{router.http}/v2/models").json()["models"]
     return next((model for model in models if model["name"] == name), {})
 
 
@@ -77,11 +77,11 @@ def test_the_result_of_a_job_is_there_after_its_model_was_removed(
     assert until(lambda: bool(listed(router, "removed")))
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
     headers = {"prefer": "respond-async"}
-    job = httpx.post(f"{router.http}/v2/models/removed/infer", json=body, headers=headers).headers["location"]
-    assert httpx.get(f"{router.http}{job}?wait=30", timeout=40).json()["state"] == "succeeded"
+    job = HTTP.post(f"{router.http}/v2/models/removed/infer", json=body, headers=headers).headers["location"]
+    assert HTTP.get(f"{router.http}{job}?wait=30", timeout=40).json()["state"] == "succeeded"
     shutil.rmtree(served.models / "removed")
     assert until(lambda: not listed(router, "removed"))
-    result = httpx.get(f"{router.http}{job}/result")
+    result = HTTP.get(f"{router.http}{job}/result")
     assert (result.status_code, result.json()["outputs"][0]["data"]) == (200, [2.0, 4.0])
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from rich.console import Console
@@ -19,7 +18,7 @@ from tasks.settings import Settings
 from taxiway.cli.progress_bar import progress_bar
 from tests.command_line import CommandLine
 from tests.integration.workers.test_runs import STEPS
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 from tests.serving import ServedFleet, served_fleet
 from tests.working import QUEUES, add_callable, worker_settings
 
@@ -84,12 +83,12 @@ def test_a_job_s_status_and_the_list_of_jobs_have_the_last_report(
     progress = {"fraction": (STEPS // 2 + 1) / STEPS, "message": f"{STEPS // 2 + 1} steps"}
     eventually(lambda: held.status().record.progress.message == progress["message"])  # type: ignore[union-attr]  # there is one
     for found in (
-        httpx.get(f"{fleet.router.http}/v2/jobs/{held.id}").json(),
+        HTTP.get(f"{fleet.router.http}/v2/jobs/{held.id}").json(),
         msgspec.to_builtins(held.status().record),
         *[msgspec.to_builtins(one) for one in client.jobs().jobs if one.id == held.id],
     ):
         assert {name: found["progress"][name] for name in progress} == progress
-    with httpx.stream("GET", f"{fleet.router.http}/v2/jobs/{held.id}/stream", timeout=30) as response:
+    with HTTP.stream("GET", f"{fleet.router.http}/v2/jobs/{held.id}/stream") as response:
         lines = response.iter_lines()
         kind, _, data = next(lines), next(lines), next(lines)
     assert kind == "event: progress"

@@ -22,7 +22,7 @@ from tests.command_line import CommandLine
 from tests.engine import Engine, serving
 from tests.forked import Process
 from tests.openai_fleet import QUEUES
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.serving import ServedFleet, served_fleet
 from tests.working import worker_settings
 
@@ -69,7 +69,7 @@ def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 def ready(router: RouterProcess) -> bool:
     """Whether it takes requests: one that leaves says so for a moment, and then takes no connection."""
     try:
-        return httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success
+        return HTTP.get(f"{router.http}/v2/health/ready").is_success
     except httpx.TransportError:
         return False
 

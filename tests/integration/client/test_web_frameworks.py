@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tasks.settings import TREE
-from tests.routing import EchoFleet, eventually
+from tests.routing import HTTP, EchoFleet, eventually
 
 UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--loop"]
 GUNICORN = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class"]
@@ -61,7 +60,7 @@ def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
 
     def ask(asked: tuple[str, int]) -> str:
         path, number = asked
-        answer = httpx.get(f"{url}/{path}", params={"text": str(number)}, timeout=60, trust_env=False)
+        answer = HTTP.get(f"{url}/{path}", params={"text": str(number)}, timeout=60)
         return str(answer.json()) if answer.is_success else f"{answer.status_code}: {answer.text[:500]}"
 
     found = {}

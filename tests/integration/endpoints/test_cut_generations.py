@@ -24,7 +24,7 @@ from taxiway.contract.keys import job_key
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
 from tests.queues import engine_class, queues_of
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.serving import is_ready
 from tests.stored import all_facts
 from tests.working import CLASS, WorkerProcess, worker_process, worker_settings
@@ -229,7 +229,7 @@ def test_a_chat_for_more_than_text_does_not_yield(fleet: Fleet, client: taxiway.
 def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Client) -> None:
     body = STORY | {"model": "chat", "stream": True, "service": "bulk", "stream_options": {"include_usage": True}}
     text, chunks, job = "", 0, ""
-    with httpx.stream("POST", f"{fleet.router.http}/v1/chat/completions", json=body, trust_env=False) as answer:
+    with HTTP.stream("POST", f"{fleet.router.http}/v1/chat/completions", json=body) as answer:
         for line in answer.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -280,5 +280,5 @@ def test_a_running_generation_goes_on_where_it_is_cheaper(
         assert [part.hardware_class for part in result.report.parts] == ["gpu.dear", "cpu.cheap"]
         assert result.report.parts[0].ended.startswith("save: ")
         assert result.outputs["usage"]["completion_tokens"] == 400
-        placement = httpx.get(f"{router.http}/v2/jobs/{job.id}/placement", trust_env=False).json()
+        placement = HTTP.get(f"{router.http}/v2/jobs/{job.id}/placement").json()
         assert (placement["hardware_class"], placement["moves"][0]["kind"]) == ("cpu.cheap", "save")

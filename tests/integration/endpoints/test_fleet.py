@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import redis
 
@@ -15,7 +14,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.stored import all_facts
 from tests.waiting import BUSY
 from tests.working import CLASS, SLAB, worker_process, worker_settings
@@ -40,7 +39,7 @@ def discovering(settings: Settings, tmp_path: Path, engine: Engine) -> Iterator[
 
 
 def models(router: RouterProcess) -> dict[str, Any]:
-    return {one["name"]: one for one in httpx.get(f"{router.http}/v2/models", trust_env=False).json()["models"]}
+    return {one["name"]: one for one in HTTP.get(f"{router.http}/v2/models").json()["models"]}
 
 
 def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
@@ -52,7 +51,7 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
         assert engine.chats[-1]["model"] == "acme/Talk-7B"
         assert client.infer("acme/Talk-7B", HELLO, timeout=60).outputs["text"] == "Hello there "
         embedded = {"model": "acme/embed", "input": ["a", "bc"]}
-        answer = httpx.post(f"{discovering.http}/v1/embeddings", json=embedded, timeout=60, trust_env=False).json()
+        answer = HTTP.post(f"{discovering.http}/v1/embeddings", json=embedded, timeout=60).json()
         assert [one["embedding"] for one in answer["data"]] == [[1.0, 1.0], [2.0, 1.0]]
         assert models(discovering)["slab"]["variants"].keys() == {"missing", "python"}  # a model.yaml keeps its name
         (facts,) = device_facts(settings)

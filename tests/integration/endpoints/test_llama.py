@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
@@ -13,7 +12,7 @@ from taxiway.contract.job import Result
 from taxiway.errors import InvalidRequestError, JobCancelledError, RequestTooLargeError
 from tests.llama import NAME, llama_server
 from tests.queues import engine_class, queues_of
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 from tests.serving import ServedFleet, served_fleet
 from tests.working import CLASS, worker_settings
 
@@ -57,7 +56,7 @@ def interfaces(fleet: ServedFleet) -> dict[str, str]:
 
 def busy(llama: str) -> int:
     """Slots of the engine that generate now."""
-    return sum(slot["is_processing"] for slot in httpx.get(f"{llama}/slots", trust_env=False).json())
+    return sum(slot["is_processing"] for slot in HTTP.get(f"{llama}/slots").json())
 
 
 def test_tokens_come_as_the_engine_makes_them_and_the_result_has_the_message(client: taxiway.Client) -> None:
@@ -103,9 +102,7 @@ def test_more_chats_than_slots_are_all_answered(client: taxiway.Client) -> None:
 def test_celery_and_oip_callers_send_the_request_as_json(fleet: ServedFleet) -> None:
     text = '{"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3}'
     tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [text]}
-    answer = httpx.post(
-        f"{fleet.router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60, trust_env=False
-    ).json()
+    answer = HTTP.post(f"{fleet.router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60).json()
     outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
     assert outputs["tokens"] == 3
     assert outputs["text"]

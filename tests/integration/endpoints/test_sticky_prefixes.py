@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
@@ -14,7 +13,7 @@ from tasks.settings import Settings
 from tests.builders import add_engine_models
 from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.waiting import BUSY
 from tests.working import WorkerProcess, worker_process, worker_settings
 
@@ -31,12 +30,12 @@ class Fleet:
 
     def why(self, job: str) -> Any:
         """Why a job ran where it did."""
-        return httpx.get(f"{self._http}/v2/jobs/{job}/placement", trust_env=False).json()
+        return HTTP.get(f"{self._http}/v2/jobs/{job}/placement").json()
 
     @property
     def devices(self) -> int:
         """How many devices the router sees that take work."""
-        shown = httpx.get(f"{self._http}/v2/fleet", trust_env=False).json()
+        shown = HTTP.get(f"{self._http}/v2/fleet").json()
         return sum(device.get("serves") != [] for device in shown["devices"])
 
     def where(self, text: str) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
@@ -12,6 +11,7 @@ from taxiway.contract.job import Result
 from taxiway.errors import RequestTooLargeError
 from tests.queues import engine_class, queues_of
 from tests.real_engines import VLLM_NAME, vllm
+from tests.routing import HTTP
 from tests.serving import served_fleet
 from tests.working import CLASS, worker_settings
 
@@ -35,7 +35,7 @@ def client(engine: str, lasting: Settings, tmp_path_factory: pytest.TempPathFact
 
 def test_a_chat_has_the_answer_that_the_engine_alone_gives(client: taxiway.Client, engine: str) -> None:
     asked = HELLO | {"model": VLLM_NAME}
-    alone = httpx.post(f"{engine}/v1/chat/completions", json=asked, timeout=60, trust_env=False).json()
+    alone = HTTP.post(f"{engine}/v1/chat/completions", json=asked, timeout=60).json()
     outputs = client.infer("tiny-llama", HELLO, timeout=60).outputs
     assert outputs["text"] == alone["choices"][0]["message"]["content"]
     usage = alone["usage"]

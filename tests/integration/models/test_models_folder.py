@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tasks.settings import TREE, Settings
@@ -15,7 +14,7 @@ from taxiway import Client
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
 from tests.command_line import CommandLine
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.routing import EchoDevice, RouterProcess, router_process
+from tests.routing import HTTP, EchoDevice, RouterProcess, router_process
 from tests.stored import all_facts
 from tests.waiting import until
 from tests.working import QUEUES, Tower, worker_process, worker_settings
@@ -45,7 +44,7 @@ def router(fleet: Settings) -> Iterator[RouterProcess]:
 
 
 def get(router: RouterProcess, path: str) -> tuple[int, Any]:
-    answer = httpx.get(f"{router.http}{path}", timeout=60)
+    answer = HTTP.get(f"{router.http}{path}", timeout=60)
     return answer.status_code, json.loads(answer.content)
 
 

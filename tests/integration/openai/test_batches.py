@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import redis
@@ -19,7 +18,7 @@ from openai.types import Batch, FileObject
 from api.objects.batches import PART
 from taxiway.contract.keys import OBJECTS_EXPIRING
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet, sdk
-from tests.routing import eventually, router_process
+from tests.routing import HTTP, eventually, router_process
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_an_upload_over_the_limit_and_one_without_a_purpose_leave_nothing(
     url = f"{fleet.url}/files"
     forms: list[dict[str, Any]] = [{"files": {"file": b"x"}}, {"data": {"purpose": "batch"}}, {"content": b"nothing"}]
     for form in forms:
-        answer = httpx.post(url, trust_env=False, **form)
+        answer = HTTP.post(url, **form)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert [path for path in sorted(files.rglob("*")) if path.is_file()] == [path for path in before if path.is_file()]
 
@@ -343,4 +342,4 @@ def contents_in(files: Path) -> set[Path]:
 
 
 def ready(http: str) -> bool:
-    return httpx.get(f"{http}/v2/models/talk/ready", trust_env=False).is_success
+    return HTTP.get(f"{http}/v2/models/talk/ready").is_success

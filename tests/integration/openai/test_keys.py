@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from api.access import Key, digest_of
 from api.keys_file import write_keys
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow", "narrow")}
@@ -58,7 +57,7 @@ def test_the_key_is_the_tenant_whatever_the_user_says(fleet: OpenAIFleet) -> Non
 
     def status(name: str) -> int:
         headers = {"authorization": f"Bearer {SECRETS[name]}"}
-        return httpx.get(f"{fleet.router.http}/v2/jobs/{job}", headers=headers, trust_env=False).status_code
+        return HTTP.get(f"{fleet.router.http}/v2/jobs/{job}", headers=headers).status_code
 
     assert (status("lab"), status("shop")) == (200, 404)
 
@@ -121,7 +120,7 @@ def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet:
         shop.batches.cancel(late.id)
         eventually(lambda: {one.status for one in lab.batches.list(limit=12).data} == {"cancelled"}, within=30)
     authorized = {"authorization": f"Bearer {SECRETS['lab']}"}
-    jobs = httpx.get(f"{fleet.router.http}/v2/jobs", headers=authorized, trust_env=False).json()["jobs"]
+    jobs = HTTP.get(f"{fleet.router.http}/v2/jobs", headers=authorized).json()["jobs"]
     assert not [one for one in jobs if one["state"] in ("queued", "held", "running")]  # also not of one that gave way
 
 

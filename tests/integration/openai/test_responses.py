@@ -3,13 +3,12 @@
 import signal
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 
 from tests.openai_fleet import QUEUES, Caller, OpenAIFleet, openai_fleet, sdk
-from tests.routing import eventually, router_process
+from tests.routing import HTTP, eventually, router_process
 
 ADD: Any = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}
 QUICK = QUEUES.replace("limits: {{", "limits: {{responses: 3, keep_response: 600, ")
@@ -282,7 +281,7 @@ def test_responses_outlive_the_router_that_began_them(tmp_path_factory: pytest.T
         fleet.router.process.send_signal(signal.SIGKILL)
         fleet.router.process.wait()
         with router_process(fleet.settings) as router, sdk(f"{router.http}/v1") as client:
-            eventually(lambda: httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success)
+            eventually(lambda: HTTP.get(f"{router.http}/v2/health/ready").is_success)
             assert client.responses.retrieve(done.id).output_text == "one "
             assert ended(client, running.id).output_text == "a b c "
 

@@ -16,7 +16,7 @@ from api.app import ENDPOINTS
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.producing import stop_listening
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 from tests.working import worker_process
 
 CHEAP = """
@@ -80,7 +80,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
 
 def post(fleet: OpenAIFleet, path: str, body: Any, **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(fleet.router.http + path, json=body, headers=named, trust_env=False, timeout=30)
+    return HTTP.post(fleet.router.http + path, json=body, headers=named)
 
 
 def where(answer: httpx.Response) -> str:
@@ -133,7 +133,7 @@ def answered(fleet: OpenAIFleet, response: str) -> httpx.Response:
 
 
 def read(fleet: OpenAIFleet, path: str) -> httpx.Response:
-    return httpx.get(fleet.url + path, trust_env=False)
+    return HTTP.get(fleet.url + path)
 
 
 def test_every_endpoint_that_takes_a_request_is_known_here() -> None:

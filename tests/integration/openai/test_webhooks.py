@@ -22,7 +22,7 @@ from taxiway import Client
 from taxiway.contract.keys import WEBHOOKS_DUE
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.receiver import Delivery, Receiver, receiving
-from tests.routing import eventually, router_process
+from tests.routing import HTTP, eventually, router_process
 
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "root")}
 SCOPES: dict[str, tuple[Scope, ...]] = {"root": ("submit", "read", "admin")}
@@ -87,7 +87,7 @@ def ask(fleet: OpenAIFleet, text: str = "Hello", name: str = "lab", **headers: s
 def call(fleet: OpenAIFleet, path: str, body: Any = None, name: str = "root", **headers: str) -> httpx.Response:
     method = "GET" if body is None else "POST"
     head = {"authorization": f"Bearer {SECRETS[name]}", **headers}
-    return httpx.request(method, f"{fleet.router.http}{path}", json=body, headers=head, trust_env=False, timeout=30)
+    return HTTP.request(method, f"{fleet.router.http}{path}", json=body, headers=head)
 
 
 def came(receiver: Receiver, name: str, times: int = 1) -> list[Delivery]:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import redis
@@ -30,7 +29,7 @@ from taxiway.errors import DeadLetteredError, ExecutionError, SealedError
 from taxiway.sealing import SealKeys
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
-from tests.routing import eventually, router_process
+from tests.routing import HTTP, eventually, router_process
 from tests.scanning import forms, hits, values_of
 from tests.sites import FAR, NEAR, PEER, OpenSite, TwoSites, two_sites
 from tests.working import empty_fleet, worker_process, worker_settings
@@ -88,7 +87,7 @@ def canary() -> str:
 def seen(site: OpenSite, text: str) -> int:
     """How often a text is in the site's store and logs."""
     sought = forms(text)
-    metrics = httpx.get(f"{site.url}/metrics", trust_env=False).content
+    metrics = HTTP.get(f"{site.url}/metrics").content
     logs = [path.read_bytes() for path in site.settings.queues.parent.glob("*.log")]
     return sum(hits(content, sought) for content in (*values_of(site.state), *logs, metrics))
 
@@ -170,11 +169,11 @@ def test_altered_inputs_and_those_of_another_job_or_model_are_parked_and_counted
 
 
 def counted(site: OpenSite, line: str) -> bool:
-    return line in httpx.get(f"{site.url}/metrics", trust_env=False).text
+    return line in HTTP.get(f"{site.url}/metrics").text
 
 
 def dead_letters(site: OpenSite) -> str:
-    return httpx.get(f"{site.url}/v2/dead", trust_env=False).text
+    return HTTP.get(f"{site.url}/v2/dead").text
 
 
 def test_an_altered_result_is_refused_and_counted(site: OpenSite) -> None:
@@ -182,7 +181,7 @@ def test_an_altered_result_is_refused_and_counted(site: OpenSite) -> None:
     stored = [(job.result(60), as_bytes(site.state.get(result_key(job.id))))[1] for job in (one, other)]
     swapped = msgspec.json.decode(stored[1])
     site.state.set(result_key(one.id), msgspec.json.encode({**swapped, "task_id": one.id}))
-    answer = httpx.get(f"{site.url}/v2/jobs/{one.id}/result", trust_env=False)
+    answer = HTTP.get(f"{site.url}/v2/jobs/{one.id}/result")
     assert (answer.status_code, answer.json()["code"]) == (403, "sealed")
     assert counted(site, 'taxiway_refused_total{code="sealed"} 1.0')
 
@@ -223,7 +222,7 @@ def test_a_sealed_chat_is_streamed_whole_at_its_end_and_leaves_no_pieces(valkey_
         with fleet(valkey_url, tmp_path, queues, hardware_class="engine", model="chat") as site:
             asked = {"model": "chat", "messages": [{"role": "user", "content": text}], "stream": True}
             options: Any = {"json": asked, "headers": {"X-Taxiway-Locality": "vault"}, "timeout": 60}
-            answer = httpx.post(f"{site.url}/v1/chat/completions", trust_env=False, **options)
+            answer = HTTP.post(f"{site.url}/v1/chat/completions", **options)
             assert text in answer.text
             assert "[DONE]" in answer.text
             assert seen(site, text) == 0

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
 from taxiway.contract.keys import job_key, priority_lists
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 from tests.sites import FAR, NEAR, PEER, TwoSites, served_sites, two_sites
 from tests.stored import record_of
 from tests.working import LASTING, release
@@ -42,7 +41,7 @@ def fresh(request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path) -> It
 
 def explained(sites: TwoSites, job: str) -> Any:
     """Why a job of the near fleet is where it is."""
-    answer = httpx.get(f"{sites.near.url}/v2/jobs/{job}/placement", timeout=60, trust_env=False)
+    answer = HTTP.get(f"{sites.near.url}/v2/jobs/{job}/placement", timeout=60)
     return answer.raise_for_status().json()
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import redis
@@ -30,7 +29,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, encode_envelope, infer_message, task_envelope
 from taxiway.errors import DeadlineExceededError
-from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+from tests.routing import HTTP, EchoDevice, RouterProcess, eventually, router_process
 from tests.stored import record_of
 from tests.working import worker_process, worker_settings
 
@@ -148,8 +147,8 @@ def held(settings: Settings, state: redis.Redis, **terms: Any) -> str:
 
 def test_a_held_job_says_so_and_why(full: RouterProcess, lasting: Settings, state: redis.Redis) -> None:
     job = held(lasting, state)
-    status = httpx.get(f"{full.http}/v2/jobs/{job}", trust_env=False).json()
-    placement = httpx.get(f"{full.http}/v2/jobs/{job}/placement", trust_env=False).json()
+    status = HTTP.get(f"{full.http}/v2/jobs/{job}").json()
+    placement = HTTP.get(f"{full.http}/v2/jobs/{job}/placement").json()
 
     assert (status["state"], status["hardware_class"]) == ("held", "")
     assert status["position"] >= 1

@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
@@ -14,7 +13,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, PLAN, TUNER, TUNING, job_key
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
-from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+from tests.routing import HTTP, EchoDevice, RouterProcess, eventually, router_process
 from tests.waiting import BUSY
 
 
@@ -54,7 +53,7 @@ def test_a_stored_plan_decides_the_class_and_the_job_explains_so(store: Any, rou
     assert time.monotonic() - began < 3 + BUSY
     assert name == "tpu.bulk"
 
-    explained = httpx.get(f"{router.http}/v2/jobs/{job}/placement").json()
+    explained = HTTP.get(f"{router.http}/v2/jobs/{job}/placement").json()
 
     rows = {row["hardware_class"]: row["why_not"] for row in explained["considered"]}
     assert rows["cpu.batch"] == "not planned: the plan prefers tpu.bulk"
@@ -74,7 +73,7 @@ def test_a_plan_that_is_stale_or_broken_is_not_followed_and_the_reason_says_so(
 
 def test_the_overview_has_the_plan_its_followers_and_the_tuners_findings(store: Any, router: RouterProcess) -> None:
     def plan() -> Any:
-        return httpx.get(f"{router.http}/v2/fleet").json()["plan"]
+        return HTTP.get(f"{router.http}/v2/fleet").json()["plan"]
 
     assert plan() is None
     store.set(PLAN, a_plan(store, "tpu.bulk", "cpu.batch", age=30.0))

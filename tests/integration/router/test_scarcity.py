@@ -13,7 +13,7 @@ import taxiway
 from tasks.history import unserved
 from taxiway.contract.keys import WORK, unserved_key, work_cell
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
-from tests.routing import eventually
+from tests.routing import HTTP, eventually
 
 CHAT: Any = {"model": "talk", "messages": [{"role": "user", "content": "hi"}]}
 TENSORS = {"inputs": [{"name": "request", "shape": [1], "datatype": "BYTES", "data": [{"messages": CHAT["messages"]}]}]}
@@ -49,7 +49,7 @@ def crowded(fleet: OpenAIFleet) -> Iterator[redis.Redis]:
 
 def ask(fleet: OpenAIFleet, what: str, **headers: str) -> httpx.Response:
     path, body = ASKED[what]
-    return httpx.post(fleet.router.http + path, json=body, headers={**LIVE, **headers}, trust_env=False, timeout=30)
+    return HTTP.post(fleet.router.http + path, json=body, headers={**LIVE, **headers})
 
 
 @pytest.mark.parametrize("what", ASKED)
@@ -81,7 +81,7 @@ def test_refused_requests_count_as_demand_of_their_service_and_operators_learn_o
     with taxiway.Client(fleet.settings.broker) as client, pytest.raises(taxiway.OverloadedError):
         client.submit("talk", {"messages": CHAT["messages"]}, service="live").result(30)
     eventually(lambda: counted(crowded)["talk:1", "live", 5.0] >= before["talk:1", "live", 5.0] + 10)
-    problems = httpx.get(f"{fleet.router.http}/v2/fleet", trust_env=False).json()["problems"]
+    problems = HTTP.get(f"{fleet.router.http}/v2/fleet").json()["problems"]
     (found,) = [one for one in problems if one["subject"] == "requests"]
     assert "were refused at once" in found["text"]
 

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 from collections import Counter
 
-import httpx
 import pytest
 import redis
 
@@ -20,7 +19,7 @@ from tasks.models.catalogue import Catalogue
 from tasks.settings import Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import HELD, TIMELINE, priority_list
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import HTTP, EchoDevice, eventually, router_process
 
 LATE = {"jobs": 3, "late": 1, "median": 0.2, "slowest": 0.9, "deadline": 0.5}
 
@@ -96,7 +95,7 @@ def test_fifteen_minutes_of_samples_are_kept_and_older_or_unreadable_ones_are_no
 
 def test_any_router_answers_with_what_the_leader_sampled(settings: Settings) -> None:
     def samples(url: str) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = httpx.get(f"{url}/v2/fleet/timeline", trust_env=False).json()["samples"]
+        found: list[dict[str, object]] = HTTP.get(f"{url}/v2/fleet/timeline").json()["samples"]
         return found
 
     with EchoDevice(settings), router_process(settings) as one, router_process(settings) as other:

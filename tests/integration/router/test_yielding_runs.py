@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import taxiway
@@ -13,7 +12,7 @@ from tasks.models.files import Code
 from tasks.settings import TREE, Settings
 from taxiway import Run
 from taxiway.contract.job import JobState
-from tests.routing import RouterProcess, eventually, router_process
+from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.waiting import BUSY
 from tests.working import add_callable, worker_process, worker_settings
 
@@ -67,7 +66,7 @@ def can_yield(client: taxiway.Client) -> bool:
 
 
 def ready(router: RouterProcess, model: str) -> None:
-    eventually(lambda: httpx.get(f"{router.http}/v2/models/{model}/ready", trust_env=False).is_success)
+    eventually(lambda: HTTP.get(f"{router.http}/v2/models/{model}/ready").is_success)
 
 
 def test_a_long_run_yields_to_an_urgent_callable_and_ends_with_the_same_bytes(
@@ -79,12 +78,12 @@ def test_a_long_run_yields_to_an_urgent_callable_and_ends_with_the_same_bytes(
         eventually(lambda: can_yield(client))
         live = client.infer("walk", STEPS, service="live", timeout=60)
         assert live.report.queue_wait < 3 + BUSY
-        waiting = httpx.get(f"{router.http}/v2/jobs/{job.id}/placement", trust_env=False).json()
+        waiting = HTTP.get(f"{router.http}/v2/jobs/{job.id}/placement").json()
         result = job.result(timeout=120)
     assert waiting["yielded"].startswith("yields to ")
     assert result.outputs == undisturbed()
     assert result.report.checkpoints.startswith(f"{waiting['yielded']}; resumed from a checkpoint")
-    metrics = httpx.get(f"{router.http}/metrics", trust_env=False).text
+    metrics = HTTP.get(f"{router.http}/metrics").text
     assert 'taxiway_yields_total{class="cpu.batch"} 1.0' in metrics
     assert client.fleet()["moves"][0]["kind"] == "yield"
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tasks.settings import Settings
 from taxiway import Client
-from tests.routing import eventually, router_process
+from tests.routing import HTTP, eventually, router_process
 from tests.working import worker_process
 
 QUEUES = """
@@ -40,7 +39,7 @@ def test_workers_bill_the_price_of_their_node_and_placement_prefers_what_is_chea
         stack.enter_context(worker_process(fleet, "--class", "cpu.night"))
 
         def classes() -> dict[str, Any]:
-            found: dict[str, Any] = httpx.get(f"{router.http}/v2/fleet").json()["classes"]
+            found: dict[str, Any] = HTTP.get(f"{router.http}/v2/fleet").json()["classes"]
             return found if [found[name]["devices"] for name in ("cpu.day", "cpu.night")] == [2, 1] else {}
 
         found = eventually(classes)
