@@ -115,7 +115,7 @@ def test_a_fit_that_began_on_a_cpu_ends_on_a_tpu(settings: Settings, tmp_path: P
     queues = queues.replace("device: cuda", "device: tpu").replace("runtimes: [echo]", "runtimes: [python]")
     fleet = worker_settings(settings, tmp_path, queues)
     (fleet.models / "ringdown").symlink_to(SCIENCE / "ringdown")
-    inputs = {"steps": 200_000, "noise": 0.1, "seed": 1}
+    inputs = {"steps": 80_000, "noise": 0.1, "seed": 1}
     with Tower(fleet) as tower:
         job = tower.order("ringdown", inputs, variants={CLASS: "python", TPU: "python"})
         with worker_process(fleet) as first:

@@ -52,26 +52,32 @@ TEXTS = (
 )
 
 
-def place(model: Model, name: str) -> Placed:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs are kept: both models have the same network."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+def place(model: Model, name: str, compiled: Path | None = None) -> Placed:
     variant = model.variants[name]
     files = ArtefactStore(cache_directory(os.environ)).files(model, name)
-    return Placed(name, variant.precision, variant.entry, files, "cpu", folder=model.folder)
+    return Placed(name, variant.precision, variant.entry, files, "cpu", folder=model.folder, compiled=compiled)
 
 
-def load(model: Model, name: str) -> tuple[Pipeline, Runtime]:
+def load(model: Model, name: str, compiled: Path | None = None) -> tuple[Pipeline, Runtime]:
     """The variant, loaded; a runtime that is not installed here skips the test."""
     variant: Variant = model.variants[name]
     if variant.runtime == "torch":
         pytest.importorskip("torch")
-    placed = place(model, name)
+    placed = place(model, name, compiled)
     runtime = open_runtime(variant.runtime, placed)
     runtime.load()
     return open_pipeline(model, variant, placed), runtime
 
 
-def answer(model: Model, name: str, sizes: tuple[int, ...] = BATCHES) -> list[Row]:
+def answer(model: Model, name: str, sizes: tuple[int, ...] = BATCHES, compiled: Path | None = None) -> list[Row]:
     """What the variant says of `TEXTS`, taken in batches of the given sizes in turn."""
-    pipeline, runtime = load(model, name)
+    pipeline, runtime = load(model, name, compiled)
     items = iter([pipeline.prepare({"text": text}, {}) for text in TEXTS])
     batches: Iterator[list[Row]] = (
         pipeline.run(runtime, batch)
@@ -94,9 +100,9 @@ def reference(name: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("name", list(CATALOGUE.resolve("embed").variants))
-def test_every_embedding_is_near_to_the_references(name: str) -> None:
+def test_every_embedding_is_near_to_the_references(name: str, compiled: Path) -> None:
     model = CATALOGUE.resolve("embed")
-    ours = np.stack([row["embedding"] for row in answer(model, name)])
+    ours = np.stack([row["embedding"] for row in answer(model, name, compiled=compiled)])
     theirs = np.stack([row["embedding"] for row in reference("embed")])
     assert ours.shape == (len(TEXTS), 384)
     assert ours.dtype == np.float32
@@ -105,9 +111,9 @@ def test_every_embedding_is_near_to_the_references(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(CATALOGUE.resolve("sentiment").variants))
-def test_nearly_every_label_is_the_references(name: str) -> None:
+def test_nearly_every_label_is_the_references(name: str, compiled: Path) -> None:
     model = CATALOGUE.resolve("sentiment")
-    ours = answer(model, name)
+    ours = answer(model, name, compiled=compiled)
     equal = [mine["label"] == other["label"] for mine, other in zip(ours, reference("sentiment"), strict=True)]
     assert np.mean(equal) >= LEAST_EQUAL[name]
     assert all(0.5 <= row["score"] <= 1 for row in ours)
