@@ -21,6 +21,8 @@ from tasks.settings import TREE
 from taxiway.errors import OverloadedError
 from tests.routing import HTTP, eventually
 
+pytestmark = pytest.mark.slow  # three fleets start
+
 STORY = "Tell a long story of a calm flight over the sea."
 STARTS_WITHIN = 280  # seconds, on a busy machine
 

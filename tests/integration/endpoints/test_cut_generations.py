@@ -263,6 +263,7 @@ def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
             job.cancel()
 
 
+@pytest.mark.slow
 def test_a_running_generation_goes_on_where_it_is_cheaper(
     settings: Settings, tmp_path: Path, llamas: list[str]
 ) -> None:

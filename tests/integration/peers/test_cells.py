@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 import taxiway
 from tests.routing import eventually
 from tests.sites import FAR, OpenSite, open_fleet
@@ -72,6 +74,7 @@ def at_each(front: OpenSite, jobs: list[taxiway.Job], *states: str) -> Counter[s
     return Counter(record.hardware_class for record in records if record.state in states)
 
 
+@pytest.mark.slow
 def test_cells_share_a_burst_by_what_they_take_and_none_of_it_is_lost_when_one_is_killed(
     valkey_url: str, tmp_path: Path
 ) -> None:
