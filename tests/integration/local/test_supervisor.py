@@ -59,18 +59,16 @@ def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], Super
     assert not router.alive
 
 
-def test_a_process_that_ends_while_the_fleet_starts_stops_it_with_its_log(
-    make: Callable[[str, str], SupervisedProcess],
+@pytest.mark.parametrize(
+    ("program", "timeout", "log"),
+    [(BROKEN, 60, "no such device"), (NEVER_READY, 1.5, r"slow-worker(.|\n)*still loading")],
+)
+def test_a_process_that_ends_or_is_not_ready_in_time_stops_the_fleet_with_its_log(
+    make: Callable[[str, str], SupervisedProcess], program: str, timeout: float, log: str
 ) -> None:
-    supervisor = Supervisor(None, [[make("worker", BROKEN)]])
-    with stopped_after(supervisor), pytest.raises(StartError, match="no such device"):
-        supervisor.start(lambda: True, timeout=60)
-
-
-def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str, str], SupervisedProcess]) -> None:
-    supervisor = Supervisor(None, [[make("slow-worker", NEVER_READY)]])
-    with stopped_after(supervisor), pytest.raises(StartError, match=r"slow-worker(.|\n)*still loading"):
-        supervisor.start(lambda: True, timeout=1.5)
+    supervisor = Supervisor(None, [[make("slow-worker", program)]])
+    with stopped_after(supervisor), pytest.raises(StartError, match=log):
+        supervisor.start(lambda: True, timeout=timeout)
 
 
 @contextmanager

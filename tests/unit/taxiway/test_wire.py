@@ -13,7 +13,7 @@ from kombu.transport.virtual.base import Message
 from kombu.utils.json import dumps, loads
 
 from taxiway.contract import wire
-from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
+from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
@@ -73,12 +73,6 @@ def test_what_was_asked_is_what_is_read_and_a_message_says_where_its_client_list
 def test_an_array_travels_as_a_tensor() -> None:
     request = wire.read_request(wire.request_body(Request(model="m", inputs=np.ones((2, 1), np.float32))), JSON)
     assert request.inputs == {"shape": [2, 1], "datatype": "FP32", "data": np.ones(2, np.float32).tobytes()}
-
-
-def test_a_cancellation_names_the_job() -> None:
-    envelope = wire.decode_envelope(wire.cancel_message("job-1", origin="me@host"))
-    assert envelope.headers["task"] == CANCEL
-    assert wire.read_body(envelope.payload(), envelope.content_type) == (["job-1"], {})
 
 
 def test_the_message_of_a_plain_celery_producer_is_read(app: Celery) -> None:
