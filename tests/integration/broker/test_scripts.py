@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -90,7 +89,8 @@ def test_a_result_that_is_written_acknowledges_its_message(store: Store) -> None
     store.client.hset(UNACKED[0], mapping={"1": "m", "2": "m"})
     store.client.zadd(UNACKED[1], {"1": 1.0, "2": 1.0})
     [claim] = store.claim("a", "j")
-    done, fenced = replace(success("j", claim.token), tag="1"), replace(success("k", "b#1"), tag="2")
+    endings = success("j", claim.token), success("k", "b#1")
+    done, fenced = (msgspec.structs.replace(one, tag=tag) for one, tag in zip(endings, "12", strict=True))
     assert store.finish(done, fenced) == [1, 0]
     assert (store.client.hkeys(UNACKED[0]), store.client.zrange(UNACKED[1], 0, -1)) == ([b"2"], [b"2"])
 
