@@ -152,9 +152,10 @@ class ClassQueue:
         entry: bytes = self._connections.call("HGET", UNACKED[0], tag) or b""
         return entry[1:].rsplit(b', "', 2)[0]
 
-    def publish(self, topic: str, message: bytes) -> None:
-        """Publish on a kombu fanout exchange: `topic` is its name, a slash and the routing key."""
-        self._connections.call("PUBLISH", self._events + topic, message)
+    def publish(self, topic: str, message: bytes) -> int:
+        """Publish to a kombu fanout exchange: `topic` is its name, a slash and the routing key. Returns to how many."""
+        received: int = self._connections.call("PUBLISH", self._events + topic, message)
+        return received
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A call that takes from the queue; without the numbers, up to the announced capacity."""

@@ -23,6 +23,9 @@ SHOWN = 128
 AT_MOST = 500
 """Events in one group; a full group is sent at once."""
 
+UNHEARD = 0.5
+"""Seconds for which events are left out after a group that nobody received: then no monitor is connected."""
+
 EVENTS_KEPT = 50_000
 """Events that wait while the broker is unavailable; the oldest are dropped."""
 
@@ -64,21 +67,22 @@ class TaskEvents:
     """Collects events, and sends them in groups, each group at one moment of the worker's logical clock.
 
     Args:
-        publish: sends a message on a topic.
+        publish: sends a message on a topic; returns how many received it.
 
     `wanted` says whether the worker sends task events now.
     """
 
-    def __init__(self, hostname: str, clock: LamportClock, publish: Callable[[str, bytes], None]) -> None:
+    def __init__(self, hostname: str, clock: LamportClock, publish: Callable[[str, bytes], int]) -> None:
         self.wanted: Callable[[], bool] = lambda: False
         self._publish = publish
         self._clock = clock
         self._hostname = hostname
         self._waiting: deque[TaskEvent] = deque(maxlen=EVENTS_KEPT)
+        self._unheard_until = 0.0
 
     def add(self, event: TaskEvent) -> None:
-        """Let an event wait to be sent. Any thread may."""
-        if self.wanted():
+        """Let an event wait to be sent, unless nobody listens. Any thread may."""
+        if self.wanted() and time.monotonic() >= self._unheard_until:
             self._waiting.append(event)
 
     @property
@@ -94,7 +98,8 @@ class TaskEvents:
             for event in group:
                 event.hostname, event.utcoffset, event.pid, event.clock = self._hostname, offset, pid, clock
             try:
-                self._publish(f"{EVENTS}/{_GROUP}", kombu_event(_GROUP, _encode(group)))
+                if not self._publish(f"{EVENTS}/{_GROUP}", kombu_event(_GROUP, _encode(group))):
+                    self._unheard_until = time.monotonic() + UNHEARD
             except BrokerUnavailableError:
                 self._waiting.extendleft(reversed(group))
                 return

@@ -12,7 +12,7 @@ from taxiway.contract.keys import INFER
 from tests.celery_double import Endings
 from tests.unit.workers.parts import a_delivery, holding
 from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import TaskEvents
+from workers.celery_adapter.events import UNHEARD, TaskEvent, TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
 from workers.stages.job import Delivery, Headers
 
@@ -23,8 +23,30 @@ def nothing() -> None:
 
 def inspection() -> Inspection:
     app: Any = Celery(set_as_current=False)  # its stubs know neither its clock nor this use of `task`
-    events = TaskEvents("w", app.clock, lambda topic, message: None)
+    events = TaskEvents("w", app.clock, lambda topic, message: 1)
     return Inspection(app.task(nothing, name=INFER, shared=False), "w", events, ConsumerThread())
+
+
+def test_events_are_left_out_for_a_while_after_nobody_received_some() -> None:
+    app: Any = Celery(set_as_current=False)
+    heard, sent = [0], list[bytes]()
+
+    def publish(topic: str, message: bytes) -> int:
+        sent.append(message)
+        return heard[0]
+
+    events, event = TaskEvents("w", app.clock, publish), TaskEvent("task-started", "j", 0.0)
+    events.wanted = lambda: True
+    for _ in range(2):
+        events.add(event)
+        events.flush()
+    assert len(sent) == 1
+    heard[0], until = 1, time.monotonic() + 10 * UNHEARD
+    while not events.waiting and time.monotonic() < until:
+        events.add(event)
+    events.flush()
+    events.add(event)
+    assert (len(sent), events.waiting) == (2, 1)
 
 
 def delivery_that_came(received: float) -> Delivery:
