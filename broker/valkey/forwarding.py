@@ -49,6 +49,8 @@ from taxiway.contract.wire import Envelope, encode_envelope
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
 
+_COUNTED = ("arrived", "rows", "max_depth")  # fields that are counted as the job is forwarded, and not read later
+
 HANDOVER = 0.2
 """Seconds after which a message that its preferred worker has not taken may return to its class queue.
 
@@ -158,7 +160,8 @@ def _group(messages: Sequence[Outgoing], keys: _Keys, keep: int) -> dict[str, An
     """The map of jobs that are forwarded alike."""
     first = messages[0]
     fields = first.fields
-    group: dict[str, Any] = {"record": flat(fields), "keep": keep}
+    record = {name: value for name, value in fields.items() if name not in _COUNTED}
+    group: dict[str, Any] = {"record": flat(record), "keep": keep}
     group |= {name: fields[name] for name in ("holding", "cell") if fields.get(name)}
     group |= _times(fields, keep)
     if not first.held:
