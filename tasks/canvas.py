@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from taxiway.contract.wire import NO_CANVAS
 from taxiway.errors import unreadable
 
 
@@ -34,6 +35,8 @@ class Embed(msgspec.Struct, frozen=True):
         return not (self.callbacks or self.errbacks or self.chain or self.chord)
 
 
+_EMPTY = Embed()
+_NOTHING = msgspec.json.encode(NO_CANVAS) + b"]"  # how the body of most messages ends
 _decode = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, Embed | None]).decode
 
 
@@ -43,7 +46,9 @@ def read_embed(body: bytes) -> Embed:
     Raises:
         InvalidRequestError: Celery could not have sent it; names what was expected.
     """
+    if body.endswith(_NOTHING):
+        return _EMPTY
     try:
-        return _decode(body)[2] or Embed()
+        return _decode(body)[2] or _EMPTY
     except msgspec.ValidationError as error:
         raise unreadable(error, "embed", root="[2]") from error

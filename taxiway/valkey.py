@@ -264,7 +264,7 @@ def stored(key: str, content: Buffer, seconds: int) -> list[Command]:
 
 def is_large(argument: Any) -> bool:
     """Whether an argument is a value too large to copy."""
-    return isinstance(argument, Buffer) and len(argument) > LARGE
+    return type(argument) is not str and isinstance(argument, Buffer) and len(argument) > LARGE
 
 
 def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:

@@ -42,7 +42,7 @@ _Rows = Sequence[Any] | np.ndarray
 
 
 class _Column(msgspec.Struct, frozen=True):
-    """One input of a request: its rows, or the one value `shared` by all of them.
+    """One input of a request: its rows, or the one value that all of them share.
 
     `single` means that it came without a batch axis; None if the input has none.
     """
@@ -50,12 +50,8 @@ class _Column(msgspec.Struct, frozen=True):
     rows: _Rows
     single: bool | None
 
-    @property
-    def shared(self) -> bool:
-        return self.single is None
-
     def row(self, index: int) -> Any:
-        return self.rows[0 if self.shared else index]
+        return self.rows[0 if self.single is None else index]
 
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -213,7 +209,7 @@ def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
 
 
 def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
-    counts = {name: len(column.rows) for name, column in columns.items() if not column.shared}
+    counts = {name: len(column.rows) for name, column in columns.items() if column.single is not None}
     alone = [name for name in counts if columns[name].single]
     if 0 < len(alone) < len(counts):
         raise axis_on_some(alone)

@@ -42,7 +42,7 @@ MOST_SIZE = 2**53
 def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
     """The values by input name, as received, from any form of inputs; unknown names are left out."""
     names = model.names
-    if not isinstance(inputs, dict | list):
+    if not isinstance(inputs, (dict, list)):
         return {names[0]: inputs}
     if is_tensor(inputs):
         inputs = [inputs]
@@ -57,7 +57,7 @@ def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
 
 def rows_of(model: Model, inputs: Any) -> int:
     """How many rows `inputs` seem to have, without reading their values; 1 if they are malformed."""
-    if not isinstance(inputs, dict | list):
+    if not isinstance(inputs, (dict, list)):
         return 1
     given = given_inputs(model, inputs)
     for spec in model.inputs:
@@ -235,7 +235,7 @@ def _lengths(value: Any) -> list[int]:
 
 def _length(value: Any) -> int | None:
     """Characters of a text; bytes of bytes, or of what stands for them."""
-    if isinstance(value, str | bytes | bytearray | memoryview):
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
         return len(value)
     if not isinstance(value, dict):
         return None

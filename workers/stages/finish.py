@@ -157,7 +157,7 @@ class FinishStage:
     def _outcome(self, ending: Ending) -> Ended | None:
         """The outcome to write for a delivery; None if there is none to write."""
         delivery = ending.delivery
-        if delivery.ended or isinstance(ending, Dropped | Returned | Used):
+        if delivery.ended or isinstance(ending, (Dropped, Returned, Used)):
             return None
         if isinstance(ending, Answered):
             return self._reported(ending.job)

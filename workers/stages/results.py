@@ -20,6 +20,8 @@ from workers.port import Row
 from workers.stages.admit import named_row
 from workers.stages.job import RunningJob, TextRun
 
+_NO_TEXT = TextRun()
+
 
 @dataclass(frozen=True, slots=True)
 class RanBatch:
@@ -53,7 +55,7 @@ def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
     """
     hardware_class = job.delivery.hardware_class
     waited = max(0.0, job.delivery.started - job.ticket.accepted)
-    generation = job.generation or TextRun()
+    generation = job.generation or _NO_TEXT
     before = generation.kept.parts
     return Result(
         model=job.model.id,
