@@ -4,7 +4,7 @@
 reads files; everything else here is a function of its arguments.
 
 Also how long a model's recent answers to a tenant were, and how long the next one will be. Workers count each generated
-answer by its bin; the state store decays earlier counts (`learn.lua`); routers size a request by a quantile. No
+answer by its bin; the state store decays earlier counts (`finish.lua`); routers size a request by a quantile. No
 decision knows the actual length of an answer.
 """
 

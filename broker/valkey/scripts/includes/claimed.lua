@@ -1,6 +1,12 @@
+-- over(result, state, due, deadline): whether a copy of a job is not to run, by the job's record. Either the job ended
+-- (its record, or only its result, says so), or it was accepted again with a later deadline, as a dead letter that is
+-- replayed is: then its other message runs. Uses: final.
+local function over(result, state, due, deadline)
+  return final[state] or not state and redis.call('EXISTS', result) == 1 or deadline > 0 and due > deadline + 0.001
+end
 -- claimed(worker, lease, result, job, deadline, elsewhere): one job's claim, as its verdict and the value that goes with
 -- it: run (token, runs begun, workers that it may have ended), held (seconds left), final, late or elsewhere; and the
--- job's device seconds. Uses: now, over.
+-- job's device seconds. Uses: now, final.
 --
 -- Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that neither ended the
 -- job nor gave it back goes into the job's history. A copy with a later deadline than the record has the record's.

@@ -7,7 +7,6 @@
 -- Returns nothing.
 -- Safe to run twice: it writes the same.
 --- @include "final"
---- @include "ours"
 for n, job in ipairs(KEYS) do
   if ours(job, ARGV[n + 1]) then redis.call('HSET', job, 'alone', ARGV[1]) end
 end

@@ -9,7 +9,6 @@
 -- Safe to run twice: a worker that holds a job already gets `held`, and the first claim's lease expires.
 --- @include "now"
 --- @include "final"
---- @include "over"
 --- @include "claimed"
 local answer = {tostring(now)}
 for n = 1, #KEYS / 2 do

@@ -29,13 +29,27 @@
 -- Safe to run twice: a result that is there, or a job that ended, is left as it is.
 --- @include "now"
 --- @include "final"
---- @include "ours"
 --- @include "cells"
 local work, lengths, held, released, unacked, index, webhooks_due = unpack(KEYS, 1, 7)
 local keep_result, keep_record, reply_prefix, cancelled_prefix, holding_prefix, outbox_prefix, dead_prefix =
   unpack(ARGV, 1, 7)
---- @include "let_go"
---- @include "learn"
+--- @include "hold"
+-- learn(cell, bins): adds lengths of answers, by bin, to the weights of a model and tenant (tasks.models.profiles).
+-- What was counted before fades by 1 % with every answer; a cell is some 300 bytes, and at most 512 are kept: then one
+-- at random is dropped. Uses: lengths.
+local function learn(cell, bins)
+  local known = redis.call('HGET', lengths, cell)
+  if not known and redis.call('HLEN', lengths) >= 512 then
+    redis.call('HDEL', lengths, redis.call('HRANDFIELD', lengths))
+  end
+  local weights, faded = known and cjson.decode(known) or {}, 0.99 ^ #bins
+  for bin, weight in pairs(weights) do
+    weight = math.floor(weight * faded * 1000) / 1000
+    weights[bin] = weight >= 0.01 and weight or nil
+  end
+  for _, bin in ipairs(bins) do weights[tostring(bin)] = (weights[tostring(bin)] or 0) + 1 end
+  redis.call('HSET', lengths, cell, cjson.encode(weights))
+end
 --- @include "outbox"
 -- Notifies the worker that holds a job that it was ended for it.
 local function notify_holder(holder, job)

@@ -6,7 +6,6 @@
 -- Returns for each job 1 if its claim is still held, else 0.
 -- Safe to run twice: it writes the same.
 --- @include "final"
---- @include "ours"
 local kept = {}
 for n, job in ipairs(KEYS) do
   local one = cmsgpack.unpack(ARGV[n])

@@ -8,7 +8,6 @@
 -- Returns nothing.
 -- Safe to run twice: a claim that was released is held by nobody.
 --- @include "final"
---- @include "ours"
 for n, job in ipairs(KEYS) do
   if ours(job, ARGV[n + 1]) then
     if redis.call('HGET', job, 'state') == 'running' then

@@ -9,7 +9,6 @@
 -- Safe to run twice: the later call counts.
 --- @include "now"
 --- @include "final"
---- @include "ours"
 local still = {}
 for n, job in ipairs(KEYS) do
   still[n] = 0

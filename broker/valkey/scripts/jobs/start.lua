@@ -8,7 +8,6 @@
 -- Returns for each job 1 if its claim is still held, else 0.
 -- Not safe to run twice: it counts a run twice. A worker that gets no answer gives the job up.
 --- @include "final"
---- @include "ours"
 local function reserve(job)
   local spent, tenant, cost, most = unpack(redis.call('HMGET', job, 'spent', 'tenant', 'cost', 'reserve'))
   if most and tonumber(cost) == 0 and redis.call('EXISTS', spent) == 1 then

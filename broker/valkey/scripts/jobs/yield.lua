@@ -13,7 +13,6 @@
 -- Safe to run twice: a holder is asked once. It answers by releasing the job (release.lua).
 --- @include "now"
 --- @include "final"
---- @include "ours"
 --- @include "cells"
 local unacked, work, seconds, prefix, asked = KEYS[1], KEYS[2], ARGV[1], ARGV[2], {}
 --- @include "record_move"

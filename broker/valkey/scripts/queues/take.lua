@@ -30,8 +30,20 @@
 --- @include "now"
 --- @include "final"
 local unacked, index, capacity, devices, heartbeats, preferring = unpack(KEYS, 1, 6)
---- @include "others"
---- @include "over"
+-- others(worker, class): whether another device than a worker's takes from a class's queue. A device is live for 3 s
+-- after its heartbeat. Uses: now, devices, heartbeats.
+local function others(worker, class)
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', heartbeats, now - 3, '+inf')) do
+    local encoded = name ~= worker and redis.call('HGET', devices, name)
+    local facts = encoded and cjson.decode(encoded)
+    if facts and not facts.draining then
+      for _, served in ipairs(facts.serves or {facts.hardware_class}) do
+        if served == class then return true end
+      end
+    end
+  end
+  return false
+end
 --- @include "claimed"
 local tags, ending, worker, lease, result_prefix, job_prefix, ahead, others_from, urgent, preferred = unpack(ARGV, 1, 10)
 local asked, queue, pause = ARGV[11], KEYS[7], 0.5

@@ -23,7 +23,7 @@
 --   cell: field of the work hash in which they take turns; work: each job's increments of that hash
 --   spent: hash of a day's spending, in which `tenant` spends `cost` with each job
 --   open: sorted set of the tenant's open jobs, of which it may have `max_depth`
---   blobs: large inputs; affinity: the worker that the one job prefers (includes/affinity.lua)
+--   blobs: large inputs; affinity: the worker that the one job prefers (includes/forward.lua)
 --   jobs: for each a map: `key` of its record, `message`, `client` to notify, `use` of an idempotency key: a map of
 --     `digest`, `submission`, its result if the `same` was asked for and if the `other`, seconds to `keep` that, what
 --     stands in it for the first digest (`placeholder`), and how many digits of that are `shown`

@@ -8,7 +8,6 @@
 -- Returns 1 if the claim is still ours; else the bytes are deleted.
 -- Safe to run twice: it is kept already.
 --- @include "final"
---- @include "ours"
 local job, bytes = KEYS[1], KEYS[2]
 local run = cmsgpack.unpack(ARGV[1])
 if not ours(job, run.token) then

@@ -3,7 +3,7 @@
 -- KEYS[1] the job's record
 -- KEYS[2] its stream
 -- KEYS[3] its result, which holds a state of Celery's until the job ends (finish.lua). What has no state on its record
---   would be taken for a job that ended (over.lua)
+--   would be taken for a job that ended (claimed.lua)
 -- ARGV[1] seconds to keep the stream and the state after the last report
 -- ARGV[2] most entries of the stream: the latest is what counts
 -- ARGV[3] MessagePack map of the run: `token`, `ran` (seconds of all runs of the job), `progress` (JSON, '' = not new)
@@ -11,7 +11,6 @@
 -- Returns 1 if the claim is still ours; else nothing is written.
 -- Safe to run twice: readers see the same again.
 --- @include "final"
---- @include "ours"
 local job, stream, result = unpack(KEYS)
 local run = cmsgpack.unpack(ARGV[3])
 if not ours(job, run.token) then return 0 end
