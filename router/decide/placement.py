@@ -53,7 +53,7 @@ SURELY = 0.8
 
 SLACK = 0.01
 """Share of a request's deadline and of its queue's horizon by which the wait may change before requests like it are
-placed anew, where they have one candidate to choose: estimates err by far more."""
+placed again, where they have one candidate to choose: estimates err by far more."""
 
 HALF_BUSY = 0.5
 """A request leaves its planned class only for a candidate with less work ahead of it than this share of a full batch.

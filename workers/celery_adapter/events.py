@@ -23,8 +23,8 @@ SHOWN = 128
 AT_MOST = 500
 """Events in one group; a full group is sent at once."""
 
-UNHEARD = 0.5
-"""Seconds for which events are left out after a group that nobody received: then no monitor is connected."""
+SILENCE = 0.5
+"""Seconds for which events are left out after a group that no monitor received."""
 
 EVENTS_KEPT = 50_000
 """Events that wait while the broker is unavailable; the oldest are dropped."""
@@ -78,11 +78,11 @@ class TaskEvents:
         self._clock = clock
         self._hostname = hostname
         self._waiting: deque[TaskEvent] = deque(maxlen=EVENTS_KEPT)
-        self._unheard_until = 0.0
+        self._silent_until = 0.0
 
     def add(self, event: TaskEvent) -> None:
-        """Let an event wait to be sent, unless nobody listens. Any thread may."""
-        if self.wanted() and time.monotonic() >= self._unheard_until:
+        """Let an event wait to be sent, unless no monitor listens. Any thread may."""
+        if self.wanted() and time.monotonic() >= self._silent_until:
             self._waiting.append(event)
 
     @property
@@ -99,7 +99,7 @@ class TaskEvents:
                 event.hostname, event.utcoffset, event.pid, event.clock = self._hostname, offset, pid, clock
             try:
                 if not self._publish(f"{EVENTS}/{_GROUP}", kombu_event(_GROUP, _encode(group))):
-                    self._unheard_until = time.monotonic() + UNHEARD
+                    self._silent_until = time.monotonic() + SILENCE
             except BrokerUnavailableError:
                 self._waiting.extendleft(reversed(group))
                 return

@@ -12,7 +12,7 @@ from taxiway.contract.keys import INFER
 from tests.celery_double import Endings
 from tests.unit.workers.parts import a_delivery, holding
 from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import UNHEARD, TaskEvent, TaskEvents
+from workers.celery_adapter.events import SILENCE, TaskEvent, TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
 from workers.stages.job import Delivery, Headers
 
@@ -27,13 +27,13 @@ def inspection() -> Inspection:
     return Inspection(app.task(nothing, name=INFER, shared=False), "w", events, ConsumerThread())
 
 
-def test_events_are_left_out_for_a_while_after_nobody_received_some() -> None:
+def test_events_are_left_out_for_a_while_after_no_monitor_received_some() -> None:
     app: Any = Celery(set_as_current=False)
-    heard, sent = [0], list[bytes]()
+    monitors, sent = [0], list[bytes]()
 
     def publish(topic: str, message: bytes) -> int:
         sent.append(message)
-        return heard[0]
+        return monitors[0]
 
     events, event = TaskEvents("w", app.clock, publish), TaskEvent("task-started", "j", 0.0)
     events.wanted = lambda: True
@@ -41,7 +41,7 @@ def test_events_are_left_out_for_a_while_after_nobody_received_some() -> None:
         events.add(event)
         events.flush()
     assert len(sent) == 1
-    heard[0], until = 1, time.monotonic() + 10 * UNHEARD
+    monitors[0], until = 1, time.monotonic() + 10 * SILENCE
     while not events.waiting and time.monotonic() < until:
         events.add(event)
     events.flush()
