@@ -84,7 +84,7 @@ def main() -> None:
     """Run both sides, and print a line for each."""
     parser = argparse.ArgumentParser(prog="python -m lab.drills.interruptions", description=__doc__)
     parser.add_argument("--interruptions", type=int, default=100, help="kills and notices, alternately, of each side")
-    parser.add_argument("--every", type=float, default=18.0, help="mean seconds between two of them")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="in which they come, at random times")
     given = parser.parse_args()
     expected = {
         name: _answer(Code(f"{folder / name}.py:call").load()(**inputs, run=Run())) for name, folder, inputs in RUNS
@@ -149,9 +149,10 @@ def _worker(folder: Path, variables: Mapping[str, str], number: int) -> Place:
 
 async def _interrupt(workers: Sequence[Place], tally: Tally, given: argparse.Namespace) -> None:
     """Kill workers, with a notice and without one in turn."""
-    draw = random.Random(7)
+    draw, began = random.Random(7), time.perf_counter()
     for number in range(given.interruptions):
-        await asyncio.sleep(draw.uniform(0.5, 1.5) * given.every)
+        due = began + (number + draw.random()) * given.seconds / given.interruptions
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
         worker = draw.choice(workers)
         if number % 2:
             worker.tell(SIGNAL)

@@ -13,7 +13,7 @@ from broker.valkey.leases import Leadership
 from broker.valkey.mover import move_call
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
-from taxiway.contract.keys import LEAD
+from taxiway.contract.keys import LEAD, job_key, priority_list
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from tests.scripting import Store, placed
@@ -71,6 +71,23 @@ async def test_nothing_is_moved_or_drawn_under_a_token_that_is_superseded(settin
         assert [one.message for one in draw_answer(run(client, draw_call(token, "q", 10, 5.0)))[1]] == [b"h"]
     await first.close()
     await second.close()
+
+
+async def test_a_job_that_lost_its_worker_stays_in_front_when_it_moves(settings: Settings) -> None:
+    lead = Leadership(settings.broker, "a", 30)
+    token = await lead.campaign()
+    with redis.Redis.from_url(settings.broker) as client:
+        Store(client).forward(placed("waiting", b"waiting"), placed("ran", b"ran"), placed("later", b"later"))
+        client.rename(priority_list("cpu.batch", 0), "aside")
+        client.lmove("aside", priority_list("gpu.realtime", 0), "RIGHT", "LEFT")
+        client.rename("aside", priority_list("cpu.batch", 0))
+        client.hset(job_key("ran"), "attempts", 1)
+        moving = ("later", "ran")
+        peeked = [Peeked("cpu.batch", 0, name.encode(), replace(EMPTY, headers={"id": name})) for name in moving]
+        steps = [MoveStep(one, "gpu.realtime", EMPTY) for one in peeked]
+        assert run(client, move_call(str(token), steps, [name.encode() for name in moving])) == [1, 1]
+        assert client.lrange(priority_list("gpu.realtime", 0), 0, -1) == [b"later", b"waiting", b"ran"]
+    await lead.close()
 
 
 async def test_duties_are_done_by_the_leader_alone_and_by_the_next_one_when_it_leaves(settings: Settings) -> None:

@@ -1,4 +1,5 @@
--- Moves messages between class queues and corrects their records, at once.
+-- Moves messages between class queues and corrects their records, at once. One whose job ran before, and lost its worker,
+-- goes to the front of its list, where it returned to; the others to the end.
 --
 -- KEYS[1] the leader's fencing token
 -- KEYS[2] work: hash of cell to device seconds and counts of jobs
@@ -17,7 +18,8 @@ for n = 2, #ARGV do
   local source, target, job, step = KEYS[3 * n - 3], KEYS[3 * n - 2], KEYS[3 * n - 1], cmsgpack.unpack(ARGV[n])
   local there = redis.call('LREM', source, 1, step.message) == 1
   if there then
-    redis.call('LPUSH', target, step.moved)
+    local again = tonumber(redis.call('HGET', job, 'attempts') or 0) > 0
+    redis.call(again and 'RPUSH' or 'LPUSH', target, step.moved)
     record_move(job, step.record)
   end
   moved[n - 1] = there and 1 or 0
