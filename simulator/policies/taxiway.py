@@ -203,14 +203,14 @@ class Taxiway(ByLevel):
         )
         fitting = np.floor(self._tokens[job.model][places] / (job.size + job.predicted))
         limit = np.minimum(table.limit, np.maximum(fitting, 1.0))
-        work = (usual - each) / limit + each
+        work = (usual - each) / table.limit + each
         expected_batch = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
         return replace(
             table,
             base=alone - each,
             slope=each,
-            concurrent=limit * work,
-            billed=billed(limit),
+            concurrent=table.limit * work,
+            billed=billed(table.limit),
             limit=np.minimum(expected_batch + 1.0, limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _NO_DEADLINE),
