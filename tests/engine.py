@@ -246,7 +246,12 @@ def _ended(task: asyncio.Future[Any]) -> None:
 
 
 _TURNS = 20
-"""Turns of the loop in which its transports close, those of TLS after some messages."""
+"""Turns of the loop in which its transports open or close, those of TLS after some messages."""
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
@@ -271,14 +276,13 @@ def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engin
         ready.set()
         await stopped.wait()
         server.close()
-        await asyncio.sleep(0)  # tasks of accepted connections begin
+        await _turns()  # the tasks of accepted connections begin
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await _turns()  # aborted connections close their sockets
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()

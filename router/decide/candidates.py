@@ -155,7 +155,6 @@ def build_table(
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     total = sum(flows.values())
-    blocked = np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T
     limit = np.array([s.limit for s in seen], dtype=np.float64)
     guide, unplanned = _guide(model, constraints, known, candidates)
     return CandidateTable(
@@ -167,15 +166,12 @@ def build_table(
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
         servers=servers,
         coming=np.array([float(coming(c.hardware_class, topology, known)) for c in candidates]),
-        start=np.array([c.hardware.scaling.start for c in candidates], dtype=np.float64),
         live=_live(candidates, fleet, topology, starting),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=limit,
         billed=billed(limit) if generates(model) else None,
         max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
-        blocked=blocked,
-        blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         prompt=_prompt(seen),
         metered=_metered(candidates, model, constraints.service),
@@ -188,6 +184,7 @@ def build_table(
         unplanned=unplanned,
         **_device_columns(seen),
         **_class_columns(candidates),
+        **_blocking_columns(candidates, model.id),
     )
 
 
@@ -330,6 +327,7 @@ def _class_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
     return {
         **_price_columns(candidates),
         "horizon": column(lambda h: h.horizon),
+        "start": column(lambda h: h.scaling.start),
         "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
         "link_delay": column(lambda h: h.link.delay),
         "link_seconds": np.array([1 / _bytes_per_second(c) for c in candidates], dtype=np.float64),
@@ -497,24 +495,25 @@ def _residual(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, level
     return max(learned) if learned else max(UNLEARNED, *usual, *(k.residual for _, k in known))
 
 
-def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
-    """For each level, the seconds until the first device finishes a less urgent batch.
+def _blocking_columns(candidates: Sequence[Candidate], model: str) -> dict[str, Column]:
+    """The table's `blocked`, and `blocking`: what other models' batches add to it for the most urgent work.
 
-    More urgent batches, and those of the level itself, are already counted in the work ahead.
+    Other work has time for them. More urgent batches, and those of a level itself, are counted in the work ahead.
     """
+    blocked = np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T
+    blocking = np.zeros_like(blocked)
+    blocking[0] = np.maximum([_blocking(c.devices, model) for c in candidates] - blocked[0], 0.0)
+    return {"blocked": blocked, "blocking": blocking}
+
+
+def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
+    """For each level, the seconds until the first device finishes a less urgent batch."""
     return [min((d.blocked if d.blocked_by > level else 0.0 for d in devices), default=0.0) for level in range(LEVELS)]
 
 
 def _blocking(devices: Sequence[DeviceFacts], model: str) -> float:
     """Seconds that a job of the model may wait for a batch of another, on average over the devices."""
     return math.fsum(device.blocking_of(model) for device in devices) / max(len(devices), 1)
-
-
-def _beyond(blocked: np.ndarray, blocking: Sequence[float]) -> np.ndarray:
-    """What `blocking` adds to `blocked` for the most urgent work. Other work has time for it."""
-    beyond = np.zeros_like(blocked)
-    beyond[0] = np.maximum(np.asarray(blocking) - blocked[0], 0.0)
-    return beyond
 
 
 def _longest(candidate: Candidate, model: Model) -> float:

@@ -424,15 +424,21 @@ def _contenders(weighed: Weighed, lateness: float) -> tuple[Sequence[int], Calla
         )
     in_time_if_idle = eligible & (figures.finish - figures.wait <= deadline)
     if any_true(in_time_if_idle):
-        planned = f"; the plan has {table.guide.in_time:.0%} of these in time" if table.guide is not None else ""
-        raise OverloadedError(
-            f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s"
-            + planned,
-            retry_after=max(float(figures.finish[prefer(unreserved, in_time_if_idle)].min()) - deadline, 0.0),
-        )
+        late = float(figures.finish[prefer(unreserved, in_time_if_idle)].min()) - deadline
+        raise _too_late(table, earliest, finish, deadline, late)
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
     earliest = _earliest(figures, prefer(own, unreserved))
     return [earliest], lambda i: f"earliest ({_bounds(figures, i)}); no idle device would meet {deadline:g} s"
+
+
+def _too_late(table: CandidateTable, earliest: int, finish: float, deadline: float, late: float) -> OverloadedError:
+    """The refusal of a request that would be answered in `finish` seconds at the earliest, `late` seconds too late."""
+    planned = f"; the plan has {table.guide.in_time:.0%} of these in time" if table.guide is not None else ""
+    return OverloadedError(
+        f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s"
+        + planned,
+        retry_after=max(late, 0.0),
+    )
 
 
 def _with_starts(table: CandidateTable, figures: EstimateColumns) -> np.ndarray:
