@@ -70,10 +70,10 @@ class Yielder:
         self._woken = asyncio.Event()
 
     def expect(self, job: str, placement: Placement) -> None:
-        """Watch a job that was just placed, if its class runs others that can yield to it."""
+        """Watch a job that was just placed, if others can yield to it: also those that no heartbeat lists yet."""
         needs, candidate = placement.needs, placement.candidate
         name, for_callable = candidate.hardware_class, not candidate.variant.on_endpoint
-        if needs.level >= PATIENT or needs.deadline is None or name not in self._classes():
+        if needs.level >= PATIENT or needs.deadline is None:
             return
         if for_callable and candidate.variant.runtime != CALLABLE:
             return
@@ -97,7 +97,10 @@ class Yielder:
         """Decide once, at `now` on the monotonic clock, and ask."""
         self._waiting = {job: one for job, one in self._waiting.items() if one.due - one.run > now}
         self._asked = {run: at for run, at in self._asked.items() if now - at < FORGET_AFTER}
-        due = [one for one in self._waiting.values() if now - one.placed >= LET_START]
+        occupied = self._classes()
+        due = [
+            one for one in self._waiting.values() if now - one.placed >= LET_START and one.hardware_class in occupied
+        ]
         due = await self._not_begun(due) if due else due
         for place in {one.place: None for one in due}:
             held = {one.job: one.held for one in due if one.place == place}

@@ -88,6 +88,19 @@ def test_a_long_run_yields_to_an_urgent_callable_and_ends_with_the_same_bytes(
     assert client.fleet()["moves"][0]["kind"] == "yield"
 
 
+def test_a_long_run_yields_to_a_callable_that_was_placed_before_a_heartbeat_listed_it(
+    fleet: Settings, router: RouterProcess, client: taxiway.Client
+) -> None:
+    with worker_process(fleet):
+        ready(router, "walk")
+        job = client.submit("ising", INPUTS)
+        eventually(lambda: job.status().state is JobState.RUNNING)
+        client.infer("walk", STEPS, service="live", deadline=20, timeout=60)
+        yielded = HTTP.get(f"{router.http}/v2/jobs/{job.id}/placement").json()["yielded"]
+        job.cancel()
+    assert yielded.startswith("yields to ")
+
+
 def test_a_long_run_goes_on_where_it_is_cheaper_and_ends_with_the_same_bytes(
     fleet: Settings, router: RouterProcess, client: taxiway.Client
 ) -> None:
