@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.drills.fallbacks import EdgeServer, Opponent, opponents
-from lab.drills.places import Restartable
+from lab.drills.places import Restartable, to_its_end
 from lab.drills.wire_tap import WireTap
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
@@ -186,7 +186,7 @@ class Sites:
     async def _restart(process: Restartable) -> None:
         process.kill()
         await asyncio.sleep(DOWN)
-        await asyncio.to_thread(process.start)
+        await to_its_end(process.start)
 
 
 KINDS = ("ward", "vault", "others")

@@ -32,6 +32,16 @@ class Restartable:
         self.stack.close()
 
 
+async def to_its_end(call: Callable[[], None]) -> None:
+    """Run a call in a thread. A cancelled caller waits for it, too: what it starts is ended with all else."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await running
+        raise
+
+
 class Place(Restartable):
     """A process of the fleet, by its command, which takes signals; it is started as the block begins."""
 
@@ -53,8 +63,8 @@ class Place(Restartable):
     async def replace(self) -> None:
         """Kill the process, and start another."""
         self.tell(signal.SIGKILL)
-        await asyncio.to_thread(self.kill)
-        await asyncio.to_thread(self.start)
+        await to_its_end(self.kill)
+        await to_its_end(self.start)
 
 
 async def outcome_of(answer: Awaitable[object]) -> str:

@@ -24,6 +24,8 @@ from tests.routing import HTTP, eventually
 pytestmark = pytest.mark.slow  # three fleets start
 
 STORY = "Tell a long story of a calm flight over the sea."
+SUITED = {"generate": "cloud", "embed": "lab", "sentiment": "cpu.batch"}
+"""Where each model is cheapest, once all are loaded."""
 STARTS_WITHIN = 280  # seconds, on a busy machine
 
 
@@ -65,7 +67,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     try:
         addresses = json.loads(process.stdout.readline())
         with taxiway.Client(addresses["edge"]) as edge:
-            eventually(lambda: placed(edge, "generate", STORY) == "cloud" and placed(edge, "embed", STORY) == "lab")
+            eventually(lambda: {name: placed(edge, name, STORY) for name in SUITED} == SUITED)
             yield Sites(edge, addresses["edge"], folder, process.stdin)
     finally:
         process.send_signal(signal.SIGTERM)
