@@ -267,7 +267,7 @@ def wrong_field(field: str, expected: str, value: object, **details: Any) -> Inv
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes or values that it cannot decode."""
 
-_PLACE = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$(?P<path>[^`]*)`", re.DOTALL)
+_PLACE = re.compile(r"(?:`key` in )?`\$([^`]*)`")
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
 
 
@@ -279,8 +279,9 @@ def unreadable(error: Exception, within: str = "", root: str = "") -> InvalidReq
     if not isinstance(error, msgspec.ValidationError):
         field = within or "body"
         return InvalidRequestError(f"{field}: expected JSON: {cut(str(error))}", field=field)
-    found = _PLACE.fullmatch(str(error))
-    what, path = (found["what"], found["path"].removeprefix(root)) if found else (str(error), "")
+    what, _, place = str(error).rpartition(" - at ")  # a pattern for both would try every place in a long name
+    found = _PLACE.fullmatch(place) if what else None
+    what, path = (what, found[1].removeprefix(root)) if found else (str(error), "")
     if named := _FIELD.fullmatch(what):
         path = f"{path}.{named[1]}"
         what = "expected a value, got nothing" if "missing" in what else "expected no such field"

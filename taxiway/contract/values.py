@@ -291,7 +291,7 @@ class Blobs:
 
     def without_texts(self, elements: Sequence[Any]) -> Sequence[Any]:
         """The elements of a list, with references in place of large texts."""
-        if self._texts == math.inf:
+        if self._texts == math.inf or str not in set(map(type, elements)):
             return elements
         return [
             {"datatype": _TEXT, **self.keep(one.encode())} if isinstance(one, str) and len(one) > self._texts else one
