@@ -70,6 +70,7 @@ def record(store: Any, seconds: float = 300, until: float = 0, rate: int = 2) ->
         jobs["locality"] = count % 4 == 3
         jobs["deadline"] = np.where(jobs["service"] == 0, 5.0, 3600.0)
         jobs["rows"], jobs["size"], jobs["state"] = 1, 5, STATES.index("succeeded")
+        jobs = jobs[jobs["arrival"] >= now - LAG - seconds]
         store.hset(history_key(hour_of(begin)), str(begin), pack(begin, Arrivals(NAMES, jobs)))
 
 
@@ -183,7 +184,7 @@ def test_a_prior_that_is_none_is_refused(settings: Settings, prior: str, got: st
 def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
     settings: Settings, store: Any, devices: None
 ) -> None:
-    record(store, seconds=0)
+    record(store, seconds=FIRST / 2)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
         stated, _ = tuner.tune(dry_run=False)
         span = float(stated.why.partition(" s,")[0].rpartition(" ")[2])
