@@ -81,6 +81,7 @@ def test_every_interface_says_that_the_disk_is_full_and_nothing_ends_for_want_of
         ]
         store.empty()
         eventually(lambda: writes(client))
+        device.beat()
         asked = [eventually(partial(accepted, interface)) for interface in (http, broker)]
         eventually(lambda: not http.fleet()["refuses"])
         assert [one.found for one in servers({"TAXIWAY_BROKER": url}) if one.subject == "TAXIWAY_BROKER disk"] == [True]
