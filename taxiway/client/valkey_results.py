@@ -168,9 +168,10 @@ class Replies:
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
+        judging: asyncio.TimerHandle | None = None
         if not submitted and not self.expects(job):
             self._foreign.setdefault(job, started)
-        judging = loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
+            judging = loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
         future = self._future(job)
         self._watches[job] += 1
         try:
@@ -178,7 +179,8 @@ class Replies:
             await self._poll_once(future, job)
             return await self.wait(future, timeout, started)
         finally:
-            judging.cancel()
+            if judging is not None:
+                judging.cancel()
             self._watches[job] -= 1
             if not self._watches[job]:
                 del self._watches[job]
