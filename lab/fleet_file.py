@@ -11,8 +11,19 @@ from typing import Annotated
 import msgspec
 
 from lab.roofline import Roofline, Shape, stepping
-from simulator.fleet import SERVICES, USABLE, AtLeast0, DeviceClass, Fleet, HardwareChange, Positive, ServiceShare
-from simulator.timing import Above, Timing, WholeBatches
+from simulator.fleet import (
+    SERVICES,
+    USABLE,
+    Above,
+    AtLeast0,
+    DeviceClass,
+    Fleet,
+    HardwareChange,
+    Positive,
+    ServiceShare,
+    Timing,
+    WholeBatches,
+)
 from tasks.document import Contradictions, DocumentError, Size, Verbatim, parse_document, read_document
 from tasks.queues.endpoints import Rate
 from tasks.topology import ClassName, Rebalance, price_contradictions

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from simulator.timing import Above, Stepping
+from simulator.fleet import Above, Stepping
 
 COMPUTE_EFFICIENCY = 0.65
 """Share of the peak rate that dense layers reach. Source: the least mean log error over Vidur's a40, a100 and h100."""

@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router.decide.snapshot import FleetSnapshot
-from simulator.csv_rows import columns_of
 from simulator.demand import InfeasibleError, offers
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
@@ -32,7 +31,7 @@ from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, 
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
-from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, is_spec, synthetic_trace
+from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, columns_of, is_spec, synthetic_trace
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.fleet import SERVICES, Fleet
-from simulator.timing import Timing
+from simulator.fleet import SERVICES, Fleet, Timing
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 

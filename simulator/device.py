@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-from simulator.timing import Stepping, Timing, WholeBatches
+from simulator.fleet import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
 from workers.decide.residency import Resident, Uses, evict
 

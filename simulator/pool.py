@@ -12,8 +12,7 @@ from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import ClassSize, ScalingRule, density
 from simulator.class_queue import Order, SimulatedQueue
 from simulator.device import SAME_TIME, SimulatedDevice
-from simulator.fleet import USABLE, Fleet
-from simulator.timing import Stepping, Timing, WholeBatches
+from simulator.fleet import USABLE, Fleet, Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
 from simulator.yielding import YieldTerms
 from taxiway.contract.job import Tokens

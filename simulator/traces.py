@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.csv_rows import CsvError, read_rows
 from simulator.fleet import SERVICES
-from tasks.history import JOB, PRIORITIES, Arrivals
+from tasks.document import located
+from tasks.history import JOB, PRIORITIES, Arrivals, indices
 from taxiway.contract.request import Priority
+from taxiway.errors import flaw, quoted
 
 LARGEST = 999_999_999
 """The largest size and output of a trace."""
@@ -73,8 +74,12 @@ _RELEARN, _MEMORY = 128, 2048
 Column = NDArray[Any]
 
 
-class TraceError(CsvError):
-    """A trace is invalid."""
+class TraceError(ValueError):
+    """A trace is invalid: where, what was expected and what was found. `line` counts from 1; 0 means all of it."""
+
+    def __init__(self, source: str, line: int, expected: str, got: object, *, column: str = "") -> None:
+        place = ": ".join(filter(None, (source, f"line {line}" if line else "", column)))
+        super().__init__(f"{place}: expected {expected}, got {got}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,58 +138,6 @@ COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "prior
 """The fields of `Trace` with one value per request."""
 
 
-_COLUMNS = np.dtype(
-    [
-        *(("arrival", "f8"), ("model", "i2"), ("size", "i4"), ("output", "i4"), ("deadline", "f8")),
-        *(("priority", "i1"), ("service", "i1"), ("tenant", "i4"), ("named", "i4"), ("locality", "i4")),
-    ]
-)
-"""What is known of each request: `service` is one that the simulator knows, `named` the name that a file has."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Requests:
-    """Requests in order of arrival, and the names that their columns index."""
-
-    columns: NDArray[Any]
-    names: Mapping[str, tuple[str, ...]]
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]]) -> _Requests:
-        """Those in mappings of columns, with the text of names."""
-        names: dict[str, dict[str, int]] = {name: {} for name in ("model", "tenant", "named", "locality")}
-        columns = np.fromiter((_values(row, names) for row in rows), _COLUMNS)
-        columns = columns[np.argsort(columns["arrival"], kind="stable")]
-        columns["arrival"] -= columns["arrival"][0]
-        return cls(columns, {name: tuple(numbers) for name, numbers in names.items()})
-
-    def trace(self) -> Trace:
-        """Them as a trace, with predictions."""
-        columns = {name: np.ascontiguousarray(self.columns[name]) for name in COLUMNS if name != "predicted"}
-        predicted = _predicted(columns["output"], columns["model"], columns["tenant"])
-        return Trace(models=self.names["model"], tenants=self.names["tenant"], predicted=predicted, **columns)
-
-
-def _values(row: Mapping[str, Any], names: Mapping[str, dict[str, int]]) -> tuple[float, ...]:
-    """A request's values in the order of `_COLUMNS`; a new name is added to those of its column."""
-    deadline, priority, service = row.get("deadline"), row.get("priority"), row.get("service")
-    model, tenant, named, locality = [
-        numbers.setdefault(row.get(column) or "", len(numbers)) for column, numbers in names.items()
-    ]
-    return (
-        row["arrival"],
-        model,
-        row["size"],
-        row.get("output") or 0,
-        math.nan if deadline is None else deadline,
-        UNSET if priority is None else priority,
-        UNSET if service is None else service,
-        tenant,
-        named,
-        locality,
-    )
-
-
 def joined(traces: Sequence[Trace]) -> Trace:
     """All requests of several traces that start together; tenants of different traces stay distinct only by name."""
     models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
@@ -202,9 +155,12 @@ def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[st
 
 
 def read_trace(path: Path, *, model: str) -> Trace:
-    """The trace in a CSV file, in Azure's or the generic format, by its header.
+    """The same as `read_arrivals`, as a trace."""
+    return trace_of(read_arrivals(path, model=model))
 
-    A service that the simulator does not know is unset, as in `trace_of`.
+
+def read_arrivals(path: Path, *, model: str) -> Arrivals:
+    """The requests in a CSV file as arrivals at a fleet, in Azure's or the generic format, by its header.
 
     Args:
         path: the file.
@@ -213,21 +169,75 @@ def read_trace(path: Path, *, model: str) -> Trace:
     Raises:
         TraceError: the file cannot be read, or a row is invalid.
     """
-    return _read(path, model).trace()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = sorted((_generic(row, path, model) for row in _parsed(lines, path)), key=lambda row: row.arrival)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(str(path), 0, "a readable CSV file in UTF-8", flaw(error)) from error
+    jobs, names = np.zeros(len(rows), JOB), dict[str, tuple[str, ...]](hardware_class=("",))
+    for column in ("model", "tenant", "service", "locality"):
+        texts = [getattr(row, column) or "" for row in rows]
+        names[column] = tuple(dict.fromkeys(texts))
+        jobs[column] = indices(texts, names[column])
+    jobs["arrival"] = [row.arrival - rows[0].arrival for row in rows]
+    jobs["size"], jobs["output"] = [row.size for row in rows], [row.output or 0 for row in rows]
+    jobs["deadline"] = [math.nan if row.deadline is None else row.deadline for row in rows]
+    jobs["priority"] = [UNSET if row.priority is None else PRIORITIES.index(row.priority) for row in rows]
+    jobs["rows"], jobs["seconds"], jobs["ran"] = 1, math.nan, math.nan
+    jobs["expected"] = predict(jobs["output"], jobs["model"].astype(np.int64) * len(rows) + jobs["tenant"])
+    return Arrivals(names, jobs)
 
 
-def read_arrivals(path: Path, *, model: str) -> Arrivals:
-    """The same requests as arrivals at a fleet, with the names of services and localities that the file has.
+def _parsed(lines: Iterable[str], path: Path) -> Iterator[Any]:
+    """The rows in these lines, of which the first is the header: as the first kind that fits it."""
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    records, row = filter(None, reader), None  # without blank lines
+    try:
+        header = next(records, [])
+        kind: Any = next((kind for kind in (AzureRow, TraceRow) if _fits(header, kind)), None)
+        if kind is None:
+            expected = f"the columns {columns_of(AzureRow)} or {columns_of(TraceRow)}"
+            raise TraceError(str(path), 1, expected, ",".join(header) or "nothing")
+        for record in records:
+            if len(record) != len(header):
+                raise TraceError(str(path), reader.line_num, f"{len(header)} fields", len(record))
+            cells = {name: cell or None for name, cell in zip(header, record, strict=True)}
+            row = msgspec.convert(cells, kind, strict=False)
+            yield row
+    except csv.Error as error:
+        raise TraceError(str(path), reader.line_num, "CSV", error) from error
+    except msgspec.ValidationError as error:
+        column, expected, value = located(cells, kind, str(error))
+        got = "nothing" if value is None else quoted(value)
+        raise TraceError(str(path), reader.line_num, expected, got, column=".".join(column)) from error
+    if row is None:
+        raise TraceError(str(path), 0, "at least one row", "none")
 
-    Raises:
-        TraceError: as `read_trace`.
-    """
-    requests = _read(path, model)
-    found = arrivals_of(requests.trace())
-    found.jobs["service"], found.jobs["locality"] = requests.columns["named"], requests.columns["locality"]
-    return replace(
-        found, names={**found.names, "service": requests.names["named"], "locality": requests.names["locality"]}
-    )
+
+def columns_of(kind: type[msgspec.Struct]) -> str:
+    """The header that a file of such rows has."""
+    needed, optional = _columns(kind)
+    return ",".join(needed) + (f" (and {', '.join(optional)})" if optional else "")
+
+
+def _fits(header: Sequence[str], kind: type[msgspec.Struct]) -> bool:
+    needed, optional = _columns(kind)
+    return set(needed) <= set(header) <= {*needed, *optional} and len(set(header)) == len(header)
+
+
+def _columns(kind: type[msgspec.Struct]) -> tuple[list[str], list[str]]:
+    """The columns that a file must have, and those that it may have."""
+    fields = msgspec.structs.fields(kind)
+    return [one.encode_name for one in fields if one.required], [one.encode_name for one in fields if not one.required]
+
+
+def _generic(row: AzureRow | TraceRow, path: Path, model: str) -> TraceRow:
+    if isinstance(row, TraceRow):
+        return row
+    if not model:
+        raise TraceError(str(path), 1, "a trace that names its models, or the option --model", "none")
+    arrival = (row.arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
+    return TraceRow(arrival, model, row.size, None, None, None, row.output)
 
 
 def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
@@ -238,35 +248,6 @@ def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
     jobs["rows"], jobs["expected"], jobs["seconds"], jobs["ran"] = 1, trace.predicted, math.nan, math.nan
     names = {"model": trace.models, "tenant": trace.tenants, "service": (service,)}
     return Arrivals({**names, "locality": ("",), "hardware_class": ("",)}, jobs)
-
-
-def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
-    """A trace of a few requests: mappings of `Trace`'s columns; `arrival`, `model` and `size` are required."""
-    return _Requests.of(rows).trace()
-
-
-def _read(path: Path, model: str) -> _Requests:
-    rows: Iterator[AzureRow | TraceRow] = read_rows(path, AzureRow, TraceRow, error=TraceError)
-    return _Requests.of(_given(row, path, model) for row in rows)
-
-
-def _given(row: AzureRow | TraceRow, path: Path, model: str) -> dict[str, Any]:
-    """A row as a mapping of columns."""
-    if isinstance(row, AzureRow):
-        if not model:
-            raise TraceError(str(path), 1, "a trace that names its models, or the option --model", "none")
-        arrival = (row.arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
-        return {"arrival": arrival, "model": model, "size": row.size, "output": row.output}
-    return msgspec.structs.asdict(row) | {
-        "priority": None if row.priority is None else PRIORITIES.index(row.priority),
-        "service": SERVICES.index(row.service) if row.service in SERVICES else None,
-        "named": row.service,
-    }
-
-
-def _predicted(output: Column, model: Column, tenant: Column) -> Column:
-    """`predict` by model and tenant."""
-    return predict(output, model.astype(np.int64) * (int(tenant.max(initial=0)) + 1) + tenant)
 
 
 def predict(output: Column, group: Column) -> Column:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from router.decide.moves.preempt import Occupant, Waiter, Yielding, penalty, preempt
 from simulator.device import SimulatedDevice
-from simulator.fleet import Fleet
-from simulator.timing import Stepping
+from simulator.fleet import Fleet, Stepping
 from simulator.workload import SimulatedJob
 
 

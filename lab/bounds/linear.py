@@ -50,8 +50,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES, USABLE, DeviceClass, Fleet, HardwareChange
-from simulator.timing import Stepping, Timing, WholeBatches
+from simulator.fleet import SERVICES, USABLE, DeviceClass, Fleet, HardwareChange, Stepping, Timing, WholeBatches
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 

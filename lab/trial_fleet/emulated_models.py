@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from simulator.fleet import SERVICES, Fleet
-from simulator.traces import Trace, make_trace
+from simulator.traces import Trace
 from tasks.settings import TREE
 from tasks.topology import Topology
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.fleet_file import load_fleet
+from lab.rows import make_trace
 from simulator.fleet import SERVICES, Fleet, HardwareChange
-from simulator.traces import Trace, make_trace, read_trace, synthetic_trace
+from simulator.traces import Trace, read_trace, synthetic_trace
 from simulator.workload import Workload, prepare
 
 LENGTH = 900.0

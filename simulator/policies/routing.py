@@ -23,10 +23,9 @@ from router.decide.moves.waiting import backlogged, group_by_kind, magnitude, wi
 from router.decide.plan import Plan
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
-from simulator.fleet import SERVICES, Fleet
+from simulator.fleet import SERVICES, Fleet, Stepping
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
-from simulator.timing import Stepping
 from simulator.traces import Column
 from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, SimulatedJob, Workload

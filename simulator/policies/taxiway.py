@@ -18,7 +18,7 @@ from router.decide.fairness import RELEASE_TICK, HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.fleet import SERVICES, USABLE, Fleet
+from simulator.fleet import SERVICES, USABLE, Fleet, Stepping
 from simulator.policies.policy import (
     LIVE,
     REFUSED_JOB,
@@ -40,7 +40,6 @@ from simulator.policies.routing import (
     model_of,
 )
 from simulator.pool import Pool
-from simulator.timing import Stepping
 from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces

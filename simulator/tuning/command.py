@@ -16,9 +16,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -26,16 +28,15 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
+from broker.valkey.leases import lease_answer, lease_call
 from broker.valkey.presence import plan_call
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
-from simulator.own_fleet.history import LAG, History
-from simulator.own_fleet.known import read_fleet
+from simulator.own_fleet.history import LAG, History, day_of
+from simulator.own_fleet.known import arrivals_from, read_fleet, under
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
-from simulator.traces import TraceError
-from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
-from simulator.tuning.prior import Prior, expected, parse_prior
+from simulator.traces import TraceError, arrivals_of, synthetic_trace
 from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
@@ -54,6 +55,7 @@ from simulator.tuning.tuner import (
     FIRST,
     PLAYED_WINDOW,
     REST,
+    SHORTEST_PLAY,
     Decision,
     Trust,
     Tuner,
@@ -61,8 +63,9 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import Window
-from tasks.history import Arrivals, slice_of
+from tasks.history import Arrivals, joined, slice_of
 from tasks.models.folder import ModelsFolder
+from tasks.models.profiles import generates
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
@@ -70,8 +73,118 @@ from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, CommandError, report
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
-from taxiway.contract.keys import TUNING
-from taxiway.errors import BrokerUnavailableError
+from taxiway.contract.keys import TUNER, TUNERS, TUNING
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
+
+Mix = Mapping[tuple[str, str], float]
+"""Requests a second by model and service; the default service has no name."""
+
+Prior = Mix | Arrivals
+
+ALIKE = 1 / 15
+"""Requests a second of each model and service where nothing is known."""
+
+FEWEST_DRAWN = 15
+"""Requests of the rarest kind that are drawn, so that there is one of each."""
+
+
+def parse_prior(text: str, url: str) -> Prior:
+    """A UTC day of the history in the state store at `url`, a CSV file, or a mix such as `chat/live=0.5,embed=3`.
+
+    Raises:
+        CommandError: the day has no arrivals.
+        TraceError: it is none of these.
+    """
+    if day_of(text) or Path(text).exists():
+        return arrivals_from(text, "", url, None)
+    mix = {}
+    for part in text.split(","):
+        name, _, rate = part.rpartition("=")
+        model, _, service = name.partition("/")
+        try:
+            mix[model, service] = float(rate)
+        except ValueError:
+            mix[model, service] = 0.0
+        if not model or not 0 < mix[model, service] < 1e4:
+            raise TraceError("--prior", 0, "a CSV file, a day, or MODEL[/SERVICE]=RATE,…", repr(part))
+    return mix
+
+
+def expected(prior: Prior, known: KnownFleet) -> Arrivals:
+    """Arrivals as the prior says, with the services' deadlines; of an empty mix, of all models and services alike."""
+    if isinstance(prior, Arrivals):
+        return under(prior, known.topology, known.topology)
+    services = known.topology.service
+    mix = prior or {(model, service): ALIKE for model in known.catalogue.models for service in services}
+    span = f"duration={max(SHORTEST_PLAY, FEWEST_DRAWN / min(mix.values()))}"
+    parts = [
+        arrivals_of(synthetic_trace(f"{_sizes(model, known)},rate={rate},{span},seed={seed}", model=model), service)
+        for seed, ((model, service), rate) in enumerate(mix.items())
+    ]
+    return under(joined(parts), known.topology, known.topology)
+
+
+def _sizes(model: str, known: KnownFleet) -> str:
+    """The sizes of a model's requests in a synthetic trace: only generating models have prompts and answers."""
+    try:
+        generating = generates(known.catalogue.resolve(model))
+    except TaxiwayError as error:
+        raise TraceError("--prior", 0, "models of the catalogue", repr(model)) from error
+    return "poisson:" + ("size=1000,output=150" if generating else "size=1,output=0")
+
+
+TUNER_LEASE = 10.0
+"""Seconds after which another tuner may tune if the one before was killed: more than a busy machine stops a process."""
+
+RENEW_EVERY = 0.25
+"""Lease durations between two renewals, and between two attempts of a tuner that has to wait."""
+
+
+class Lease:
+    """One tuner's lease in the state store, which it has from `take` until `give_up`, unless it was silent too long."""
+
+    def __init__(self, url: str, name: str, duration: float = TUNER_LEASE) -> None:
+        self.duration = duration
+        self._connections = ConnectionPool(url, server="state store")
+        self.name = name
+        self._given_up = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def take(self) -> bool:
+        """Take or keep the lease, and have it renewed; False while another tuner has it.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        taken = self._ask(self.duration)
+        if taken and not self._renewing.ident:
+            self._renewing.start()
+        return taken
+
+    def give_up(self) -> None:
+        """Let another tuner work at once, and disconnect.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer; the lease expires.
+        """
+        self._given_up.set()
+        if self._renewing.ident:
+            self._renewing.join()
+        try:
+            self._ask(0.0)
+        finally:
+            self._connections.close()
+
+    def _ask(self, duration: float) -> bool:
+        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self.name, duration))).own)
+
+    def _renew(self) -> None:
+        while not self._given_up.wait(RENEW_EVERY * self.duration):
+            try:
+                self._ask(self.duration)
+            except BrokerUnavailableError as error:
+                logger.debug("lease not renewed", extra={"error": error.message})
+
 
 REACH = 3600.0
 """Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""

@@ -19,10 +19,9 @@ from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare
+from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare, Stepping, Timing, WholeBatches
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
-from simulator.timing import Stepping, Timing, WholeBatches
 from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.replay import ClassState, DeviceState
 from simulator.tuning.twin import TwinConditions

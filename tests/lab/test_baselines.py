@@ -6,11 +6,11 @@ import pytest
 
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
 from simulator.engine import ANSWERED, Simulation
 from simulator.policies.policy import Assignment
-from simulator.traces import make_trace
 from simulator.workload import prepare
 from tests.unit.simulator import test_device as spot
 from tests.unit.simulator import test_opponents as halves

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
 from lab.fleet_file import parse_fleet
-from simulator.traces import make_trace
+from lab.rows import make_trace
 from simulator.workload import Workload, prepare
 from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat

@@ -13,10 +13,10 @@ from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Pace, least_work, lower_bound
 from lab.bounds.whole_devices import kinds, whole_bound
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.plan import Density
 from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
-from simulator.traces import make_trace
 from simulator.workload import Figures, Workload, prepare
 from tests.lab.test_bound import MIXED, one, requests
 

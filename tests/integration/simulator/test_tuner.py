@@ -21,9 +21,7 @@ from broker.valkey.presence import plan_call
 from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
-from simulator.tuning.command import FleetTuner
-from simulator.tuning.lease import RENEW_EVERY, TUNER_LEASE, Lease
-from simulator.tuning.prior import parse_prior
+from simulator.tuning.command import RENEW_EVERY, TUNER_LEASE, FleetTuner, Lease, parse_prior
 from simulator.tuning.recall import BLOCK, SOON
 from simulator.tuning.tuner import FIRST, PERIODS, PLAYED_WINDOW, REST, Trust
 from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of

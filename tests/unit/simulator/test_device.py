@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, WAITING, Simulation, simulate
-from simulator.fleet import SERVICES
+from simulator.fleet import SERVICES, Stepping, WholeBatches
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
-from simulator.timing import Stepping, WholeBatches
-from simulator.traces import make_trace
 from simulator.workload import SimulatedJob, Workload, prepare
 from tests.builders import recorded
 

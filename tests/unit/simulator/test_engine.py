@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.facts import BEAT
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Simulation, StuckError, simulate, summarise
 from simulator.fleet import Fleet
 from simulator.policies.policy import Static
 from simulator.policies.routing import Count, SimulatedReader, Surroundings, topology_of
 from simulator.policies.taxiway import POLICIES
-from simulator.traces import make_trace, synthetic_trace
+from simulator.traces import synthetic_trace
 from simulator.workload import Workload, jobs, prepare
 from tests.builders import recorded
 

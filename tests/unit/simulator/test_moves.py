@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.decide.plan import Cell, ClassPlan, Density, Plan
@@ -18,7 +19,6 @@ from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
-from simulator.traces import make_trace
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
 from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.plan import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import POLICIES
-from simulator.traces import joined, make_trace, synthetic_trace
+from simulator.traces import joined, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
 from simulator.workload import Workload, prepare
 from tests import builders

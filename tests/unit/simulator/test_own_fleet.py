@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lab.rows import make_trace
 from router.decide.snapshot import FleetSnapshot
 from simulator.engine import OutcomeColumns, RunSummary, played
 from simulator.fleet import SERVICES
@@ -27,7 +28,7 @@ from simulator.own_fleet.difference import (
 from simulator.own_fleet.known import ReplayError, StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import table
-from simulator.traces import arrivals_of, make_trace, read_arrivals, synthetic_trace
+from simulator.traces import arrivals_of, read_arrivals, synthetic_trace
 from simulator.workload import Workload
 from tasks.history import Arrivals
 from tasks.topology import Planning, Service

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand, offers
 from simulator.engine import RunSummary, simulate
 from simulator.fleet import Fleet
 from simulator.planner import equipped, fleet_plan, mix_of, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import joined, make_trace, synthetic_trace
+from simulator.traces import joined, synthetic_trace
 from simulator.workload import Figures, Workload, prepare
 from tasks.topology import Price
 from tests.builders import recorded

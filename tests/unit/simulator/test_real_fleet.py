@@ -10,8 +10,8 @@ import pytest
 
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
+from simulator.fleet import Stepping
 from simulator.policies.policy import able_classes
-from simulator.timing import Stepping
 from simulator.tuning.real_fleet import (
     NODES,
     UNBOUNDED,

@@ -7,7 +7,7 @@ import pytest
 
 from lab.fleet_file import Transformer
 from lab.roofline import Roofline, stepping
-from simulator.timing import WholeBatches
+from simulator.fleet import WholeBatches
 from tests.unit.simulator.public_data import rows_of
 
 LLAMA: Any = {"intermediate": 11008, "heads": 32, "kv_heads": 32, "vocabulary": 32000}

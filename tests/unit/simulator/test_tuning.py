@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
 from simulator.engine import Simulation, simulate
 from simulator.fleet import SERVICES, HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
-from simulator.traces import joined, make_trace, synthetic_trace
+from simulator.traces import joined, synthetic_trace
 from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms, DeviceState
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (

@@ -7,18 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet
+from lab.rows import make_trace
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import Density
 from router.upkeep import yielding as product
 from simulator import yielding
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, DROPPED, OutcomeColumns, Simulation
-from simulator.fleet import SERVICES
+from simulator.fleet import SERVICES, Stepping
 from simulator.policies.policy import ByLevel
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
-from simulator.timing import Stepping
-from simulator.traces import make_trace
 from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
 from tests.builders import recorded

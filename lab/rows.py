@@ -1,0 +1,33 @@
+"""A trace of a few requests, written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simulator.traces import UNSET, Trace, predict
+
+_NAMED = ("model", "tenant")
+_TYPES = {"arrival": "f8", "model": "i2", "size": "i4", "output": "i4", "deadline": "f8"}
+_TYPES |= {"priority": "i1", "service": "i1", "tenant": "i4"}
+_UNSET: Mapping[str, Any] = {"output": 0, "deadline": math.nan, "priority": UNSET, "service": UNSET, "tenant": ""}
+
+
+def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
+    """A trace of mappings of `Trace`'s columns, with names in place of numbers.
+
+    `arrival`, `model` and `size` are required; what is None is unset.
+    """
+    given = [{**_UNSET, **{name: value for name, value in row.items() if value is not None}} for row in rows]
+    names = {name: tuple(dict.fromkeys(row[name] for row in given)) for name in _NAMED}
+    for row in given:
+        row |= {name: names[name].index(row[name]) for name in _NAMED}
+    given.sort(key=lambda row: row["arrival"])
+    columns = {name: np.array([row[name] for row in given], kind) for name, kind in _TYPES.items()}
+    columns["arrival"] -= columns["arrival"][0]
+    group = columns["model"].astype(np.int64) * len(names["tenant"]) + columns["tenant"]
+    predicted = predict(columns["output"], group)
+    return Trace(models=names["model"], tenants=names["tenant"], predicted=predicted, **columns)
