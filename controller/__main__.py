@@ -16,8 +16,7 @@ from typing import Any
 import kopf
 
 from controller.cluster import CLASSES, GROUP, VERSION, Access, Cluster, OperatorLease, find_access
-from controller.operator import Operator
-from controller.routers import Routers
+from controller.operator import Operator, Routers
 
 
 def main() -> None:

@@ -1,19 +1,23 @@
-"""The reconciliation loop: each second it reconciles every HardwareClass. Every step may be repeated."""
+"""The reconciliation loop: each second it reconciles every HardwareClass with what its routers report.
+
+Every step may be repeated.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import aiohttp
 import msgspec
 
 from controller.cluster import UNANSWERED, Cluster, Object, OperatorLease
 from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end, deletion_cost
-from controller.routers import Routers
 from controller.spec import (
     HASH,
     ClassSpec,
@@ -24,6 +28,44 @@ from controller.spec import (
     status_of,
     trusts,
 )
+
+
+class Routers:
+    """The routers' HTTP API. Methods raise `UNANSWERED` while no router knows."""
+
+    def __init__(self, key: str) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(5), trust_env=True)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+    async def wanted(self, router: str, hardware_class: str) -> tuple[int, str]:
+        """The devices that a class should have, and why; it declares that they are started on demand."""
+        target = await self._ask("POST", f"{router}/v1/scaling/{hardware_class}/starts")
+        return target["replicas"], target["reason"]
+
+    async def endings(self, router: str) -> Mapping[str, PodLoss]:
+        """What would be lost with each pod, by the pod's name."""
+        devices = (await self._ask("GET", f"{router}/v2/fleet"))["devices"]
+        return {one["worker"].rpartition("@")[2]: _ending(one) for one in devices}
+
+    async def _ask(self, method: str, url: str) -> Mapping[str, Any]:
+        async with self._http.request(method, url) as answer:
+            answer.raise_for_status()
+            found: Mapping[str, Any] = json.loads(await answer.read())
+            return found
+
+
+def _ending(device: Mapping[str, Any]) -> PodLoss:
+    return PodLoss(
+        running=device.get("running", 0),
+        warm=len(device.get("warm", ())),
+        held=device.get("held", 0),
+        draining=device.get("draining", False),
+    )
+
 
 RECONCILE_EVERY = 1.0
 """Seconds between two reconciliations of a class."""

@@ -38,7 +38,7 @@ from workers.celery_adapter.strategy import (
     ordered,
 )
 from workers.device import WorkerContext, options_from
-from workers.name import worker_name
+from workers.heartbeat import worker_name
 
 _CLOCK_CHECK = 30.0  # seconds of one sleep until a class opens: the clock may be set meanwhile
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
+import queue
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +35,6 @@ from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, te
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
 from workers.learned import LearnedTimes, Loaded
-from workers.nicer_thread import NicerThread
 from workers.port import (
     Interruptible,
     Item,
@@ -480,3 +484,39 @@ def _failed(loaded: Loaded, job: str, error: TaxiwayError) -> TaxiwayError:
     extra = {"job": job, "variant": loaded.key, "error": error.message}
     logger.warning("a callable failed", extra=extra | ({"traceback": traceback} if traceback else {}))
     return error
+
+
+Value = TypeVar("Value")
+
+
+class NicerThread:
+    """A thread that computes at a lower CPU priority than the rest of the process: it runs one call after another.
+
+    On Linux niceness belongs to a thread, and only a privileged process may lower it again: hence a separate thread. It
+    is a daemon, because a worker that abandons a running batch must end; a `ThreadPoolExecutor` would wait for it.
+    """
+
+    def __init__(self, nice: int) -> None:
+        self._nice = nice
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], Value]) -> Value:
+        """The value of `call`, or what it raises. Only who has the device's turn."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="taxiway-patient", daemon=True)
+            self._thread.start()
+        answer: Future[Value] = Future()
+        self._calls.put((call, answer))
+        return answer.result()
+
+    def _run(self) -> None:
+        if sys.platform == "linux":
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
+        while True:
+            call, answer = self._calls.get()
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # the caller's to handle
+                answer.set_exception(error)

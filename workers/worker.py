@@ -38,13 +38,12 @@ from workers.heartbeat import Heartbeat, ModelsWatch
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
 from workers.stages.fetch import FetchStage
-from workers.stages.finish import FinishStage
+from workers.stages.finish import FinishStage, StreamStage
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, Shared, ahead_of
 from workers.stages.retries import OutOfMemoryPolicy, Retries
-from workers.stages.stream import StreamStage
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from broker.outage import Outage
 from broker.port import DeadLetter, Holder
 from broker.valkey.claims import (
     Claim,
@@ -32,7 +33,6 @@ from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
 from broker.valkey.runs import EARLIER, EarlierRuns, RunUpdate, checkpoint_call, earlier_runs, report_call
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
-from taxiway.backoff import Backoff
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.generation import CutGeneration, with_streamed
 from taxiway.contract.job import ResultMeta, read_meta
@@ -64,7 +64,6 @@ _FACTS_KEPT = 30 * 86400
 _UNCLAIMED = 600
 """Seconds for which a checkpoint's bytes stay that no record names: its worker died in between."""
 
-_BACKOFF = Backoff(0.05, 1.0)  # while the store is unavailable
 
 Answer = TypeVar("Answer")
 
@@ -253,19 +252,18 @@ def _notice(message: bytes) -> JobNotice:
     return JobNotice(job.removeprefix(job_key("")), token, YieldRequest(float(seconds), reason))
 
 
-def insist(call: Callable[[], Answer], given_up: threading.Event, warn: Callable[[str], None]) -> Answer:
-    """The value of `call`, retried while the store is unavailable; `warn` is called once with the reason.
+def insist(call: Callable[[], Answer], given_up: threading.Event, outage: Outage) -> Answer:
+    """The value of `call`, retried while the store is unavailable.
 
     Raises:
         BrokerUnavailableError: the store is unavailable and `given_up` is set.
     """
-    failures = 0
     while True:
         try:
-            return call()
+            answer = call()
         except BrokerUnavailableError as error:
-            failures += 1
-            if failures == 1:
-                warn(error.message)
-            if given_up.wait(_BACKOFF.pause(failures)):
+            if given_up.wait(outage.pause(error)):
                 raise
+        else:
+            outage.over()
+            return answer

@@ -19,19 +19,18 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError, error_from
-from workers.calling.arrays import FormError
-from workers.calling.callee import ANSWERED, REFUSED, STARVED, TAKES_RUN, YIELDED
+from workers.calling.callee import ANSWERED, CHECKPOINT, REFUSED, STARVED, TAKES_RUN, YIELDED
 from workers.calling.channel import (
     CallError,
     CallYieldedError,
     Channel,
     ClosedError,
+    FormError,
     NotWantedError,
     OutOfMemoryError,
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.run import CHECKPOINT
 
 CHECK_EVERY = 0.02
 """Seconds between two checks of whether a call is still wanted, in time and within its memory."""

@@ -20,6 +20,9 @@ from workers.stages.job import Delivery, Ended
 SHOWN = 128
 """Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
 
+SHOW_EVERY = 0.25
+"""Seconds after which a job that still runs is shown; events are sent as often. Flower's pages are slower."""
+
 AT_MOST = 500
 """Events in one group; a full group is sent at once."""
 

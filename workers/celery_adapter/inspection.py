@@ -12,14 +12,11 @@ from celery.app.task import Task
 from celery.worker import state
 
 from taxiway.contract.progress import RunProgress
-from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import TaskEvent, TaskEvents, progressed, received
+from workers.celery_adapter.consumer import ConsumerThread
+from workers.celery_adapter.events import SHOW_EVERY, TaskEvent, TaskEvents, progressed, received
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Revoked
 from workers.stages.queues import EndingSink
-
-SHOW_EVERY = 0.25
-"""Seconds after which a job that still runs is shown; events are sent as often. Flower's pages are slower."""
 
 SHOW_WAITING = 0.5
 """Seconds after which a job is shown that is here and has not ended; to show one takes Celery's loop some 10 µs."""

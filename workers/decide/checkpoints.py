@@ -22,7 +22,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     row: int
     """It is of this row of its job."""
     form: str
-    """What the bytes are (`workers.calling.run`)."""
+    """What the bytes are (`workers.calling.callee`)."""
     size: int
     checksum: int
     digest: str

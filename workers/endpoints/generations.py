@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Sequence
 from functools import partial
 
+from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import Yieldable, three_digits
 from tasks.models.model import Profile
@@ -59,7 +60,8 @@ class Generations:
         job.generation = TextRun(item.seed)
         if job.attempt > 1:
             read = partial(self._store.kept, job.delivery.job)
-            job.generation.kept = await asyncio.to_thread(insist, read, self._stopping, _cannot_read)
+            outage = Outage(logger, "cannot read what was kept of a generation")
+            job.generation.kept = await asyncio.to_thread(insist, read, self._stopping, outage)
 
     def yieldable(self, variants: EndpointVariants, now: float) -> tuple[Yieldable, ...]:
         """The preemptible ones that were not asked to yield. Thread-safe."""
@@ -196,7 +198,3 @@ def dollars(job: RunningJob, device: Device, exchange: Exchange, share: float) -
     tariff = ticket.tariffs.get(name)
     used = exchange.cost if tariff is None else tariff.bill(exchange.tokens, 1)
     return used, device.prices.get(name, ticket.prices[name]) / 3600 * share
-
-
-def _cannot_read(reason: str) -> None:
-    logger.warning("cannot read what was kept of a generation", extra={"error": reason})

@@ -1,4 +1,4 @@
-"""Whether an endpoint gets work now: its breaker, its probes, what its engine reports, and the pauses it asks for.
+"""Where an endpoint's requests go, and whether it gets work now: by probes, its engine's report and pauses it asks for.
 
 Sources: vLLM, docs/usage/metrics.md; SGLang, references/production_metrics; llama.cpp, tools/server/README.md; TGI,
 reference/metrics; Triton, user_guide/metrics.
@@ -11,20 +11,26 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.heartbeat import EngineLoad, PeerFacts
 from tasks.models.discovered import Announced
-from tasks.queues.endpoints import Endpoint
+from tasks.queues.endpoints import Endpoint, connection
 from taxiway.errors import UNREADABLE
 from workers.decide.faults import Breaker, State
-from workers.endpoints.http import EndpointLink
+from workers.device import Device, DeviceMissingError, endpoint_device
+from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.peers import Origin, open_link
 from workers.endpoints.protocol import EndpointError, EndpointProtocol, FaultKind
+from workers.endpoints.variants import EndpointVariants
 
 logger = logging.getLogger(__name__)
 
@@ -351,3 +357,94 @@ class Target:
         self._running -= 1
         if not self._running:
             self._idle.set()
+
+
+class Places:
+    """The `target` of new requests, and those that are left. For one event loop, except for `follow`.
+
+    Args:
+        wake: called when the endpoint may get more or less than before.
+        resized: called with a description that is followed from now on.
+
+    Raises:
+        EndpointConfigError: the endpoint's certificates cannot be read.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        protocol: EndpointProtocol,
+        key: str,
+        variants: EndpointVariants,
+        *,
+        stall: float,
+        origin: Origin,
+        wake: Callable[[], None],
+        resized: Callable[[Endpoint], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self._protocol, self._key = protocol, key
+        self._variants = variants
+        self._stall, self._origin = stall, origin
+        self._wake = wake
+        self._resized = resized
+        self.target = self._target_of(endpoint, variants.device)
+        self.gone = ""  # why the endpoint cannot be found
+        self._changes: deque[Endpoint] = deque(maxlen=1)
+        self._move: asyncio.Task[None] | None = None
+        self._left: set[asyncio.Task[None]] = set()
+
+    def follow(self, endpoint: Endpoint) -> None:
+        """Go by another description. Thread-safe."""
+        self._changes.append(endpoint)
+        self._wake()
+
+    def turn(self) -> None:
+        """Begin to go where the last description says."""
+        if self._changes and (self._move is None or self._move.done()):
+            self._move = asyncio.create_task(self._change(self._changes.popleft()))
+
+    @property
+    def moves(self) -> list[asyncio.Task[None]]:
+        """What still goes on."""
+        return [*self._left] if self._move is None else [self._move, *self._left]
+
+    async def _change(self, endpoint: Endpoint) -> None:
+        """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
+        self.gone = ""
+        here, target = self._variants.device, self.target
+        try:
+            device = replace(
+                endpoint_device(endpoint, here.label, urlsplit(here.address).port or 0), prices=here.prices
+            )
+            if connection(endpoint, device.address) != connection(self.endpoint, here.address):
+                target = self._target_of(endpoint, device)
+        except DeviceMissingError as error:
+            self.gone = f"{error} in queues.yaml now"
+            return
+        except EndpointConfigError as error:
+            logger.error("endpoint is used as it was", extra={"reason": str(error)})
+            return
+        if target is not self.target:
+            await target.open_probed()
+            self._leave_behind(self.target)
+        self.endpoint, self.target = endpoint, target
+        self._variants.change(endpoint, device)
+        self._variants.announce(target.health)
+        self._resized(endpoint)
+        target.health.resize(endpoint.slots)
+
+    def _leave_behind(self, target: Target) -> None:
+        """Leave a target that gets no more requests, once those that run there have ended."""
+        leaving = asyncio.create_task(target.leave())
+        self._left.add(leaving)
+        leaving.add_done_callback(self._left.discard)
+
+    def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
+        link = open_link(endpoint, device.address, self._key, self._stall, self._origin)
+        health = EndpointHealth(link, self._protocol, endpoint, self._wake, self._announced)
+        return Target(link, health)
+
+    def _announced(self, health: EndpointHealth) -> None:
+        if health is self.target.health:
+            self._variants.announce(health)

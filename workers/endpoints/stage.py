@@ -35,9 +35,8 @@ from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionEr
 from workers.decide.faults import RETRIES, describe
 from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
-from workers.endpoints.health import Target, is_full
+from workers.endpoints.health import Places, Target, is_full
 from workers.endpoints.peers import Origin
-from workers.endpoints.places import Places
 from workers.endpoints.protocol import (
     AskItem,
     Behalf,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from broker.outage import Outage
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.class_queue import FetchedMessage
 from broker.valkey.worker_store import insist
@@ -147,22 +148,14 @@ class AdmitStage:
         if not deliveries:
             return
         pairs = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
-        now, claims = insist(
-            lambda: self._store.claim(pairs),
-            self._stopping,
-            lambda why: logger.warning("cannot claim", extra={"error": why}),
-        )
+        now, claims = insist(lambda: self._store.claim(pairs), self._stopping, Outage(logger, "cannot claim"))
         for delivery, claim in zip(deliveries, claims, strict=True):
             delivery.claim, delivery.lost, delivery.yields = claim, False, None
         self.admit(deliveries, now)
 
     def _fetch(self, found: Sequence[Reference]) -> Contents:
         """Fetch the blobs of requests, waiting until the store answers."""
-        return insist(
-            lambda: self._store.blobs(found),
-            self._shutdown,
-            lambda why: logger.warning("cannot fetch inputs", extra={"error": why}),
-        )
+        return insist(lambda: self._store.blobs(found), self._shutdown, Outage(logger, "cannot fetch inputs"))
 
     def _not_run(self, delivery: Delivery, claim: Claim, now: float) -> None:
         if claim.verdict is Verdict.FINAL:
@@ -205,11 +198,8 @@ class AdmitStage:
         return prepared
 
     def _note_alone(self, delivery: Delivery, *, alone: bool) -> None:
-        insist(
-            lambda: self._store.alone([(delivery.job, delivery.token)], alone=alone),
-            self._shutdown,
-            lambda why: logger.warning("cannot note a suspect", extra={"error": why}),
-        )
+        suspect = [(delivery.job, delivery.token)]
+        insist(lambda: self._store.alone(suspect, alone=alone), self._shutdown, Outage(logger, "cannot note a suspect"))
 
     def _prepare(self, job: RunningJob) -> RunningJob:
         loaded = self._variants.ready(job.model, job.variant)

@@ -28,14 +28,12 @@ from taxiway.errors import TaxiwayError
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, prepare
+from workers.stages.finish import RanBatch, note
 from workers.stages.job import Answered, Ended, Ending, Returned, Revoked, RunningJob, late
-from workers.stages.lane import Lane, Loads, Portions, is_short
-from workers.stages.lanes import Lanes
+from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
-from workers.stages.results import RanBatch, note
 from workers.stages.retries import count_runs
-from workers.stages.run import BatchUse, DeviceRunner
-from workers.stages.runs import Runs
+from workers.stages.runs import BatchUse, DeviceRunner, Runs
 
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves the queue to devices without one."""

@@ -1,4 +1,4 @@
-"""Stage 4: writes results in bulk, announces and acknowledges them.
+"""Stage 4: makes results, writes them in bulk, announces and acknowledges them. Beside it, answers are streamed.
 
 A plain job's result, announcement and acknowledgement are one script. Jobs that Celery's consumer received are then
 finished by Celery. If other tasks follow the job (a link, a chain, a chord), Celery's order holds: they are sent before
@@ -13,18 +13,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
+from broker.outage import Outage
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.endings import Ending as StoredEnding
-from broker.valkey.worker_store import insist
-from tasks.heartbeat import variant_key
-from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta
+from broker.valkey.worker_store import WorkerStore, insist
+from tasks.heartbeat import is_emulated, variant_key
+from tasks.models.profiles import generates, length_of
+from tasks.models.tensor_spec import TensorSpec
+from taxiway.contract.generation import total
+from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
 from taxiway.contract.limits import LARGE, check_depth
-from taxiway.contract.values import ResultBlobs
+from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
@@ -35,6 +41,9 @@ from taxiway.errors import (
     error_of_code,
 )
 from workers.decide.faults import describe
+from workers.device import Device
+from workers.port import Row
+from workers.stages.admit import named_row
 from workers.stages.job import (
     Answered,
     CeleryTask,
@@ -44,12 +53,95 @@ from workers.stages.job import (
     Ending,
     Returned,
     RunningJob,
+    TextRun,
     Used,
     taken,
 )
 from workers.stages.outcomes import WorkerOutcomes
-from workers.stages.queues import DeviceVariants, Shared
-from workers.stages.results import answer_of, generated_by
+from workers.stages.queues import DeviceVariants, PieceQueue, Shared
+
+_NO_TEXT = TextRun()
+
+
+@dataclass(frozen=True, slots=True)
+class RanBatch:
+    """A batch that ran: its seconds and its rows."""
+
+    seconds: float
+    rows: int
+
+
+def note(
+    job: RunningJob, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: RanBatch
+) -> TaxiwayError | None:
+    """Record the rows' answers and their share of the batch in the job; returns the first error."""
+    job.run_time += batch.seconds
+    job.device_time += batch.seconds * len(rows) / batch.rows
+    job.batch = max(job.batch, batch.rows)
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, TaxiwayError):
+            return named_row(answer, row, job)
+        job.answers[row] = answer
+    return None
+
+
+def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
+    """The job's result in plain values: a single value for a request of one row, a list or tensor for several.
+
+    `blobs` keeps values that are too large for it.
+
+    Raises:
+        TaxiwayError: an output cannot be encoded.
+    """
+    hardware_class = job.delivery.hardware_class
+    waited = max(0.0, job.delivery.started - job.ticket.accepted)
+    generation = job.generation or _NO_TEXT
+    before = generation.kept.parts
+    return Result(
+        model=job.model.id,
+        outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
+        single=job.single,
+        report=RunReport(
+            hardware_class=hardware_class,
+            variant=job.variant,
+            device=device.label,
+            emulated=is_emulated(device.kind, job.hardware),
+            batch=job.batch,
+            queue_wait=waited,
+            run_time=job.run_time + sum(part.seconds for part in before),
+            cost=device.prices.get(hardware_class, job.ticket.prices[hardware_class]) / 3600 * job.device_time
+            + job.billed
+            + sum(part.cost for part in before),
+            reason=job.ticket.reason,
+            tokens=job.tokens if not before else total(generation.parts),
+            parts=generation.parts if before or generation.kept.text else (),
+            load_time=min(job.load_time, waited),  # by two clocks
+            redone=job.times.redone,
+            checkpoints="; ".join(job.times.notes),
+        ),
+    )
+
+
+def generated_by(job: RunningJob) -> tuple[int, ...]:
+    """The length of each generated answer; empty for other models."""
+    if not generates(job.model):
+        return ()
+    return tuple(length_of(answer) for answer in job.answers if answer is not None)
+
+
+def _wanted(job: RunningJob) -> list[TensorSpec]:
+    """The requested outputs, in request order."""
+    specs = {spec.name: spec for spec in job.model.outputs}
+    return [specs[name] for name in job.outputs]
+
+
+def _output(job: RunningJob, spec: TensorSpec) -> Any:
+    values = [answer[spec.name] for answer in job.answers if answer is not None]
+    if job.single:
+        return values[0]
+    alike = all(isinstance(value, np.ndarray) and value.shape == values[0].shape for value in values)
+    return np.stack(values, spec.batch_axis or 0) if alike else values
+
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +176,7 @@ class FinishStage:
         self._celery = shared.celery
         self._seal_keys = shared.seal_keys
         self._given_up = threading.Event()
+        self._outage = Outage(logger, "cannot write results")
         self._started: list[Delivery] = []
         self._writing = threading.Lock()
 
@@ -351,10 +444,7 @@ class FinishStage:
         )
 
     def _insist(self, call: Callable[[], Answer]) -> Answer:
-        return insist(call, self._given_up, self._log_unavailable)
-
-    def _log_unavailable(self, why: str) -> None:
-        logger.warning("cannot write results", extra={"error": why})
+        return insist(call, self._given_up, self._outage)
 
 
 def _expired(error: TaxiwayError | None) -> bool:
@@ -365,3 +455,31 @@ def _expired(error: TaxiwayError | None) -> bool:
 def _followed(delivery: Delivery) -> bool:
     """Whether other tasks follow the job."""
     return delivery.task is not None and delivery.task.followed
+
+
+class StreamStage:
+    """Stage 5: appends pieces of generated answers to their streams without blocking the device.
+
+    Pieces that arrive during a write are sent together.
+    """
+
+    def __init__(self, inbox: PieceQueue, store: WorkerStore) -> None:
+        self._inbox = inbox
+        self._store = store
+
+    def run(self) -> None:
+        """Run until the queue is closed and empty, or closed while the store is unavailable."""
+        outage = Outage(logger, "cannot stream answers")
+        while pieces := self._inbox.take():
+            try:
+                self._store.append(pieces)
+            except BrokerUnavailableError as error:
+                if self._inbox.closed:
+                    return
+                self._inbox.put_back(pieces, pause=outage.pause(error))
+            else:
+                outage.over()
+
+    def stop(self) -> None:
+        """End after the queued pieces. Thread-safe."""
+        self._inbox.close()

@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
+from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore, insist
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError
 from workers.decide.faults import RETRIES, Budget
@@ -36,7 +37,7 @@ def count_runs(store: WorkerStore, suspects: Sequence[Delivery], stopping: threa
         store.alone([(job, token) for job, token, _ in begun], alone=True)
 
     try:
-        insist(count, stopping, lambda why: logger.warning("cannot count attempts", extra={"error": why}))
+        insist(count, stopping, Outage(logger, "cannot count attempts"))
     except BrokerUnavailableError:  # stopping: the messages are delivered again
         return False
     for delivery in suspects:

@@ -20,13 +20,13 @@ from hypothesis.extra import numpy as arrays
 from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
 from tests.waiting import BUSY, gone, until
-from workers.calling.arrays import FormError
 from workers.calling.callee import TEXT
 from workers.calling.channel import (
     INLINE,
     SHARED_BYTES_KEPT,
     CallError,
     Channel,
+    FormError,
     NotWantedError,
     OutOfMemoryError,
     ProcessLostError,

@@ -12,7 +12,7 @@ from taxiway.contract.keys import name_key
 from tests.command_line import program
 from tests.routing import eventually
 from tests.working import CLASS, Tower, worker_process
-from workers.name import NAME_TAKEN
+from workers.heartbeat import NAME_TAKEN
 
 HERE = f"{CLASS}.cpu-0@{socket.gethostname()}"
 

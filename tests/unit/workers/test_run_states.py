@@ -16,10 +16,8 @@ from hypothesis.extra import numpy as arrays
 
 from taxiway import Run
 from taxiway.run import MOST_REPORTED
-from workers.calling.arrays import FormError
-from workers.calling.callee import run_parameter
-from workers.calling.channel import MOST_POSTED, Channel, shared_memory
-from workers.calling.run import packed, unpacked
+from workers.calling.callee import packed, run_parameter, unpacked
+from workers.calling.channel import MOST_POSTED, Channel, FormError, shared_memory
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 DTYPES: Any = st.sampled_from([np.dtype("<f8"), np.dtype(">i4"), np.dtype("?")])

@@ -11,9 +11,9 @@ from tasks.queues.limits import Limits
 from taxiway.contract.keys import INFER
 from tests.celery_double import Endings
 from tests.unit.workers.parts import a_delivery, holding
-from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import SILENCE, TaskEvent, TaskEvents
-from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
+from workers.celery_adapter.consumer import ConsumerThread
+from workers.celery_adapter.events import SHOW_EVERY, SILENCE, TaskEvent, TaskEvents
+from workers.celery_adapter.inspection import SHOW_WAITING, Inspection
 from workers.stages.job import Delivery, Headers
 
 

@@ -15,7 +15,7 @@ from workers.port import Item
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import gather
 from workers.stages.job import RunningJob
-from workers.stages.lanes import Lanes
+from workers.stages.lane import Lanes
 
 HARDWARE = a_class(max_batch=8, max_wait=0.05)
 
