@@ -424,7 +424,9 @@ def _size_contradictions(model: Model) -> Contradictions:
         return
     if unit.kind == "rows" and model.expected_size != 1:
         yield "expected_size", "1, because size_unit is rows", model.expected_size
-    if model.expected_size > model.buckets[-1]:
+    if unit.kind != "rows" and model.buckets == (1,):
+        yield "buckets", f"sizes up to that of the largest row, because size_unit is {model.size_unit}", model.buckets
+    elif model.expected_size > model.buckets[-1]:
         yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
 
 

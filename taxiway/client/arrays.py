@@ -45,7 +45,7 @@ _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 class ArrayProgress(msgspec.Struct, frozen=True):
-    """How far an array is. `errors` says why it could not begin."""
+    """How far an array is. `errors` says why it could not begin, and of which inputs, counted from 1."""
 
     state: str  # as a batch's: validating, in_progress, finalizing, completed, failed, expired, cancelling, cancelled
     members: int  # 0 until they were counted
@@ -101,6 +101,10 @@ class _Named(msgspec.Struct, frozen=True):
 
 class _LineFault(msgspec.Struct, frozen=True):
     message: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.message if self.line is None else f"input {self.line}: {self.message}"
 
 
 class _Faults(msgspec.Struct, frozen=True):
@@ -200,7 +204,7 @@ class AsyncJobArray:
                 given += 1
         progress = _progress_of(batch)
         if not progress.members:
-            raise InvalidRequestError(f"array: {next(iter(progress.errors), 'it has no members')}", field="inputs")
+            raise InvalidRequestError(f"array: {_first_of(progress.errors)}", field="inputs")
         error = JobCancelledError if progress.state == "cancelled" else DeadlineExceededError
         missing = error(f"the array was {progress.state} before this member was answered")
         for number in range(given, progress.members):
@@ -276,9 +280,14 @@ class AsyncJobArray:
 
 
 def _progress_of(batch: _Batch) -> ArrayProgress:
-    errors = tuple(one.message for one in batch.errors.data) if batch.errors else ()
+    errors = tuple(map(str, batch.errors.data)) if batch.errors else ()
     counts = batch.request_counts
     return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
+
+
+def _first_of(errors: Sequence[str]) -> str:
+    more = f"; {len(errors) - 1} more are wrong" if len(errors) > 1 else ""
+    return f"{next(iter(errors), 'it has no members')}{more}"
 
 
 def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], given: int) -> None:

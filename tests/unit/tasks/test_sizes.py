@@ -1,4 +1,5 @@
 import base64
+import re
 import struct
 from typing import Any
 
@@ -163,6 +164,12 @@ def test_a_size_unit_that_the_model_does_not_have_is_named(unit: str, path: str)
     with pytest.raises(ModelError) as caught:
         parse_model(text, "model.yaml")
     assert caught.value.path == path
+
+
+def test_a_size_unit_without_buckets_is_refused_as_every_row_would_be() -> None:
+    text = re.sub("buckets: .*", "", (TREE / "models/ising/model.yaml").read_text())
+    with pytest.raises(ModelError, match="expected sizes up to that of the largest row, because size_unit is sweeps"):
+        parse_model(text, "model.yaml")
 
 
 def test_rows_and_axes_are_counted_wherever_the_batch_axis_is() -> None:
