@@ -51,6 +51,11 @@ def stop_child(child: subprocess.Popen[bytes], *, timeout: float) -> bool:
     """Ask the child to end, and kill its group after `timeout` seconds; returns whether it ended when asked."""
     if child.poll() is None:
         child.terminate()
+    return ends_within(child, timeout)
+
+
+def ends_within(child: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Wait for a child that was asked to end, and kill its group after `timeout` seconds; returns whether it ended."""
     try:
         child.wait(timeout)
     except subprocess.TimeoutExpired:

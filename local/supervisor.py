@@ -11,12 +11,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -277,12 +277,16 @@ class Supervisor:
         self.broker_restarts = 0
         self.broker_exit: Exit | None = None
         self._changed = self._untold = False
-        self._stopping = threading.Event()
-        self._hurried = threading.Event()
+        self._stops = 0
+        self._wake = SimpleQueue[None]()
 
     def request_stop(self) -> None:
-        """Make `start` and `watch` return soon, and the second time `stop` too. Safe in a signal handler."""
-        (self._hurried if self._stopping.is_set() else self._stopping).set()
+        """Make `start` and `watch` return soon, and the second time `stop` too.
+
+        Safe in a signal handler, also in one that interrupts this: an Event's lock would be held by the interrupted.
+        """
+        self._stops += 1
+        self._wake.put(None)
 
     def start(self, healthy: Callable[[], bool], *, timeout: float) -> bool:
         """Start all, and wait until each is ready and then `healthy()`; False if `request_stop` was called meanwhile.
@@ -294,7 +298,7 @@ class Supervisor:
             if process.wanted:
                 process.start()
         end = time.monotonic() + timeout
-        while not self._stopping.wait(CHECK_EVERY):
+        while not self._stopping():
             self._check_start()
             if all(p.ready for p in self._running()) and healthy():
                 return True
@@ -313,7 +317,7 @@ class Supervisor:
         `changed` is called after a process became ready or ended, and again if it raises `OSError`, as it does while
         the disk is full; `ended` before that with one that ended; `tend` may change which processes are wanted.
         """
-        while not self._stopping.wait(CHECK_EVERY):
+        while not self._stopping():
             self._watch_broker()
             tend()
             for process in self._all():
@@ -326,11 +330,18 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop everything in order; each process has its timeout, or until `request_stop`, then it is killed."""
-        self._stopping.set()
+        self._stops = max(self._stops, 1)
         for group in self._groups:
-            _stop_group([p for p in group if not p.resting], self._hurried)
+            _stop_group([p for p in group if not p.resting], lambda: self._stops > 1)
         if self._broker is not None:
             self._broker.stop()
+
+    def _stopping(self) -> bool:
+        """Whether it was asked to stop, or is within `CHECK_EVERY` seconds."""
+        if not self._stops:
+            with suppress(Empty):
+                self._wake.get(timeout=CHECK_EVERY)
+        return self._stops > 0
 
     def _all(self) -> Iterable[SupervisedProcess]:
         """Every process in start order, the reverse of the stop order."""
@@ -416,13 +427,13 @@ class Supervisor:
         logger.log(level, "process ended, restarting", extra=facts)
 
 
-def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:
+def _stop_group(group: Sequence[SupervisedProcess], hurried: Callable[[], bool]) -> None:
     _terminate(group)
     asked, again = time.monotonic(), False
     while left := [p for p in group if p.alive and time.monotonic() < asked + (SECOND_STOP if again else p.timeout)]:
         for process in left:
             process.listen()
-        if hurried.is_set() and not again:
+        if hurried() and not again:
             _terminate(group)  # the second request: stop at once
             asked, again = time.monotonic(), True
         time.sleep(CHECK_EVERY / 2)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from tasks.topology import Notice
 
@@ -90,28 +91,28 @@ class NoticeWatch:
         self._notice = notice
         self._leave = leave
         self._closes, self._grace = closes, grace
-        self._wake = threading.Event()
+        self._wake = SimpleQueue[None]()  # a signal handler may put into it
         self._signals = 0
         self._stopped = False
 
     def signal(self) -> None:
         """Count a signal; a second one means to exit at once. Called by the signal handler."""
         self._signals += 1
-        self._wake.set()
+        self._wake.put(None)
 
     def stop(self) -> None:
         """End `run`. Any thread may call it."""
         self._stopped = True
-        self._wake.set()
+        self._wake.put(None)
 
     def run(self) -> None:
         """Poll every `POLL_EVERY` seconds, and at once after a signal."""
         while not self._stopped:
-            self._wake.clear()
             grace = self.look()
             if grace is not None:
                 self._leave(grace)
-            self._wake.wait(POLL_EVERY)
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=POLL_EVERY)
 
     def look(self) -> float | None:
         """Seconds until the machine is gone; None without a notice."""

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 from click import echo
 
-from local.children import start_child, stop_child
+from local.children import ends_within, start_child
 from local.fleet import LocalFleet, supervising
 from local.plan import absent
 from local.sites.line import ScriptedLine
@@ -119,10 +119,10 @@ class Sites:
                     self._follow(script, loop)
                     await self._stopped.wait()
             finally:
+                if not self._stopped.is_set():
+                    self._stop()
                 for process in self._running:
-                    process.terminate()
-                for process in self._running:
-                    await asyncio.to_thread(stop_child, process, timeout=STOP_TIMEOUT)
+                    await asyncio.to_thread(ends_within, process, STOP_TIMEOUT)
 
     def _stop(self) -> None:
         """Ask all fleets to end; the second time, at once."""
@@ -134,6 +134,8 @@ class Sites:
         """Start the fleets, first those that hand nothing on; returns their URLs, unless stopped meanwhile."""
         ends = {line: await line.open() for line in self._lines}
         urls: dict[str, str] = {}
+        if self._stopped.is_set():
+            return {}
         for site, plan in sorted(self._plans.items(), key=lambda one: (len(one[1].peers), one[0])):
             echo(f"starting {site}", err=True)
             text = plan.with_lines({line.far: end for line, end in ends.items() if line.near == site})

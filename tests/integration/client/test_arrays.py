@@ -108,7 +108,9 @@ def test_terms_apply_to_all_members_and_wrong_ones_are_refused(client: Client, f
         client.array("slab", [])
     with pytest.raises(UnknownModelError):
         client.array("slib", [one(1)])
-    with pytest.raises(InvalidRequestError, match=r"array: input 2: inputs.samples: expected INT64.*; 1 more are wrong"):
+    with pytest.raises(
+        InvalidRequestError, match=r"array: input 2: inputs.samples: expected INT64.*; 1 more are wrong"
+    ):
         client.array("slab", [one(1), one("many"), one("few")]).results(timeout=60)
     with Client(fleet.broker) as broker, pytest.raises(InvalidRequestError, match="array: expected an http://"):
         broker.array("slab", [one(1)])

@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -225,6 +226,17 @@ def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
     supervisor.request_stop()
     stopping.join(60)
     assert busy.process.returncode == 7
+
+
+def test_requests_to_stop_that_interrupt_each_other_are_heeded() -> None:
+    program = (
+        "import signal; from local.supervisor import Supervisor; supervisor = Supervisor(None, []);"
+        "signal.signal(signal.SIGALRM, lambda *_: supervisor.request_stop());"
+        "signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4);"
+        "[supervisor.request_stop() for _ in range(20_000)];"
+        "signal.setitimer(signal.ITIMER_REAL, 0); supervisor.watch(lambda: None, lambda: None)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 def test_a_child_dies_when_its_parent_is_killed() -> None:
