@@ -6,21 +6,39 @@ import msgspec
 from litestar import Response, get
 from litestar.response import Stream
 
-from api.described import EVENTS, of_model, posts
+from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, ServerSentEvent, answers, of_model, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
-from api.inference import described
 from api.inference.metadata import model_metadata, unready
-from api.inference.protocol import InferRequest, read_infer
+from api.inference.protocol import InferAnswer, InferRequest, read_infer
 from api.inference.streaming import STREAM_HEADERS, Streaming
 from api.services import JsonResponse, jobs_of, most_elements, router_of, services_of
 from router.service.model_list import model_list
 from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
+from taxiway.contract.job import JobState
 from taxiway.contract.tensors import HEADER
 from taxiway.errors import ModelUnavailableError
 
 
-@get("/v2/models", opt=needs(), responses=described.INFO)
+class JobLocation(msgspec.Struct, frozen=True):
+    """Where an accepted job can be queried."""
+
+    id: str
+    state: JobState
+    location: str
+
+
+_HEADERS = {
+    HEADER: "Number of JSON bytes in the body; the raw tensors that it describes follow.",
+    "Prefer": "With `respond-async` the job's location is returned at once; with `wait=s`, after s seconds.",
+}
+_INFER_BODY = takes(InferRequest, {**_HEADERS, **TERMS})
+_INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **answers(JobLocation, status=202)}
+_STREAM = answers(ServerSentEvent, *KEYED, 400, 404, 410, 503, media=EVENTS)
+_READY = answers(FIELDS, *KEYED, 404, 503) | answers(FIELDS, status=503)
+
+
+@get("/v2/models", opt=needs(), responses=answers(FIELDS, *KEYED))
 async def models(request: AnyRequest) -> JsonResponse:
     """Every model with its versions, aliases and variants, and why one is disabled."""
     router = router_of(request)
@@ -37,7 +55,7 @@ class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-@posts("/v2/repository/index", opt=needs(), responses=described.INDEX)
+@posts("/v2/repository/index", opt=needs(), responses=answers(list[FIELDS], *KEYED))
 async def repository_index(request: AnyRequest) -> Response[bytes]:
     """Every version of every model, for Triton's clients, and whether a live device has it or could load it."""
     router = router_of(request)
@@ -49,14 +67,14 @@ async def repository_index(request: AnyRequest) -> Response[bytes]:
     return json_answer(found)
 
 
-@get(of_model(""), opt=needs(), responses=described.MODEL)
+@get(of_model(""), opt=needs(), responses=answers(FIELDS, *KEYED, 404, 503))
 async def metadata(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """A model's inputs, outputs and parameters."""
     catalogue = router_of(request).rules.catalogue
     return Response(model_metadata(catalogue, catalogue.resolve(reference_of(model, version))))
 
 
-@get(of_model("/ready"), opt=needs(), responses=described.MODEL_READY)
+@get(of_model("/ready"), opt=needs(), responses=_READY)
 async def model_ready(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
     router = router_of(request)
@@ -71,9 +89,9 @@ async def model_ready(request: AnyRequest, model: str, version: str | None = Non
 
 @posts(
     of_model("/infer"),
-    operation_class=described.INFER_BODY,
+    operation_class=_INFER_BODY,
     opt=needs("submit"),
-    responses=described.INFER,
+    responses=_INFER,
 )
 async def infer(model: str, version: str | None = None) -> Response[bytes]:
     """Run the model: 200 with its outputs; 202 with the job's location, at once with `Prefer: respond-async`."""
@@ -82,9 +100,9 @@ async def infer(model: str, version: str | None = None) -> Response[bytes]:
 
 @posts(
     of_model("/placement"),
-    operation_class=described.INFER_BODY,
+    operation_class=_INFER_BODY,
     opt=needs("submit"),
-    responses=described.PLACEMENT,
+    responses=answers(FIELDS, *KEYED, *ASKED),
 )
 async def model_placement(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Where the present fleet would run an infer request, and why; nothing is accepted."""
@@ -93,7 +111,7 @@ async def model_placement(request: AnyRequest, model: str, version: str | None =
     return Response(await preview(reference_of(model, version), infer, len(await request.body())))
 
 
-@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
+@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=_STREAM)
 async def job_stream(request: AnyRequest, job: str) -> Stream:
     """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
     streaming = Streaming(jobs_of(request), services_of(request).inference)

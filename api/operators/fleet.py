@@ -7,16 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import msgspec
-from litestar import Response, get
+from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
-from api.described import EVENTS, NONE, VERSION, deletes, posts
+from api.described import EVENTS, FIELDS, KEYED, NONE, VERSION, ServerSentEvent, answers, deletes, posts
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
-from api.operators import described
 from api.operators.metrics import CONTENT_TYPE, exposition
 from api.operators.reading import read_fleet, read_timeline
+from api.operators.view import FleetTimeline, FleetView
 from api.routing.reload import reload as reload_all
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, router_of
@@ -30,19 +30,19 @@ EXTENSIONS = ["binary_tensor_data"]
 _EACH = 1.0  # seconds between two events of the fleet's stream
 
 
-@get("/v2", opt=needs(), responses=described.INFO)
+@get("/v2", opt=needs(), responses=answers(FIELDS, *KEYED))
 async def server_metadata(request: AnyRequest) -> JsonResponse:
     """Name and version of the server."""
     return Response({"name": "taxiway", "version": request.app.state[VERSION], "extensions": EXTENSIONS})
 
 
-@get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=NONE)
+@get("/v2/health/live", opt=needs(), responses=answers(FIELDS, 500), security=NONE)
 async def live() -> JsonResponse:
     """The router runs."""
     return Response({"live": True})
 
 
-@get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=NONE)
+@get("/v2/health/ready", opt=needs(), responses={**answers(FIELDS, 500), **answers(FIELDS, status=503)}, security=NONE)
 async def ready(request: AnyRequest) -> JsonResponse:
     """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
     router = router_of(request)
@@ -50,20 +50,20 @@ async def ready(request: AnyRequest) -> JsonResponse:
     return Response({"ready": there}, status_code=200 if there else 503)
 
 
-@get("/v2/fleet", responses=described.FLEET)
+@get("/v2/fleet", responses=answers(FleetView, *KEYED, 503))
 async def fleet(request: AnyRequest) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
     return json_answer(await read_fleet(router_of(request)))
 
 
-@get("/v2/fleet/timeline", responses=described.FLEET_TIMELINE)
+@get("/v2/fleet/timeline", responses=answers(FleetTimeline, *KEYED, 503))
 async def fleet_timeline(request: AnyRequest) -> Response[bytes]:
     """The last 15 minutes, oldest first: a sample of each class every 5 seconds, moves, and latencies by service."""
     router = router_of(request)
     return json_answer(await read_timeline(router.operators, router.store.clock.stored_now()))
 
 
-@get("/v2/fleet/stream", responses=described.FLEET_STREAM)
+@get("/v2/fleet/stream", responses=answers(ServerSentEvent, *KEYED, 503, media=EVENTS))
 async def fleet_stream(request: AnyRequest) -> Stream:
     """The same each second, as server-sent events."""
     router = router_of(request)
@@ -79,7 +79,7 @@ async def fleet_stream(request: AnyRequest) -> Stream:
     return Stream(events(), media_type=EVENTS, headers=STREAM_HEADERS)
 
 
-@get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
+@get("/v1/scaling/{hardware_class:str}", responses=answers(FIELDS, *KEYED, 400, 404, 503))
 async def scaling(request: AnyRequest, hardware_class: str) -> JsonResponse:
     """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
 
@@ -88,7 +88,7 @@ async def scaling(request: AnyRequest, hardware_class: str) -> JsonResponse:
     return _target(_scalable(request, hardware_class), hardware_class)
 
 
-@posts("/v1/scaling/{hardware_class:str}/starts", responses=described.SCALING)
+@posts("/v1/scaling/{hardware_class:str}/starts", responses=answers(FIELDS, *KEYED, 400, 404, 503))
 async def scaling_starts(request: AnyRequest, hardware_class: str) -> JsonResponse:
     """Declare that you start devices of a class on demand; answers as `GET` without `/starts` does.
 
@@ -120,7 +120,7 @@ def _target(router: HttpRouter, hardware_class: str) -> JsonResponse:
     return Response(wanted | more)
 
 
-@get("/metrics", responses=described.METRICS)
+@get("/metrics", responses=answers(str, *KEYED, 503, media=MediaType.TEXT))
 async def metrics(request: AnyRequest) -> Response[bytes]:
     """The fleet's metrics in Prometheus's text format."""
     router = router_of(request)
@@ -128,14 +128,14 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
     return Response(content, media_type=CONTENT_TYPE)
 
 
-@posts("/v2/reload", responses=described.FLEET_CHANGE)
+@posts("/v2/reload", responses=answers(FIELDS, *KEYED, 503))
 async def reload(request: AnyRequest) -> JsonResponse:
     """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
     router = router_of(request)
     return Response(await reload_all(router.folder, router.operators))
 
 
-@posts("/v2/drain", responses=described.DRAIN)
+@posts("/v2/drain", responses=answers(FIELDS, *KEYED, 422, 503))
 async def drain(request: AnyRequest) -> JsonResponse:
     """Hand work to other fleets: what waits and may leave moves to classes of peers, and what comes goes there."""
     router = router_of(request)
@@ -147,7 +147,7 @@ async def drain(request: AnyRequest) -> JsonResponse:
     return Response({"draining": True, "peers": peers})
 
 
-@deletes("/v2/drain", responses=described.DRAIN)
+@deletes("/v2/drain", responses=answers(FIELDS, *KEYED, 422, 503))
 async def resume(request: AnyRequest) -> Response[bytes]:
     """Serve again what this fleet can."""
     await router_of(request).operators.resume()

@@ -9,28 +9,41 @@ import msgspec
 from litestar import Response, get
 from litestar.params import Parameter, QueryParameter
 
-from api.described import deletes, posts
+from api.described import ASKED, FIELDS, KEYED, RUN, answers, deletes, posts
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
-from api.operators import described
+from api.inference.protocol import InferAnswer
 from api.services import JsonResponse, jobs_of, router_of, services_of
-from taxiway.contract.job import JobStatus
+from taxiway.contract.job import JobFailure, JobRecord, JobStatus
 from taxiway.contract.request import TERMS
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
 from taxiway.errors import wrong_field
-from taxiway.listing import USUAL, JobFilter, list_jobs, states_of
+from taxiway.listing import USUAL, JobFilter, JobPage, list_jobs, states_of
 
 LISTED_DEAD_LETTERS = 1000
 """Most dead letters in one list; the default is a tenth of it."""
 
 
-@get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
+class JobAnswer(JobRecord, frozen=True, kw_only=True):
+    """A job's record; the number of jobs before it and the seconds until it may be done, if known; its error."""
+
+    position: int | None
+    eta: float | None
+    error: JobFailure | None
+
+
+_JOB = answers(JobAnswer, *KEYED, 400, 404, 503)
+_JOB_RESULT = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **answers(JobAnswer, status=202)}
+_DEAD = answers(FIELDS, *KEYED, *ASKED, 504)
+
+
+@get("/v2/jobs/{job:str}", opt=needs("read"), responses=_JOB)
 async def job_status(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
     """A job's state; with `wait`, as soon as it has ended or that many seconds have passed."""
     return _status(await jobs_of(request).status(job, wait=_seconds(wait)), 200)
 
 
-@get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=described.JOB_RESULT)
+@get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=_JOB_RESULT)
 async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
     """A job's answer: 200, or the job's own error; 202 until it has ended, 410 once the result has expired.
 
@@ -44,7 +57,7 @@ async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Respon
     return Response(answer.body, headers=answer.headers)
 
 
-@get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
+@get("/v2/blobs/{ref:str}", opt=needs("read"), responses=answers(bytes, *KEYED, 404, 410, 503, media=OCTETS))
 async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
     """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
     content = (await router_of(request).values.blobs([ref]))[ref]
@@ -53,13 +66,13 @@ async def blob(request: AnyRequest, ref: str) -> Response[bytes]:
     return Response(bytes(content), media_type=OCTETS)
 
 
-@get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)
+@get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=answers(FIELDS, *KEYED, 404, 503))
 async def job_placement(request: AnyRequest, job: str) -> JsonResponse:
     """Why a job is where it is, and the recomputed candidate table."""
     return Response(await jobs_of(request).placement(job))
 
 
-@deletes("/v2/jobs/{job:str}", opt=needs("submit"), responses=described.JOB)
+@deletes("/v2/jobs/{job:str}", opt=needs("submit"), responses=_JOB)
 async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
     """Cancel a job; one that has ended is left unchanged."""
     return _status(await jobs_of(request).cancel(job), 200)
@@ -76,7 +89,7 @@ _Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
 _Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
 
 
-@get("/v2/jobs", opt=needs("read"), responses=described.JOBS)
+@get("/v2/jobs", opt=needs("read"), responses=answers(JobPage, *KEYED, 400, 503))
 async def jobs(
     request: AnyRequest,
     states: _States = "",
@@ -97,7 +110,7 @@ async def jobs(
     return json_answer(await list_jobs(router.values.ask, wanted, limit=limit, cursor=cursor))
 
 
-@get("/v2/dead", responses=described.DEAD)
+@get("/v2/dead", responses=_DEAD)
 async def dead_list(request: AnyRequest, most: int = LISTED_DEAD_LETTERS // 10) -> Response[bytes]:
     """Dead letters, latest first, up to `most`."""
     if not 0 < most <= LISTED_DEAD_LETTERS:
@@ -105,20 +118,20 @@ async def dead_list(request: AnyRequest, most: int = LISTED_DEAD_LETTERS // 10) 
     return json_answer({"letters": await services_of(request).letters.list(most)})
 
 
-@get("/v2/dead/{dead_letter:str}", responses=described.DEAD)
+@get("/v2/dead/{dead_letter:str}", responses=_DEAD)
 async def dead_show(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """One dead letter with its message."""
     return json_answer(await services_of(request).letters.show(dead_letter))
 
 
-@posts("/v2/dead/{dead_letter:str}/replay", responses=described.DEAD)
+@posts("/v2/dead/{dead_letter:str}/replay", responses=_DEAD)
 async def dead_replay(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """Run a dead letter's job again, under its own terms."""
     take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
     return json_answer({"id": dead_letter, "job": await services_of(request).letters.replay(dead_letter)})
 
 
-@deletes("/v2/dead/{dead_letter:str}", responses=described.DEAD)
+@deletes("/v2/dead/{dead_letter:str}", responses=_DEAD)
 async def dead_drop(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """Delete a dead letter."""
     await services_of(request).letters.drop(dead_letter)
