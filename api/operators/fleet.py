@@ -15,9 +15,8 @@ from api.described import EVENTS, FIELDS, KEYED, NONE, VERSION, ServerSentEvent,
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators.metrics import CONTENT_TYPE, exposition
-from api.operators.reading import read_fleet, read_timeline
+from api.operators.reading import read_fleet, read_timeline, reload_all
 from api.operators.view import FleetTimeline, FleetView
-from api.routing.reload import reload as reload_all
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, router_of
 from taxiway.errors import BrokerUnavailableError, UnplaceableError, quoted

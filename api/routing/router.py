@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from api.routing.counters import Counts, OutcomeCounters, RecentOutcomes
 from api.routing.results import Results, WaitTimeouts
 from api.routing.stores import OperatorStore, StoredJobs, ValueStore
-from api.routing.submissions import Submissions
 from api.routing.webhooks import WebhookRegistry
-from broker.port import ForwardOutcome
+from broker.port import ForwardOutcome, Outgoing
+from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import RETRY_AFTER, Depths, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
 from router.service.admission import Order, Place, Rules, admit, refused_receipt, sealed, unserved
+from router.service.snapshot_reader import FleetReader
 from tasks.large_bodies import beside
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tasks.topology import Topology
+from taxiway.connection import settle
 from taxiway.contract.limits import LARGE
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, TaxiwayError
+
+logger = logging.getLogger(__name__)
 
 ACCEPT = 1.75
 """Seconds, plus up to `CHECK_EVERY`, that a caller waits for the broker: it gets an answer within two."""
@@ -130,6 +135,46 @@ class HttpRouter(Router):
                 self.outcomes.update(working.fleet.devices)
                 self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), self.store.unserved.total, now)
             await asyncio.sleep(_OBSERVE)
+
+
+class Submissions:
+    """Forwards single messages; those that arrive while a call is in progress share the next one."""
+
+    def __init__(self, transport: ValkeyTransport, fleet: FleetReader) -> None:
+        self._transport = transport
+        self._fleet = fleet
+        self._waiting: list[tuple[Outgoing, asyncio.Future[ForwardOutcome]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[ForwardOutcome]:
+        """A future of what became of the message.
+
+        It raises what the shared call raised: a `BrokerUnavailableError`, or an unexpected error.
+        """
+        done: asyncio.Future[ForwardOutcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outgoing, done))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return done
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[ForwardOutcome]]]) -> None:
+        try:
+            forwarded = await self._fleet.forward(self._transport.forward, [outgoing for outgoing, _ in batch])
+            for (_, done), fresh in zip(batch, forwarded, strict=True):
+                settle(done, fresh)
+        except Exception as error:  # the next call is made regardless
+            if not isinstance(error, BrokerUnavailableError):
+                logger.exception("forwarding failed", extra={"messages": len(batch)})
+            for _, done in batch:
+                settle(done, error)
 
 
 def check_store(depths: Depths, topology: Topology) -> None:

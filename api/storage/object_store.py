@@ -19,7 +19,7 @@ class StoreContents:
         self._piece = piece
 
     async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
-        """See `objects.Contents`."""
+        """As `FolderContents` does."""
         size = 0
 
         async def counted() -> AsyncIterator[bytes]:
@@ -32,21 +32,21 @@ class StoreContents:
         return size
 
     async def read(self, name: str) -> AsyncIterator[bytes]:
-        """See `objects.Contents`."""
+        """As `FolderContents` does."""
         found = await obstore.get_async(self._store, name)
         async for piece in found.stream(min_chunk_size=self._piece):
             yield bytes(piece)
 
     async def delete(self, *names: str) -> None:
-        """See `objects.Contents`."""
+        """As `FolderContents` does."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, name)
 
     async def delete_below(self, folder: str) -> None:
-        """See `objects.Contents`."""
+        """As `FolderContents` does."""
         async for found in obstore.list(self._store, folder):
             await self.delete(*(one["path"] for one in found))
 
     async def delete_unfinished(self) -> None:
-        """See `objects.Contents`: unfinished uploads are no objects, and end by a rule of the store."""
+        """Nothing: unfinished uploads are no objects, and end by a rule of the store."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -33,6 +33,9 @@ from taxiway.contract.keys import (
     tenant_batches_key,
 )
 from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError, UnknownObjectError, quoted
+
+if TYPE_CHECKING:
+    from api.storage.object_store import StoreContents
 
 CONTENT_BYTES = 2**18
 """Bytes of a file's content read and written at once."""
@@ -325,33 +328,17 @@ class Objects:
         return RequestTooLargeError(message, limit=f"limits.{limit}", most=most, got=held)
 
 
-class Contents(Protocol):
-    """Contents of files, by name. A content exists as a whole or not at all."""
-
-    async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
-        """Write a content as it arrives; returns its size in bytes."""
-
-    def read(self, name: str) -> AsyncIterator[bytes]:
-        """A content, in pieces. Raises `FileNotFoundError`."""
-
-    async def delete(self, *names: str) -> None:
-        """Delete contents; missing ones are ignored."""
-
-    async def delete_below(self, folder: str) -> None:
-        """Delete all contents in a folder."""
-
-    async def delete_unfinished(self) -> None:
-        """Delete what writes left that ended with their process."""
-
-
 class FolderContents:
-    """Contents in a folder of this machine, or one that all routers mount."""
+    """Contents of files, by name, in a folder of this machine, or one that all routers mount.
+
+    A content exists as a whole or not at all.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
 
     async def write(self, name: str, pieces: AsyncIterator[bytes]) -> int:
-        """See `Contents`."""
+        """Write a content as it arrives; returns its size in bytes."""
         path = self._folder / name
         unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
         await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
@@ -367,23 +354,26 @@ class FolderContents:
         return size
 
     async def read(self, name: str) -> AsyncIterator[bytes]:
-        """See `Contents`."""
+        """A content, in pieces. Raises `FileNotFoundError`."""
         with await asyncio.to_thread((self._folder / name).open, "rb") as file:
             while piece := await asyncio.to_thread(file.read, CONTENT_BYTES):
                 yield piece
 
     async def delete(self, *names: str) -> None:
-        """See `Contents`."""
+        """Delete contents; missing ones are ignored."""
         for name in names:
             await asyncio.to_thread((self._folder / name).unlink, missing_ok=True)
 
     async def delete_below(self, folder: str) -> None:
-        """See `Contents`."""
+        """Delete all contents in a folder."""
         await asyncio.to_thread(shutil.rmtree, self._folder / folder, ignore_errors=True)
 
     async def delete_unfinished(self) -> None:
-        """See `Contents`. A write that has not ended changes its file every minute, or its client is too slow."""
+        """Delete what writes left that ended with their process: others change their files every minute."""
         await asyncio.to_thread(_delete_old, self._folder, time.time() - _ABANDONED_AFTER)
+
+
+Contents: TypeAlias = "FolderContents | StoreContents"
 
 
 def open_contents(place: str) -> Contents:

@@ -1,4 +1,4 @@
-"""What a router reads and writes in the state store, by topic: the fleet, jobs, holding."""
+"""What a router reads and writes in the state store, by topic: the fleet, jobs, holding, receipts, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import DeadLetter
+from broker.port import DeadLetter, StoredReceipts
 from broker.valkey import Call
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
@@ -32,13 +32,12 @@ from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST
 from router.service.append_only_file import AppendOnlyFile
-from router.service.audit_log import AuditLog
 from router.service.celery_message import After
 from router.service.decision import StoredRefusal
-from router.service.unserved_demand import UnservedDemand
+from tasks.history import SLICE, UnservedTerms, slice_of, unserved_text
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
-from tasks.queues.receipts import Chain
+from tasks.queues.receipts import Chain, PlacementReceipt
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState, accepted_meta, failure_meta
 from taxiway.contract.keys import (
@@ -51,6 +50,7 @@ from taxiway.contract.keys import (
     MODELS,
     PLAN,
     QUEUES,
+    RECEIPTS,
     RELEASED,
     STARTS,
     TIMELINE,
@@ -62,6 +62,7 @@ from taxiway.contract.keys import (
     reply_channel,
     result_key,
     spent_key,
+    unserved_key,
 )
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
@@ -70,6 +71,9 @@ from taxiway.valkey import Command
 PLAN_EVERY = 1.0
 """Seconds between two readings of the plan."""
 
+
+UNWRITTEN = 10_000
+"""Receipts that wait for a state store that does not answer; beyond that the oldest are dropped, which leaves a gap."""
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
@@ -318,6 +322,69 @@ class HoldingStore:
         short = [job for job, size in zip(jobs, sizes, strict=True) if 0 < size <= most]
         found: Any = await self._calls.call("HMGET", HELD, *map(job_key, short)) if short else ()
         return {job: raw for job, raw in zip(short, found, strict=True) if raw is not None}
+
+
+class AuditLog:
+    """One router's receipts. Each is kept here until the state store has it, so that an outage leaves no gap."""
+
+    def __init__(self, calls: AsyncConnection, chain: Chain, most: int) -> None:
+        self._calls, self._chain, self._most = calls, chain, most
+        self._unwritten: dict[bytes, None] = {}
+
+    def add(self, receipts: Iterable[PlacementReceipt]) -> None:
+        """Sign receipts, to be written with the next ones, or by the next `write`."""
+        for receipt in receipts:
+            self._unwritten[self._chain.seal(receipt)] = None
+        while len(self._unwritten) > UNWRITTEN:
+            del self._unwritten[next(iter(self._unwritten))]
+
+    def sealed(self, receipts: Iterable[PlacementReceipt]) -> StoredReceipts | None:
+        """What is to be written together with the jobs of these receipts; None if there is nothing."""
+        self.add(receipts)
+        return StoredReceipts(list(self._unwritten), self._most) if self._unwritten else None
+
+    def written(self, lines: Sequence[bytes]) -> None:
+        """The state store has these lines."""
+        for line in lines:
+            self._unwritten.pop(line, None)
+
+    async def write(self, receipts: Iterable[PlacementReceipt] = ()) -> None:
+        """Write receipts that no job is written with, and those that wait. Raises `BrokerUnavailableError`."""
+        if waiting := self.sealed(receipts):
+            bound = ("MAXLEN", "~", waiting.most)
+            await self._calls.calls(*(("XADD", RECEIPTS, *bound, "*", "line", line) for line in waiting.lines))
+            self.written(waiting.lines)
+
+
+class UnservedDemand:
+    """What one router refused for lack of hardware since it started, `total`, and what it still has to write of that.
+
+    Refusals of a second count with the terms of the last of them that has the same model, tenant, service and labels,
+    so that a flood of unlike requests takes little of the state store. What cannot be written is lost.
+    """
+
+    def __init__(self, calls: AsyncConnection, keep: int) -> None:
+        self.total = 0
+        self._calls, self._keep = calls, keep
+        self._counted: dict[tuple[int | str, ...], tuple[UnservedTerms, int]] = {}
+
+    def add(self, now: float, asked: UnservedTerms) -> None:
+        """Count a refusal at `now` seconds of the store's clock."""
+        kind = (slice_of(now), asked.model, asked.tenant, asked.terms.service, asked.terms.locality)
+        self._counted[kind] = asked, self._counted.get(kind, (asked, 0))[1] + 1
+        self.total += 1
+
+    async def write(self) -> None:
+        """Add the counts to those of all routers. Raises `BrokerUnavailableError`."""
+        counted, self._counted = self._counted, {}
+        begins = {int(begin) for begin, *_ in counted}
+        counts = [
+            ("HINCRBY", unserved_key(str(begin)), unserved_text(asked), times)
+            for (begin, *_), (asked, times) in counted.items()
+        ]
+        if counts:
+            until = (("EXPIREAT", unserved_key(str(begin)), begin + SLICE + self._keep) for begin in begins)
+            await self._calls.calls(*counts, *until)
 
 
 class RouterStore:

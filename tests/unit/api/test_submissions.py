@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from api.routing.submissions import Submissions
+from api.routing.router import Submissions
 from broker.port import ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
 from router.service.snapshot_reader import FleetReader
