@@ -6,13 +6,13 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
-from taxiway.client.arrays import WITHIN, ArrayProgress, AsyncJobArray, Watch, unwatched
+from taxiway.client.arrays import WITHIN, AsyncJobArray
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
     REQUESTS_AT_ONCE,
@@ -24,14 +24,14 @@ from taxiway.client.asyncio_client import (
 )
 from taxiway.client.forking import PerProcess
 from taxiway.client.greenlets import new_loop, result_of, start_thread
-from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.progress import RunProgress
-from taxiway.contract.stream import Event
+from taxiway.contract.job import Result
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
-from taxiway.listing import USUAL, JobPage
 
+P = ParamSpec("P")
 T = TypeVar("T")
+Own = TypeVar("Own")
+Handle = TypeVar("Handle", AsyncJob, AsyncJobArray)
 
 Last = Callable[[], Coroutine[Any, Any, None]]
 
@@ -113,98 +113,82 @@ async def _end(last: Last) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Job:
-    """A job in the fleet. It has the methods of `AsyncJob`; they block."""
+class _OnLoop(Generic[Own]):
+    """The synchronous form of an object of the asyncio client, whose methods run on the loop."""
 
-    def __init__(self, loops: PerProcess[LoopThread], job: AsyncJob) -> None:
+    def __init__(self, loops: PerProcess[LoopThread], own: Own) -> None:
         self._loops = loops
-        self._job = job
+        self._own = own
 
     @property
     def _loop(self) -> LoopThread:
         return self._loops.get()
 
+
+def _blocking(
+    method: Callable[Concatenate[Own, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[_OnLoop[Own], P], T]:
+    """A method that blocks until that of the asyncio client has run."""
+
+    @wraps(method)
+    def call(self: _OnLoop[Own], /, *args: P.args, **options: P.kwargs) -> T:
+        return self._loop.run(method(self._own, *args, **options))
+
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[Own, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[_OnLoop[Own], P], Iterator[T]]:
+    """A method whose iterator blocks for each of what that of the asyncio client yields."""
+
+    @wraps(method)
+    def call(self: _OnLoop[Own], /, *args: P.args, **options: P.kwargs) -> Iterator[T]:
+        return _iterate(self._loop, method(self._own, *args, **options))
+
+    return call
+
+
+class _Named(_OnLoop[Handle]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r})"
 
     @property
     def id(self) -> str:
-        """The job's id, the same at every interface."""
-        return self._job.id
-
-    def result(self, timeout: float | None = None) -> Result:
-        """Wait for the job's result; see `AsyncJob.result` for `timeout` and the errors raised."""
-        return self._loop.run(self._job.result(timeout))
-
-    def stream(self, timeout: float | None = None) -> Iterator[Event | Result]:
-        """Stream a generated answer, then the result; see `AsyncJob.stream`."""
-        return _iterate(self._loop, self._job.stream(timeout))
-
-    def progress(self, timeout: float | None = None) -> Iterator[RunProgress]:
-        """What the job's callable reports, as it comes; see `AsyncJob.progress`."""
-        return _iterate(self._loop, self._job.progress(timeout))
-
-    def status(self) -> JobStatus:
-        """The job's current state."""
-        return self._loop.run(self._job.status())
-
-    def placement(self) -> dict[str, Any]:
-        """Why the job was placed where it is."""
-        return self._loop.run(self._job.placement())
-
-    def done(self) -> bool:
-        """Whether the job has ended: succeeded, failed, cancelled or expired."""
-        return self._loop.run(self._job.done())
-
-    def cancel(self) -> bool:
-        """Request cancellation; returns whether the job was cancelled: see `AsyncJob.cancel`."""
-        return self._loop.run(self._job.cancel())
+        """Its id, the same at every interface."""
+        return self._own.id
 
 
-class JobArray:
+class Job(_Named[AsyncJob]):
+    """A job in the fleet. It has the methods of `AsyncJob`; they block."""
+
+    result = _blocking(AsyncJob.result)
+    stream = _iterating(AsyncJob.stream)
+    progress = _iterating(AsyncJob.progress)
+    status = _blocking(AsyncJob.status)
+    placement = _blocking(AsyncJob.placement)
+    done = _blocking(AsyncJob.done)
+    cancel = _blocking(AsyncJob.cancel)
+
+
+class JobArray(_Named[AsyncJobArray]):
     """An array in the fleet. It has the methods of `AsyncJobArray`; they block."""
 
-    def __init__(self, loops: PerProcess[LoopThread], array: AsyncJobArray) -> None:
-        self._loops = loops
-        self._array = array
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id!r})"
-
-    @property
-    def id(self) -> str:
-        """The array's id."""
-        return self._array.id
-
-    def progress(self) -> ArrayProgress:
-        """How far it is."""
-        return self._loops.get().run(self._array.progress())
-
-    def wait(self, timeout: float | None = None, watch: Watch = unwatched) -> ArrayProgress:
-        """Wait until it has ended; see `AsyncJobArray.wait`."""
-        return self._loops.get().run(self._array.wait(timeout, watch))
+    progress = _blocking(AsyncJobArray.progress)
+    wait = _blocking(AsyncJobArray.wait)
+    outcomes = _iterating(AsyncJobArray.outcomes)
+    results = _blocking(AsyncJobArray.results)
+    cancel = _blocking(AsyncJobArray.cancel)
 
     def __iter__(self) -> Iterator[Result | TaxiwayError]:
         return self.outcomes()
 
-    def outcomes(self, timeout: float | None = None, watch: Watch = unwatched) -> Iterator[Result | TaxiwayError]:
-        """Each member's result or error, in the order of the inputs, as they end; see `AsyncJobArray.outcomes`."""
-        return _iterate(self._loops.get(), self._array.outcomes(timeout, watch))
-
-    def results(self, timeout: float | None = None, watch: Watch = unwatched) -> list[Result | TaxiwayError]:
-        """All `outcomes`, once it has ended."""
-        return self._loops.get().run(self._array.results(timeout, watch))
-
-    def cancel(self) -> None:
-        """Cancel the members that have not ended."""
-        self._loops.get().run(self._array.cancel())
-
     def retry(self) -> JobArray:
         """A new array of the members that were not answered."""
-        return JobArray(self._loops, self._loops.get().run(self._array.retry()))
+        return JobArray(self._loops, self._loop.run(self._own.retry()))
 
 
-class Client:
+class Client(_OnLoop[AsyncClient]):
     """A thread-safe client. It has the methods and arguments of `AsyncClient`; the methods block.
 
     An interrupt (Ctrl-C) ends the call, not the client. A forked child makes connections of its own.
@@ -220,14 +204,10 @@ class Client:
         durability: Durability = "written",
         replicas: int = 1,
     ) -> None:
-        self._client = AsyncClient(
+        own = AsyncClient(
             url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability, replicas=replicas
         )
-        self._loops = PerProcess(partial(LoopThread, self._client.close))
-
-    @property
-    def _loop(self) -> LoopThread:
-        return self._loops.get()
+        super().__init__(PerProcess(partial(LoopThread, own.close)), own)
 
     def __enter__(self) -> Self:
         return self
@@ -239,22 +219,15 @@ class Client:
 
     def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> Job:
         """Submit a request. It is durable when this returns."""
-        return Job(self._loops, self._loop.run(self._client.submit(model, inputs, **options)))
+        return Job(self._loops, self._loop.run(self._own.submit(model, inputs, **options)))
 
     def array(self, model: str, inputs: Iterable[Any], *, within: str = WITHIN, **options: Unpack[Options]) -> JobArray:
         """Submit a request for each of `inputs` as one array, which the fleet keeps; see `AsyncClient.array`."""
-        made = self._client.array(model, inputs, within=within, **options)
+        made = self._own.array(model, inputs, within=within, **options)
         return JobArray(self._loops, self._loop.run(made))
 
-    def infer(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]) -> Result:
-        """Submit and wait for the answer, at most `timeout` seconds."""
-        return self._loop.run(self._client.infer(model, inputs, timeout=timeout, **options))
-
-    def stream(
-        self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
-    ) -> Iterator[Event | Result]:
-        """Submit and stream the answer as it is generated; see `AsyncClient.stream`."""
-        return _iterate(self._loop, self._client.stream(model, inputs, timeout=timeout, **options))
+    infer = _blocking(AsyncClient.infer)
+    stream = _iterating(AsyncClient.stream)
 
     def map(
         self,
@@ -270,7 +243,7 @@ class Client:
 
         `inputs` is read in the caller's thread. See `AsyncClient.map` for failures and progress.
         """
-        infer_one = self._client.inference_of(model, timeout, options)
+        infer_one = self._own.inference_of(model, timeout, options)
         running: deque[Future[Result]] = deque()
         count = 0
         try:
@@ -288,38 +261,15 @@ class Client:
 
     def job(self, id: str) -> Job:
         """A handle for the job with this id, submitted by any client. Sends nothing."""
-        return Job(self._loops, self._client.job(id))
+        return Job(self._loops, self._own.job(id))
 
-    def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
-        """Where a request would run now, and why. Submits nothing. See `AsyncClient.what_if`."""
-        return self._loop.run(self._client.what_if(model, inputs, **options))
-
-    def jobs(
-        self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
-    ) -> JobPage:
-        """A page of the fleet's jobs, most recently accepted first: see `AsyncClient.jobs`."""
-        page = self._client.jobs(states=states, model=model, tenant=tenant, limit=limit, cursor=cursor)
-        return self._loop.run(page)
-
-    def models(self) -> list[dict[str, Any]]:
-        """What the fleet can run: names, versions, aliases, variants."""
-        return self._loop.run(self._client.models())
-
-    def fleet(self) -> dict[str, Any]:
-        """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
-        return self._loop.run(self._client.fleet())
-
-    def reload(self) -> list[dict[str, Any]]:
-        """Make every router and worker reread its models folder now: see `AsyncClient.reload`."""
-        return self._loop.run(self._client.reload())
-
-    def drain(self) -> dict[str, Any]:
-        """Hand the fleet's work to other fleets: see `AsyncClient.drain`."""
-        return self._loop.run(self._client.drain())
-
-    def resume(self) -> dict[str, Any]:
-        """Serve again after `drain`: see `AsyncClient.resume`."""
-        return self._loop.run(self._client.resume())
+    what_if = _blocking(AsyncClient.what_if)
+    jobs = _blocking(AsyncClient.jobs)
+    models = _blocking(AsyncClient.models)
+    fleet = _blocking(AsyncClient.fleet)
+    reload = _blocking(AsyncClient.reload)
+    drain = _blocking(AsyncClient.drain)
+    resume = _blocking(AsyncClient.resume)
 
     def close(self) -> None:
         """Close all connections; jobs continue. Closing twice has no effect."""
