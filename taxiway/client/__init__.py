@@ -1,33 +1,28 @@
 """The Python client. A transport does the I/O for one kind of address; the client classes are the public API over it.
 
-`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is what a transport
-offers. Each kind of address has one module, which alone imports its library.
+`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Each kind of address has
+one module with its transport, which alone imports its library; both have the same methods.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
-from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.request import Request
-from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import Show
 from taxiway.errors import invalid
-from taxiway.listing import JobFilter, JobPage
 
-_TRANSPORTS = {
-    "redis": "taxiway.client.valkey_transport",
-    "rediss": "taxiway.client.valkey_transport",
-    "unix": "taxiway.client.valkey_transport",
-    "redis+sentinel": "taxiway.client.valkey_transport",
-    "rediss+sentinel": "taxiway.client.valkey_transport",
-    "http": "taxiway.client.http_transport",
-    "https": "taxiway.client.http_transport",
-}
+if TYPE_CHECKING:
+    from taxiway.client.http_transport import HttpClientTransport
+    from taxiway.client.valkey_transport import ValkeyClientTransport
+
+_BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+_ROUTERS = ("http", "https")
+
+ClientTransport: TypeAlias = "ValkeyClientTransport | HttpClientTransport"
+"""A transport to a fleet. A call without an answer raises `BrokerUnavailableError` after `connect_timeout` s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,54 +40,6 @@ class Receipt:
     submitted: bool = False
 
 
-class ClientTransport(Protocol):
-    """A transport to a fleet. A call without an answer raises `BrokerUnavailableError` after `connect_timeout` s."""
-
-    async def submit(self, request: Request) -> Receipt:
-        """Accept the request durably."""
-
-    async def infer(self, request: Request, timeout: float | None) -> Result:
-        """Submit and wait for the answer; raises what `result` raises."""
-
-    async def result(self, receipt: Receipt, timeout: float | None) -> Result:
-        """The job's answer.
-
-        Raises:
-            TaxiwayError: the error that the job ended with, in its own class.
-            ResultTimeoutError: `timeout` seconds passed.
-        """
-
-    def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
-        """The events of the job's answer as it is generated, then the result; raises what `result` raises."""
-
-    async def status(self, receipt: Receipt) -> JobStatus:
-        """The job's state. This, `placement`, `cancel` and `result` raise `UnknownJobError` for an unknown id."""
-
-    async def placement(self, receipt: Receipt) -> dict[str, Any]:
-        """Why the job was placed where it is: `reason` and the figures behind the decision."""
-
-    async def what_if(self, request: Request) -> dict[str, Any]:
-        """Where the request would run now and why, without submitting it."""
-
-    async def cancel(self, receipt: Receipt) -> None:
-        """Request cancellation of the job."""
-
-    async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
-        """A page of the jobs that match `wanted`, most recent first."""
-
-    async def models(self) -> list[dict[str, Any]]:
-        """What the fleet can run."""
-
-    async def fleet(self) -> dict[str, Any]:
-        """The fleet's classes and devices now."""
-
-    async def administer(self, verb: str, path: str) -> dict[str, Any]:
-        """A router's answer to an operator's call: HTTP method and path."""
-
-    async def close(self) -> None:
-        """Close all connections."""
-
-
 def open_transport(
     url: str, *, connect_timeout: float, show: Show, key: str | None = None, confirmed_by: int = 0
 ) -> ClientTransport:
@@ -105,13 +52,16 @@ def open_transport(
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
     """
     scheme = urlsplit(url).scheme
-    if scheme not in _TRANSPORTS:
-        expected, got = "://, ".join(_TRANSPORTS), f"{scheme}://…" if scheme else "no scheme"  # never a password
-        raise invalid("url", f"an address that starts with {expected}://", got)
-    opened: ClientTransport = importlib.import_module(_TRANSPORTS[scheme]).open_url(
-        url, connect_timeout, show, key, confirmed_by
-    )
-    return opened
+    if scheme in _BROKERS:
+        from taxiway.client.valkey_transport import open_broker  # imported only where it is used, as its library is
+
+        return open_broker(url, connect_timeout, show, key, confirmed_by)
+    if scheme in _ROUTERS:
+        from taxiway.client.http_transport import open_router  # the same
+
+        return open_router(url, connect_timeout, show, key, confirmed_by)
+    expected, got = "://, ".join((*_BROKERS, *_ROUTERS)), f"{scheme}://…" if scheme else "no scheme"  # never a password
+    raise invalid("url", f"an address that starts with {expected}://", got)
 
 
 class DeadLetters:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +26,10 @@ from taxiway.errors import (
     invalid,
     wrong_field,
 )
+
+if TYPE_CHECKING:
+    from taxiway.client import ClientTransport
+    from taxiway.client.http_transport import HttpClientTransport
 
 WITHIN = "24h"
 """The time within which an array's members are answered, unless it is given."""
@@ -71,20 +75,6 @@ def unwatched(_: ArrayProgress) -> None:
     """Watch nothing."""
 
 
-@runtime_checkable
-class ArrayTransport(Protocol):
-    """What an array needs of a router."""
-
-    async def infer_line(self, request: Request) -> tuple[str, bytes]:
-        """The path of an infer request, and its body as one line of JSON."""
-
-    def line_result(self, status: int, body: bytes) -> Result:
-        """The result in an infer answer; raises the error in it."""
-
-    async def exchange(self, verb: str, path: str, body: Sequence[Buffer] = (), media: str = "") -> bytes:
-        """The body of the answer to a request with a `body` of that media type."""
-
-
 class _Counts(msgspec.Struct, frozen=True):
     total: int = 0
     completed: int = 0
@@ -93,10 +83,6 @@ class _Counts(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> int:
         return self.completed + self.failed
-
-
-class _Named(msgspec.Struct, frozen=True):
-    id: str
 
 
 class _LineFault(msgspec.Struct, frozen=True):
@@ -139,7 +125,6 @@ class _Line(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-_decode_id = msgspec.json.Decoder(_Named).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _decode_ended = msgspec.json.Decoder(_Ended).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -149,7 +134,7 @@ _encode = msgspec.json.Encoder().encode
 class AsyncJobArray:
     """An array in the fleet. `await array` is `await array.results()`."""
 
-    def __init__(self, transport: ArrayTransport, id: str, terms: dict[str, Any]) -> None:
+    def __init__(self, transport: HttpClientTransport, id: str, terms: dict[str, Any]) -> None:
         self.id = id
         self._transport = transport
         self._terms = terms
@@ -296,7 +281,7 @@ def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], given: int) -> None:
 
 
 async def submit_array(
-    transport: object, requests: Callable[[Any], Request], inputs: Iterable[Any], within: str
+    transport: ClientTransport, requests: Callable[[Any], Request], inputs: Iterable[Any], within: str
 ) -> AsyncJobArray:
     """Submit the requests for all inputs as one array.
 
@@ -304,7 +289,9 @@ async def submit_array(
         InvalidRequestError: there are none; or the address is a broker's.
         TaxiwayError: as `AsyncClient.submit` raises it.
     """
-    if not isinstance(transport, ArrayTransport):
+    from taxiway.client.http_transport import HttpClientTransport  # here, as only it needs aiohttp
+
+    if not isinstance(transport, HttpClientTransport):
         message = "array: expected an http:// or https:// address of a router, which keeps the array"
         raise InvalidRequestError(message, field="url")
     lines, endpoint, terms = [], "", dict[str, Any]()
@@ -328,13 +315,18 @@ def _line(number: int, endpoint: str, body: Buffer) -> bytes:
 
 
 async def _create(
-    transport: ArrayTransport, endpoint: str, lines: Sequence[bytes], terms: dict[str, Any], within: str
+    transport: HttpClientTransport, endpoint: str, lines: Sequence[bytes], terms: dict[str, Any], within: str
 ) -> AsyncJobArray:
     boundary = uuid.uuid4().hex
     field = f'--{boundary}\r\nContent-Disposition: form-data; name="{{}}"\r\n\r\n'
     head = field.format("purpose") + "batch\r\n" + field.format('file"; filename="array.jsonl')
     body = [head.encode(), b"".join(lines), f"\r\n--{boundary}--\r\n".encode()]
     file = await transport.exchange("POST", "/v1/files", body, f"multipart/form-data; boundary={boundary}")
-    wanted = {"input_file_id": _decode_id(file).id, "endpoint": endpoint, "completion_window": within, **terms}
+    wanted = {
+        "input_file_id": msgspec.json.decode(file)["id"],
+        "endpoint": endpoint,
+        "completion_window": within,
+        **terms,
+    }
     made = await transport.exchange("POST", "/v1/batches", [_encode(wanted)], "application/json")
-    return AsyncJobArray(transport, _decode_id(made).id, terms)
+    return AsyncJobArray(transport, msgspec.json.decode(made)["id"], terms)

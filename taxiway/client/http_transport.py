@@ -93,7 +93,9 @@ class _InferRequest:
     single: bool
 
 
-def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> HttpClientTransport:
+def open_router(
+    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int
+) -> HttpClientTransport:
     """The transport at `url`, authenticated with `key`.
 
     Raises:

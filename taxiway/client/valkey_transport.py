@@ -61,7 +61,9 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_url(url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> ValkeyClientTransport:
+def open_broker(
+    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int
+) -> ValkeyClientTransport:
     """The transport at `url`; `key` signs the messages written there.
 
     Raises:
