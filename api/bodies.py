@@ -163,7 +163,8 @@ def inflate(content: bytes, limit: int, inflation: int) -> bytes:
             raise InvalidRequestError(f"body: expected gzip or deflate: {error}", field="body") from error
         size, rest = size + len(piece), machine.unconsumed_tail
         if size > limit:
-            raise _too_large(limit)
+            message = f"payload: expected at most {limit} bytes after decompression, got more"
+            raise RequestTooLargeError(message, limit="payload")
         if size > allowed:
             message = f"body: expected at most {inflation} times its compressed size of {len(content)} bytes, got more"
             raise RequestTooLargeError(message, limit="inflation", most=inflation)
@@ -194,12 +195,6 @@ async def read_body(scope: Mapping[str, Any], receive: Receive, limit: int) -> b
         if size > limit:
             raise over_limit(limit, "more")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _too_large(limit: int) -> RequestTooLargeError:
-    return RequestTooLargeError(
-        f"payload: expected at most {limit} bytes after decompression, got more", limit="payload"
-    )
 
 
 def _plain(scope: Mapping[str, Any], length: int) -> dict[str, Any]:

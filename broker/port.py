@@ -19,6 +19,9 @@ TAKE_BYTES = 8 * 2**20
 """Bytes of messages after which a call takes no more; the last message may exceed it. Reading and forwarding them
 blocks a router's event loop for 4 ms per MiB."""
 
+KEPT_DEAD = 10_000
+"""Dead letters that are kept; the oldest are dropped."""
+
 PEEK_BYTES = 4 * 2**20
 """Bytes of messages inspected per level of a queue; large messages are not moved."""
 

@@ -23,7 +23,6 @@ from api.openai.requests import (
     unsupported,
 )
 from router.service.admission import Rules
-from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.job import Result
 from taxiway.contract.request import TERMS
 from taxiway.errors import TaxiwayError, wrong_field
@@ -89,14 +88,10 @@ def _infer_call(reference: str, body: bytes, rules: Rules) -> LineCall:
     request = request_of(reference, infer, rules.topology.limits.elements)
 
     def answer(head: AnswerHead, result: Result) -> bytes:
-        return answer_of(model, head.job, result, _nothing_binary, infer.id).body
+        return answer_of(model, head.job, result, lambda _: False, infer.id).body
 
     names = ("model", "inputs", "parameters", "outputs")
     return LineCall({name: getattr(request, name) for name in names}, answer)
-
-
-def _nothing_binary(_: TensorSpec) -> bool:
-    return False
 
 
 def _check_terms(given: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ def _scalable(request: AnyRequest, hardware_class: str) -> HttpRouter:
 
 
 def _target(router: HttpRouter, hardware_class: str) -> JsonResponse:
-    target = router.scaler.targets().get(hardware_class)
+    target = router.scaler.targets.get(hardware_class)
     if target is None or router.fleet.working.fleet.stale:
         raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
     endpoint = router.rules.topology.hardware[hardware_class].endpoint

@@ -76,7 +76,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
 
 async def _classes(router: HttpRouter, fleet: FleetSnapshot, now: float) -> dict[str, ClassView]:
     """The classes by name, with what waits for each."""
-    mover, hardware, targets = router.queue_mover, router.rules.topology.hardware, router.scaler.targets()
+    mover, hardware, targets = router.queue_mover, router.rules.topology.hardware, router.scaler.targets
     heads = {name: await mover.head(name) for name in sorted(hardware)}
     since = await _accepted(mover, [job for head in heads.values() for job in head.first])
     return {

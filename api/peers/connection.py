@@ -275,7 +275,7 @@ class PeerConnection:
         if job is not None:
             await job.accepted.wait()
             job.task.cancel()
-        named = job_id(_key_of(self._tenant, key), router.rules.secret[0])
+        named = job_id(Terms(tenant=self._tenant, idempotency_key=key), router.rules.secret[0])
         with contextlib.suppress(TaxiwayError):  # it has ended, or never began
             await Jobs(router, self._tenant).cancel(named)
 
@@ -370,10 +370,6 @@ class _Pieces:
     def end(self, result: Result) -> Iterable[PeerPiece]:
         """Nothing: the answer follows, and has it all."""
         return ()
-
-
-def _key_of(tenant: str, key: str) -> Terms:
-    return Terms(tenant=tenant, idempotency_key=key)
 
 
 def _request(submit: PeerSubmit, tenant: str, locality: str | None) -> Request:

@@ -28,11 +28,6 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Moved).decode
 
 
-def peek_call(queue: str, most: int) -> Call:
-    """Reads up to `most` messages of each level of a queue, those served last, and the total number of messages."""
-    return Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES])
-
-
 def move_call(token: str, steps: Sequence[MoveStep], messages: Sequence[bytes]) -> Call:
     """Moves messages, and records it; `messages` are the new ones as the broker keeps them."""
     keys, args = [LEAD, WORK], list[Any]([token])
@@ -62,7 +57,7 @@ class ValkeyQueueMover:
 
         They stay in the queue. A message that cannot be read is left out.
         """
-        depth, *inspected = await self._connection.run(peek_call(queue, most))
+        depth, *inspected = await self._connection.run(Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES]))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(inspected) for raw in raws)
         return Inspected(depth, [peeked for peeked in seen if peeked is not None])
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from broker.outage import Outage
-from broker.port import DeadLetter, Holder
+from broker.port import KEPT_DEAD, DeadLetter, Holder
 from broker.valkey.claims import (
     Claim,
     YieldRequest,
@@ -54,9 +54,6 @@ from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors, stored
 
 logger = logging.getLogger(__name__)
-
-KEPT_DEAD = 10_000
-"""Dead letters that are kept; the oldest are dropped."""
 
 _FACTS_KEPT = 30 * 86400
 """Seconds for which facts learned about an endpoint are kept."""

@@ -44,10 +44,11 @@ class Scaler:
     """The scaling targets of all classes, and what they depend on of what was before."""
 
     topology: Topology
+    targets: Mapping[str, ScalingTarget] = field(default_factory=dict)
+    """By class; empty before the first look."""
     _sizes: dict[str, ClassSize] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)  # the targets without spare devices
     _left: set[str] = field(default_factory=set)  # classes that the plan has given up
-    _targets: dict[str, ScalingTarget] = field(default_factory=dict)
     _short: dict[str, float] = field(default_factory=dict)  # since when a class lacks devices
 
     def observe(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float]) -> None:
@@ -65,11 +66,7 @@ class Scaler:
             count = _resized(hardware, size, load, self._counts.get(name, load.devices), now)
             self._counts[name] = count
             targets[name] = self._lacking(name, _target(hardware, size, load, count, fleet.plan, now), now)
-        self._targets = targets
-
-    def targets(self) -> Mapping[str, ScalingTarget]:
-        """The scaling target of each class; empty before the first look."""
-        return self._targets
+        self.targets = targets
 
     def _follow(self, name: str, size: ClassSize, plan: Plan | None, now: float, *, moving: bool) -> None:
         """Scale by the plan's rule; a class that it does not use gives its devices up once no work moves any more."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import DeadLetter, StoredReceipts
+from broker.port import KEPT_DEAD, DeadLetter, StoredReceipts
 from broker.valkey import Call
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
@@ -76,7 +76,6 @@ UNWRITTEN = 10_000
 """Receipts that wait for a state store that does not answer; beyond that the oldest are dropped, which leaves a gap."""
 
 _SERVER = "state store"
-_DEAD_AT_MOST = 10_000
 _KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
 _FORGOTTEN = 500  # groups of jobs in the index checked per call: about 1 ms of the server's time
 
@@ -145,7 +144,7 @@ class FleetStore:
         depths, plan = rest[: len(bounded)], rest[len(bounded) :]
         if plan:
             self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
-        values = _info_values(info)
+        values = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         await self._file.observe(values)
         now = int(time_of[0]) + int(time_of[1]) / 1e6
         self._clock.set(now)
@@ -279,7 +278,7 @@ class JobStore:
     async def dead_letter(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
         push = ("LPUSH", DEAD, *(msgspec.json.encode(dead_letter) for dead_letter in dead_letters))
-        await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
+        await self._calls.transaction(push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Delete the blobs of a request that did not become this job, except those that the job's record refers to."""
@@ -404,11 +403,6 @@ class RouterStore:
         """Disconnect."""
         self.calls.close()
         self._periodic.close()
-
-
-def _info_values(info: bytes) -> dict[str, str]:
-    """The values in an answer to `INFO`, by name."""
-    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def _used(values: Mapping[str, str]) -> float:

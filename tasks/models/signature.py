@@ -240,7 +240,7 @@ def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> _Column:
             if not isinstance(text, (str, bytes)):
                 raise wrong_field(field if single else f"{field}.{index}", "text or bytes", text)
         return _Column(texts, single)
-    array = to_array(value, field) if is_tensor(value) else _array(spec, value, field)
+    array = to_array(value, field) if is_tensor(value) else numbers(value, spec.datatype, field)
     if spec.batch_axis is None or array.ndim == len(spec.shape) - 1:
         _check_shape(spec, array, spec.row_shape, field)
         return _Column(array[np.newaxis], None if spec.batch_axis is None else True)
@@ -266,10 +266,6 @@ def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:
     if not isinstance(flat, list) or not isinstance(shape, (list, tuple)) or [*shape] != [len(flat)]:
         raise wrong_field(field, "shape [n] and a list of n values in data", shape)
     return flat, False
-
-
-def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
-    return numbers(value, spec.datatype, field)
 
 
 SHOWN = 12
@@ -347,12 +343,9 @@ def _digested_column(spec: TensorSpec, value: Any) -> list[Any]:
         return [spec.datatype, [len(elements)], [_element(element) for element in elements]]
     if is_tensor(value) and "ref" in value:
         return [value["datatype"], _batched(spec, value["shape"]), value["digest"]]
+    datatype = str(value["datatype"]) if is_tensor(value) else spec.datatype
     array = to_array(value, spec.name) if is_tensor(value) else numbers(value, spec.datatype, spec.name)
-    return [_datatype(spec, value), _batched(spec, list(array.shape)), _sha256(raw_bytes(np.asarray(array)))]
-
-
-def _datatype(spec: TensorSpec, value: Any) -> str:
-    return str(value["datatype"]) if is_tensor(value) else spec.datatype
+    return [datatype, _batched(spec, list(array.shape)), _sha256(raw_bytes(np.asarray(array)))]
 
 
 def _batched(spec: TensorSpec, shape: list[int]) -> list[int]:

@@ -150,7 +150,8 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
     for model in models:
         if "disabled" in model:
-            console.print(_disabled(model["name"], model["disabled"]), soft_wrap=True)
+            text = Text.assemble((f"{model['name']} is disabled: ", "red"), model["disabled"])
+            console.print(text, soft_wrap=True)
         for name, why in model.get("problems", {}).items():
             console.print(Text(f"warning: {model['name']}: {name}: {why}", "yellow"), soft_wrap=True)
 
@@ -166,24 +167,13 @@ def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
     for kind, style in (("disabled", "red"), ("outdated", "yellow")):
         for name, why in sorted({pair for process in processes for pair in process[kind].items()}):
             console.print(Text.assemble((f"{name} is {kind}: ", style), why), soft_wrap=True)
-    old = [process["process"] for process in processes if process["queues_changed"]]
-    if old:
-        console.print(_restart(old), soft_wrap=True)
-    for line in _wrong_queues({process["process"]: process.get("queues_wrong", "") for process in processes}):
-        console.print(line, soft_wrap=True)
-
-
-def _restart(processes: Sequence[str]) -> Text:
-    return Text(f"queues.yaml changed: restart needed of {', '.join(processes)}", "yellow")
-
-
-def _wrong_queues(processes: Mapping[str, str]) -> Iterator[Text]:
-    """Each reason why queues.yaml became invalid, with the processes that read it."""
-    for why in sorted({*processes.values()} - {""}):
-        readers = ", ".join(name for name, one in processes.items() if one == why)
-        yield Text(
-            f"queues.yaml is invalid: {why}\n  used in its last valid version, until a restart: {readers}", "red"
-        )
+    if old := [process["process"] for process in processes if process["queues_changed"]]:
+        text = f"queues.yaml changed: restart needed of {', '.join(old)}"
+        console.print(Text(text, "yellow"), soft_wrap=True)
+    for why in sorted({process["queues_wrong"] for process in processes} - {""}):
+        readers = ", ".join(process["process"] for process in processes if process["queues_wrong"] == why)
+        text = f"queues.yaml is invalid: {why}\n  used in its last valid version, until a restart: {readers}"
+        console.print(Text(text, "red"), soft_wrap=True)
 
 
 def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,10 +185,6 @@ def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
         **changed,
         "": "" if process["answered"] else "did not answer in time",
     }
-
-
-def _disabled(name: str, why: str) -> Text:
-    return Text.assemble((f"{name} is disabled: ", "red"), why)
 
 
 def show_jobs(jobs: Sequence[JobRecord]) -> None:

@@ -104,7 +104,8 @@ class ValkeyLink:
                 answers = await self._with_retries(pipeline)
             except (ServerError, OSError) as error:
                 later = [*self._take(self._arrivals), *self._take(self._commands)]
-                self._refuse([*commands, *messages, *later], str(error))
+                for _, settle in (*commands, *messages, *later):
+                    settle(refusal("state store", error))
             else:
                 for (_, settle), answer in zip(commands, answers, strict=False):
                     settle(_as_outcome(answer))
@@ -129,11 +130,6 @@ class ValkeyLink:
         taken = queue[:_MOST_MESSAGES]
         del queue[:_MOST_MESSAGES]
         return taken
-
-    @staticmethod
-    def _refuse(waiting: Sequence[_Waiting], why: str) -> None:
-        for _, tell in waiting:
-            tell(_as_outcome(ConnectionError(why)))
 
     async def _with_retries(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         clock = asyncio.get_running_loop().time

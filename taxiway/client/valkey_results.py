@@ -105,10 +105,6 @@ class _Addressed(msgspec.Struct):
 _decode_address = msgspec.json.Decoder(_Addressed).decode
 
 
-def _nothing() -> None:
-    """The default `reconnected` callback: does nothing."""
-
-
 class Replies:
     """Resolves a future for each job when its result is announced.
 
@@ -120,7 +116,12 @@ class Replies:
     """
 
     def __init__(
-        self, link: ValkeyLink, channel: str, *, pause: float = POLL_PAUSE, reconnected: Callable[[], None] = _nothing
+        self,
+        link: ValkeyLink,
+        channel: str,
+        *,
+        pause: float = POLL_PAUSE,
+        reconnected: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._reconnected = reconnected
@@ -213,7 +214,7 @@ class Replies:
         if timeout is None:
             self._sole_waits[future] = loop.time()
         else:  # `asyncio.timeout` takes 2 µs more
-            timer = loop.call_later(timeout, self._time_out, future, timeout)
+            timer = loop.call_later(timeout, lambda: settle(future, self._timeout_error(timeout)))
         try:
             return await future
         except asyncio.CancelledError:
@@ -235,9 +236,6 @@ class Replies:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks = []
-
-    def _time_out(self, future: asyncio.Future[bytes], timeout: float) -> None:
-        settle(future, self._timeout_error(timeout))
 
     def _timeout_error(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
         if timeout is None or self._unavailable:

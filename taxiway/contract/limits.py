@@ -253,16 +253,8 @@ def _too_deep(depth: int, field: str) -> InvalidRequestError:
     return invalid(field, f"at most {DEEPEST} levels of lists and mappings", got)
 
 
-def _too_many(values: int, containers: int) -> bool:
-    return values > MOST_VALUES or containers > MOST_CONTAINERS
-
-
 def _check_counts(values: int, containers: int, field: str) -> None:
-    if not _too_many(values, containers):
-        return
-    if values > MOST_VALUES:
-        what, most, got = "values", MOST_VALUES, values
-    else:
-        what, most, got = "lists and mappings", MOST_CONTAINERS, containers
-    message = f"{field}: expected at most {most} {what}, got {got}: send large inputs as arrays or bytes"
-    raise RequestTooLargeError(message, field=field, limit=what, most=most, got=got)
+    for what, most, got in (("values", MOST_VALUES, values), ("lists and mappings", MOST_CONTAINERS, containers)):
+        if got > most:
+            message = f"{field}: expected at most {most} {what}, got {got}: send large inputs as arrays or bytes"
+            raise RequestTooLargeError(message, field=field, limit=what, most=most, got=got)

@@ -19,6 +19,7 @@ import msgspec
 from taxiway.contract.limits import Buffer
 from taxiway.contract.values import (
     BATCH_AXIS,
+    DATATYPES,
     ResultBlobs,
     axis_on_some,
     from_wire,
@@ -133,17 +134,7 @@ def bytes_elements(part: memoryview, count: int, field: str) -> list[bytes]:
     return found
 
 
-_FORMATS = {
-    "BOOL": "?",
-    "UINT8": "B",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP16": "e",
-    "FP32": "f",
-    "FP64": "d",
-}
+_FORMATS = dict(zip(DATATYPES, "?Bbhiqefd", strict=True))
 """`struct`'s letter for each datatype's little-endian bytes."""
 
 Named = dict[str, Any]

@@ -81,9 +81,9 @@ def a_topology(**scaling: object) -> Topology:
 
 def target_of(fleet: FleetSnapshot, jobs: int, **scaling: object) -> tuple[int, str]:
     scaler = Scaler(a_topology(**scaling))
-    assert scaler.targets() == {}
+    assert scaler.targets == {}
     scaler.observe(fleet, 0.0, {"cpu": jobs})
-    target = scaler.targets()["cpu"]
+    target = scaler.targets["cpu"]
     return target.replicas, target.reason
 
 
@@ -126,10 +126,10 @@ def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
     scaler.observe(waiting(urgent=0.5), 0.0, {"cpu": 10})
     for second in range(1, 10):
         scaler.observe(FleetSnapshot(), float(second), {})
-        assert scaler.targets()["cpu"].replicas == 4
-    assert scaler.targets()["cpu"].reason.endswith("; 4 were needed within the last 10 s")
+        assert scaler.targets["cpu"].replicas == 4
+    assert scaler.targets["cpu"].reason.endswith("; 4 were needed within the last 10 s")
     scaler.observe(FleetSnapshot(), 10.0, {})
-    assert scaler.targets()["cpu"].replicas == 0
+    assert scaler.targets["cpu"].replicas == 0
 
 
 def test_a_class_lacks_devices_once_they_have_been_missing_for_longer_than_one_takes_to_start() -> None:
@@ -138,10 +138,10 @@ def test_a_class_lacks_devices_once_they_have_been_missing_for_longer_than_one_t
     lacks = []
     for second in range(12):
         scaler.observe(busy, float(second), {"cpu": 10})
-        lacks.append(scaler.targets()["cpu"].lacks)
+        lacks.append(scaler.targets["cpu"].lacks)
     assert lacks == [0] * 10 + [3] * 2
     scaler.observe(FleetSnapshot(devices=(a_device("cpu"),) * 4), 12.0, {"cpu": 10})
-    assert scaler.targets()["cpu"].lacks == 0
+    assert scaler.targets["cpu"].lacks == 0
 
 
 HARDWARE = a_class(max_batch=1, horizon=1, scaling=Scaling(start=10.0, maximum=8))
@@ -180,7 +180,7 @@ class Clock:
         return self.target("used")
 
     def target(self, name: str) -> int:
-        return self.scaler.targets()[name].replicas
+        return self.scaler.targets[name].replicas
 
 
 def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they_are_not_needed() -> None:
@@ -209,7 +209,7 @@ def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_leve
     assert Clock().observe(a_fleet(tighter, work=work), jobs=9) == math.ceil(1.2 / 0.5)
     target = Scaler(TOPOLOGY)
     target.observe(a_fleet(a_plan(Density(target=0.5)), work=work), 0.0, {"used": 9})
-    assert target.targets()["used"].reason == "planned: work fills 0.6 devices until it is due, at 50% utilisation"
+    assert target.targets["used"].reason == "planned: work fills 0.6 devices until it is due, at 50% utilisation"
 
 
 def test_a_depth_counts_jobs_and_grows_only_when_it_polls() -> None:
@@ -258,4 +258,4 @@ def test_any_plan_gives_a_target_within_the_bounds(
     fleet = FleetSnapshot(plan=plan, now=1.0, work=dict.fromkeys(topology.hardware, tuple(seconds)))
     for now in range(3):
         scaler.observe(fleet, float(now), dict.fromkeys(topology.hardware, float(jobs)))
-    assert all(1 <= target.replicas <= 3 for target in scaler.targets().values())
+    assert all(1 <= target.replicas <= 3 for target in scaler.targets.values())
