@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from broker.valkey.history import Observed, observe_answer, observe_call
+from broker.valkey import Call
 from router.decide.basis import terms_of
 from router.decide.facts import named
 from router.service.store import RouterStore
@@ -32,15 +34,24 @@ from tasks.history import (
     unserved,
 )
 from tasks.large_bodies import beside
+from tasks.models.profiles import tokens_of
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key, unserved_key
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import ACCEPTED, HISTORY, HISTORY_OPEN, RECORDED, history_key, unserved_key
 
 logger = logging.getLogger(__name__)
+
+GROUPS = 256
+"""Groups of jobs read per call."""
+
+JOBS = 512
+"""Jobs after which a call reads no further group: about 1 ms of the server's time."""
 
 _CATCH_UP = 3600.0  # seconds that a new leader observes at least, even where records are kept for less
 _SLICES_A_TICK = 4  # slices of each kind observed in one tick
 _OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
+"""Of one job: its state and class by number, and seconds, as `jobs/history` packs them."""
 
 
 class Recorder(Duty):
@@ -99,13 +110,14 @@ class Recorder(Duty):
     async def _observe(self, begin: int) -> Arrivals:
         parts, skip = list[Arrivals](), 0
         while True:
-            observed = observe_answer(await self._connection.run(observe_call(begin, begin + SLICE, skip)))
-            if not observed.looked:
+            span = [begin, begin + SLICE, skip, GROUPS, JOBS, *JobState]
+            looked, *found = await self._connection.run(Call("jobs/history", [ACCEPTED], span))
+            if not looked:
                 (refused,) = await self._connection.transaction(("HGETALL", unserved_key(str(begin))))
                 parts.append(unserved(begin, {terms: int(count) for terms, count in named(refused).items()}))
                 return await beside(JOB.itemsize * sum(len(part) for part in parts), joined, parts)
-            parts.append(arrivals_of(observed))
-            skip += observed.looked
+            parts.append(arrivals_of(*found))
+            skip += looked
 
     async def _write(self, begin: int, arrivals: Arrivals, now: float, *, before: int) -> None:
         packed = await beside(JOB.itemsize * len(arrivals), pack, begin, arrivals)
@@ -127,32 +139,40 @@ class Recorder(Duty):
             logger.debug("history deleted", extra={"hours": len(deleted), "oldest": deleted[0]})
 
 
-def arrivals_of(observed: Observed) -> Arrivals:
-    """The columns of what was read from the records of placed jobs."""
-    outcomes = np.frombuffer(observed.outcomes, _OUTCOME)
-    terms = [terms_of(group.basis) for group in observed.groups]
-    placed = np.repeat([one.rows > 0 for one in terms], [group.jobs for group in observed.groups]).astype(bool)
-    groups = [group for group, one in zip(observed.groups, terms, strict=True) if one.rows > 0]
-    terms = [one for one in terms if one.rows > 0]
+def arrivals_of(classes: Sequence[bytes], groups: Sequence[Any], packed: bytes, generated: Sequence[Any]) -> Arrivals:
+    """The columns of what was read from the records of placed jobs: the parts of the answer of `jobs/history`."""
+    accepted, due, counts, models, tenants, bases = (groups[n::6] for n in range(6))
+    every = [terms_of(basis.decode()) for basis in bases]
+    kept = [n for n, one in enumerate(every) if one.rows > 0]
+    terms = [every[n] for n in kept]
     texts = {
-        "model": [group.model for group in groups],
-        "tenant": [group.tenant for group in groups],
+        "model": [models[n].decode() for n in kept],
+        "tenant": [tenants[n].decode() for n in kept],
         "service": [one.service for one in terms],
         "locality": [one.locality for one in terms],
     }
     names = {column: tuple(dict.fromkeys(values)) for column, values in texts.items()}
     each: dict[str, Sequence[float]] = {
-        "arrival": [group.accepted for group in groups],
-        "deadline": [group.due - group.accepted if group.due else math.nan for group in groups],
+        "arrival": [float(accepted[n]) for n in kept],
+        "deadline": [float(due[n]) - float(accepted[n]) if float(due[n]) else math.nan for n in kept],
         **{name: [getattr(one, name) for one in terms] for name in ("rows", "size", "expected", "priority")},
         **{column: indices(values, names[column]) for column, values in texts.items()},
     }
-    jobs, counts = np.zeros(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
+    outcomes, repeats = np.frombuffer(packed, _OUTCOME), np.array(counts, int)
+    placed = np.repeat(np.isin(np.arange(len(counts)), kept), repeats)
+    jobs = np.zeros(len(outcomes), JOB)
     for column, values in each.items():
-        jobs[column][placed] = np.repeat(np.array(values), counts)
+        jobs[column][placed] = np.repeat(np.array(values), repeats[kept])
     jobs["output"] = -1
-    jobs["output"][list(observed.generated)] = list(observed.generated.values())
+    for place, bins in zip(generated[::2], generated[1::2], strict=True):
+        jobs["output"][place] = _mean(bins)
     jobs["state"], jobs["hardware_class"] = outcomes["state"], outcomes["hardware_class"]
     for column in ("seconds", "ran"):
         jobs[column] = np.where((jobs["state"] >= ENDED) & (outcomes[column] >= 0), outcomes[column], math.nan)
-    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs[placed])
+    return Arrivals(names | {"hardware_class": ("", *(name.decode() for name in classes))}, jobs[placed])
+
+
+def _mean(bins: bytes) -> int:
+    """The mean length of answers in these bins, in tokens."""
+    places = msgspec.json.decode(bins, type=list[int])
+    return round(sum(map(tokens_of, places)) / max(len(places), 1))

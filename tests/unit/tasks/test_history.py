@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey import history as stored_history
-from broker.valkey.history import AcceptedGroup, Observed
 from router.decide.basis import basis_text, terms_of, unserved_terms
 from router.decide.classify import Constraints, Needs, level_of
 from router.upkeep.recorder import arrivals_of
 from tasks import history
+from taxiway.contract.job import JobState
 from taxiway.contract.request import Priority
 
 BEGIN = 1_764_256_500  # the begin of a slice
@@ -171,27 +170,33 @@ def test_the_columns_have_what_the_records_say_of_placed_jobs() -> None:
         [(4, 1, 0.5, 0.2), (1, 1, -1, -1), (6, 2, 5.0, -1), (5, 0, 0.001, -1)],
         [("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")],
     )
-    groups = (
-        AcceptedGroup(BEGIN + 0.25, BEGIN + 5.25, 3, "echo:1", "acme", basis(constraints=Constraints("live"))),
-        AcceptedGroup(BEGIN + 1.0, 0.0, 1, "nobody-has-it", "", ""),
-    )
+    live = [
+        b"%f" % (BEGIN + 0.25),
+        b"%f" % (BEGIN + 5.25),
+        3,
+        b"echo:1",
+        b"acme",
+        basis(constraints=Constraints("live")),
+    ]
+    refused = [b"%f" % (BEGIN + 1.0), b"0", 1, b"nobody-has-it", b"", ""]
+    groups = [one.encode() if isinstance(one, str) else one for one in (*live, *refused)]
 
-    read = arrivals_of(Observed(2, ("cpu.batch", "gpu.realtime"), groups, outcomes.tobytes(), {0: 7}))
+    read = arrivals_of([b"cpu.batch", b"gpu.realtime"], groups, outcomes.tobytes(), [0, b"[13]"])
 
     states = [history.STATES[one] for one in read.jobs["state"]]
     assert states == ["succeeded", "queued", "expired"]
     assert [read.names["hardware_class"][one] for one in read.jobs["hardware_class"]] == [
         *("cpu.batch", "cpu.batch", "gpu.realtime")
     ]
-    assert read.jobs["output"].tolist() == [7, -1, -1]
+    assert read.jobs["output"].tolist() == [8, -1, -1]
     assert read.jobs["deadline"].tolist() == [5.0] * 3
     assert np.isnan(read.jobs["seconds"]).tolist() == [False, True, False]
     assert np.isnan(read.jobs["ran"]).tolist() == [False, True, True]
-    assert (read.open, len(arrivals_of(Observed(0, (), (), b"", {})))) == (1, 0)
+    assert (read.open, len(arrivals_of([], [], b"", []))) == (1, 0)
 
 
 def test_states_are_numbered_as_the_script_numbers_them() -> None:
-    assert history.STATES[:-1] == stored_history.STATES
+    assert history.STATES[:-1] == (*JobState,)
     assert history.ENDED < history.REFUSED == len(history.STATES) - 1
 
 
