@@ -263,25 +263,16 @@ def list_refused_call(jobs: Mapping[str, RefusedJob], keep_record: float) -> Cal
 
 
 @dataclass(frozen=True, slots=True)
-class HoldingQueue:
-    """A holding queue: its name, the deadline and level of its first job, and its number of jobs.
-
-    The deadline is by the store's clock; above 1e10 for a job without one.
-    """
-
-    name: str
-    due: float
-    level: int
-    jobs: int
-
-
-@dataclass(frozen=True, slots=True)
 class Survey:
-    """The server's time, the cells of `keys.WORK`, and the holding queues."""
+    """The server's time, the cells of `keys.WORK`, and the holding queues.
+
+    Of each, the name, the deadline and level of its first job, and its number of jobs; the deadline is above 1e10 for a
+    job without one.
+    """
 
     now: float
     work: Mapping[str, float]
-    queues: Sequence[HoldingQueue]
+    queues: Sequence[tuple[str, float, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +297,7 @@ def survey_answer(answer: Sequence[Any]) -> Survey:
     return Survey(
         now=float(answer[0]),
         work={cell.decode(): float(figure) for cell, figure in cells},
-        queues=[HoldingQueue(name.decode(), float(due), int(level), int(jobs)) for name, due, level, jobs in queues],
+        queues=[(name.decode(), float(due), int(level), int(jobs)) for name, due, level, jobs in queues],
     )
 
 

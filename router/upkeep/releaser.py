@@ -77,11 +77,7 @@ class Releaser(Duty):
         if not survey.queues or self._fleet.working.fleet.stale:
             return False
         self._fleet.replace_work(survey.work)
-        found = [
-            Releasable(one.name, one.due, one.level, one.jobs, kind)
-            for one in survey.queues
-            if (kind := kind_of(one.name)) is not None
-        ]
+        found = [Releasable(*one, kind) for one in survey.queues if (kind := kind_of(one[0])) is not None]
         self._order.set_present(one.kind.tenant for one in found)
         ready = {one: 0 for one in found if one.due <= survey.now or self._has_capacity(one)}
         until = time.monotonic() + BEAT
