@@ -19,30 +19,7 @@ from router.decide.plan import LatestTuning
 from router.service.store import StoreClock
 from tasks.models.folder import LIVE, CatalogueReport
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import (
-    CATALOGUES,
-    CATALOGUES_SEEN,
-    DEAD,
-    DRAINING,
-    FAILING,
-    HELD,
-    RELOADS,
-    STARTS,
-    TIMELINE,
-    TUNER,
-    TUNING,
-    WORK,
-    blob_key,
-    holding_key,
-    job_key,
-    jobs_cell,
-    line_key,
-    result_key,
-    snapshot_key,
-    stream_key,
-    turns_cell,
-    work_cell,
-)
+from taxiway.contract import keys
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine
 from taxiway.contract.progress import result_in
@@ -73,17 +50,17 @@ class ValueStore:
 
     async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
         """The bytes of each blob; None if it has expired."""
-        contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
+        contents = await asyncio.gather(*(next(self._carriers).call("GET", keys.blob_key(ref)) for ref in refs))
         return dict(zip(refs, contents, strict=True))
 
     async def keep(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
-        writes = (stored(blob_key(ref), content, BLOB_KEPT) for ref, content in kept.items())
+        writes = (stored(keys.blob_key(ref), content, BLOB_KEPT) for ref, content in kept.items())
         await asyncio.gather(*(next(self._carriers).calls(*commands) for commands in writes))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, StreamEntry]]:
         """What a job's stream has after an entry, with its entry ids; waits a moment for something."""
-        command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", stream_key(job), after)
+        command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", keys.stream_key(job), after)
         async with self._reader() as reader:
             streams: Any = await reader.call(*command)
         entries = streams[0][1] if streams else []
@@ -91,7 +68,7 @@ class ValueStore:
 
     async def first_piece(self, job: str) -> float | None:
         """When the first piece of a job's answer was streamed; None if none was, or it is no longer there."""
-        entries: Any = await self._calls.call("XRANGE", stream_key(job), "-", "+", "COUNT", 1)
+        entries: Any = await self._calls.call("XRANGE", keys.stream_key(job), "-", "+", "COUNT", 1)
         for entry, flat in entries:
             piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
             if isinstance(piece, Piece) and not (piece.at or piece.sent):
@@ -112,7 +89,7 @@ class ValueStore:
 
     async def keep_line(self, peer: str, line: WaitingLine) -> None:
         """Have workers find a connection that waits for work, for a while."""
-        await self._calls.call("SET", line_key(peer), msgspec.json.encode(line), "EX", 2 * LINE_KEPT_EVERY)
+        await self._calls.call("SET", keys.line_key(peer), msgspec.json.encode(line), "EX", 2 * LINE_KEPT_EVERY)
 
     async def ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """The answers to commands with long answers, beside the calls that others wait for."""
@@ -132,47 +109,49 @@ class StoredJobs:
 
     async def record(self, job: str) -> dict[str, str]:
         """The fields of a job's record; empty if there is none."""
-        return _texts(await self._calls.call("HGETALL", job_key(job)))
+        return _texts(await self._calls.call("HGETALL", keys.job_key(job)))
 
     async def result(self, job: str) -> bytes | None:
         """The stored result; None if there is none, or it has expired."""
-        return result_in(await self._calls.call("GET", result_key(job)))
+        return result_in(await self._calls.call("GET", keys.result_key(job)))
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job; None if there is none, or it has expired."""
-        return [result_in(raw) for raw in await self._calls.call("MGET", *map(result_key, jobs))]
+        return [result_in(raw) for raw in await self._calls.call("MGET", *map(keys.result_key, jobs))]
 
     async def without_record(self, jobs: Sequence[str]) -> set[str]:
         """Those of these jobs that have no record."""
-        if await self._calls.call("EXISTS", *map(job_key, jobs)) == len(jobs):
+        if await self._calls.call("EXISTS", *map(keys.job_key, jobs)) == len(jobs):
             return set()
-        return {job for job in jobs if not await self._calls.call("EXISTS", job_key(job))}
+        return {job for job in jobs if not await self._calls.call("EXISTS", keys.job_key(job))}
 
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
-        fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
+        fields, meta = await self._calls.transaction(("HGETALL", keys.job_key(job)), ("GET", keys.result_key(job)))
         return _texts(fields), result_in(meta)
 
     async def snapshot(self, name: str) -> bytes | None:
         """A stored fleet snapshot; None if it has expired."""
-        packed: Any = await self._calls.call("GET", snapshot_key(name))
+        packed: Any = await self._calls.call("GET", keys.snapshot_key(name))
         return packed if packed is None else bytes(packed)
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that first used a job's idempotency key; empty if unknown."""
-        digest: Any = await self._calls.call("HGET", job_key(job), "digest")
+        digest: Any = await self._calls.call("HGET", keys.job_key(job), "digest")
         return (digest or b"").decode()
 
     async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
         """A class's unfinished jobs by level, up to this one, and the count of jobs ever placed at this level."""
-        cells = [work_cell(hardware_class, one) for one in range(level + 1)]
-        figures: Any = await self._calls.call("HMGET", WORK, *map(jobs_cell, cells), turns_cell(cells[-1]))
+        cells = [keys.work_cell(hardware_class, one) for one in range(level + 1)]
+        figures: Any = await self._calls.call(
+            "HMGET", keys.WORK, *map(keys.jobs_cell, cells), keys.turns_cell(cells[-1])
+        )
         *jobs, turns = (float(figure or 0) for figure in figures)
         return jobs, int(turns)
 
     async def before(self, job: str, queue: str) -> int | None:
         """The number of jobs released before this one from its holding queue; None if it is not held."""
-        rank: Any = await self._calls.call("ZRANK", holding_key(queue), job_key(job))
+        rank: Any = await self._calls.call("ZRANK", keys.holding_key(queue), keys.job_key(job))
         return rank if rank is None else int(rank)
 
 
@@ -185,33 +164,33 @@ class OperatorStore:
 
     async def tuner(self) -> tuple[str, LatestTuning | None]:
         """The token of the tuner at work, empty if there is none, and what the last tuning found."""
-        token, latest = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
+        token, latest = await self._calls.calls(("GET", keys.TUNER), ("GET", keys.TUNING))
         return (token or b"").decode(), None if latest is None else msgspec.json.decode(latest, type=LatestTuning)
 
     async def samples(self) -> list[bytes]:
         """The samples in the timeline, latest first."""
-        return list(await self._calls.call("LRANGE", TIMELINE, 0, -1))
+        return list(await self._calls.call("LRANGE", keys.TIMELINE, 0, -1))
 
     async def note_start(self, hardware_class: str) -> None:
         """Record that devices of the class are started on demand."""
-        await self._calls.call("HSET", STARTS, hardware_class, repr(self.clock.now()))
+        await self._calls.call("HSET", keys.STARTS, hardware_class, repr(self.clock.now()))
 
     async def drain(self) -> None:
         """Have routers hand work to other fleets, until `resume`."""
-        await self._calls.call("SET", DRAINING, repr(self.clock.now()))
+        await self._calls.call("SET", keys.DRAINING, repr(self.clock.now()))
 
     async def resume(self) -> None:
         """End that."""
-        await self._calls.call("DEL", DRAINING)
+        await self._calls.call("DEL", keys.DRAINING)
 
     async def request_reload(self) -> int:
         """Have all processes reload; returns the number of that request."""
-        return int(await self._calls.call("INCR", RELOADS))
+        return int(await self._calls.call("INCR", keys.RELOADS))
 
     async def catalogues(self) -> dict[str, CatalogueReport]:
         """What each running process serves, by its name."""
         now, seen, raw = await self._calls.transaction(
-            ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
+            ("TIME",), ("ZRANGE", keys.CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", keys.CATALOGUES)
         )
         reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
@@ -219,7 +198,7 @@ class OperatorStore:
 
     async def failing(self) -> dict[str, str]:
         """The processes that supervisors say have failed, each with how."""
-        (raw,) = await self._calls.transaction(("HGETALL", FAILING))
+        (raw,) = await self._calls.transaction(("HGETALL", keys.FAILING))
         found: dict[str, str] = {}
         for processes in named(raw).values():
             found |= msgspec.json.decode(processes, type=dict[str, str])
@@ -227,16 +206,16 @@ class OperatorStore:
 
     async def held_and_dead(self) -> tuple[int, int]:
         """The number of held jobs and of dead letters."""
-        held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
+        held, dead = await self._calls.calls(("HLEN", keys.HELD), ("LLEN", keys.DEAD))
         return int(held), int(dead)
 
     async def dead_letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as stored, latest first, from index `start`."""
-        return list(await self._calls.call("LRANGE", DEAD, start, start + most - 1))
+        return list(await self._calls.call("LRANGE", keys.DEAD, start, start + most - 1))
 
     async def drop_dead_letter(self, raw: bytes) -> None:
         """Delete a dead letter."""
-        await self._calls.call("LREM", DEAD, 1, raw)
+        await self._calls.call("LREM", keys.DEAD, 1, raw)
 
     async def revive(self, job: str) -> bool:
         """Clear a job's dead-lettered end; False if it did not end that way."""

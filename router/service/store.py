@@ -39,31 +39,8 @@ from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from tasks.queues.receipts import Chain, PlacementReceipt
 from taxiway.connection import AsyncConnection
+from taxiway.contract import keys
 from taxiway.contract.job import JobState, accepted_meta, failure_meta
-from taxiway.contract.keys import (
-    DEAD,
-    DEVICES,
-    DRAINING,
-    HEARTBEATS,
-    HELD,
-    LENGTHS,
-    MODELS,
-    PLAN,
-    QUEUES,
-    RECEIPTS,
-    RELEASED,
-    STARTS,
-    TIMELINE,
-    WORK,
-    blob_key,
-    job_key,
-    open_key,
-    priority_lists,
-    reply_channel,
-    result_key,
-    spent_key,
-    unserved_key,
-)
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey import Command
@@ -129,16 +106,16 @@ class FleetStore:
         plan_due = time.monotonic() - self._plan_read_at >= PLAN_EVERY
         answers = await self._periodic.calls(
             ("TIME",),
-            ("HGETALL", DEVICES),
-            ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
-            ("HGETALL", WORK),
-            ("HGETALL", LENGTHS),
-            ("HGETALL", STARTS),
-            ("EXISTS", DRAINING),
-            ("HGETALL", spent_key(day)),
+            ("HGETALL", keys.DEVICES),
+            ("ZRANGE", keys.HEARTBEATS, 0, -1, "WITHSCORES"),
+            ("HGETALL", keys.WORK),
+            ("HGETALL", keys.LENGTHS),
+            ("HGETALL", keys.STARTS),
+            ("EXISTS", keys.DRAINING),
+            ("HGETALL", keys.spent_key(day)),
             ("INFO", "server", "memory", "persistence", "errorstats"),
-            *(("ZCOUNT", open_key(tenant), self._clock.now(), "+inf") for tenant in bounded),
-            *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
+            *(("ZCOUNT", keys.open_key(tenant), self._clock.now(), "+inf") for tenant in bounded),
+            *([("GETRANGE", keys.PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
         )
         time_of, devices, heartbeats, work, lengths, starts, draining, spent, info, *rest = answers
         depths, plan = rest[: len(bounded)], rest[len(bounded) :]
@@ -149,7 +126,7 @@ class FleetStore:
         now = int(time_of[0]) + int(time_of[1]) / 1e6
         self._clock.set(now)
         if day_of(now) != day:  # at the first read, or at midnight
-            spent = await self._periodic.call("HGETALL", spent_key(day_of(now)))
+            spent = await self._periodic.call("HGETALL", keys.spent_key(day_of(now)))
         return FleetFacts(
             now=now,
             devices=named(devices),
@@ -170,24 +147,24 @@ class FleetStore:
 
         Both are JSON, and expire unless renewed.
         """
-        await self._calls.calls(("SET", MODELS, models, "EX", _KEPT), ("SET", QUEUES, queues, "EX", _KEPT))
+        await self._calls.calls(("SET", keys.MODELS, models, "EX", _KEPT), ("SET", keys.QUEUES, queues, "EX", _KEPT))
 
     async def waiting(self, classes: Sequence[str]) -> tuple[dict[str, int], int]:
         """The messages in each class's queue, and the number of held jobs."""
-        lists = [priority_lists(name) for name in classes]
+        lists = [keys.priority_lists(name) for name in classes]
         held, *lengths = await self._periodic.calls(
-            ("HLEN", HELD), *(("LLEN", one) for names in lists for one in names)
+            ("HLEN", keys.HELD), *(("LLEN", one) for names in lists for one in names)
         )
         each = iter(lengths)
         return {name: sum(next(each) for _ in names) for name, names in zip(classes, lists, strict=True)}, held
 
     async def add_sample(self, sample: bytes, most: int) -> None:
         """Add a sample to the timeline; the oldest beyond `most` are dropped."""
-        await self._periodic.transaction(("LPUSH", TIMELINE, sample), ("LTRIM", TIMELINE, 0, most - 1))
+        await self._periodic.transaction(("LPUSH", keys.TIMELINE, sample), ("LTRIM", keys.TIMELINE, 0, most - 1))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Delete devices that have been gone for long."""
-        await self._calls.transaction(("HDEL", DEVICES, *workers), ("ZREM", HEARTBEATS, *workers))
+        await self._calls.transaction(("HDEL", keys.DEVICES, *workers), ("ZREM", keys.HEARTBEATS, *workers))
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Watched:
         """Report what this router serves; returns what operators asked for."""
@@ -205,7 +182,7 @@ class JobStore:
 
     async def accepted_before(self, uses: Sequence[tuple[str, str]]) -> list[bool]:
         """Whether each job was accepted, for a request with this digest."""
-        found: Any = await self._calls.calls(*(("HMGET", job_key(job), "state", "digest") for job, _ in uses))
+        found: Any = await self._calls.calls(*(("HMGET", keys.job_key(job), "state", "digest") for job, _ in uses))
         return [
             bool(state) and (first or b"") == digest.encode()
             for (state, first), (_, digest) in zip(found, uses, strict=True)
@@ -248,9 +225,9 @@ class JobStore:
         commands: list[Command] = []
         for one in refusals:
             meta = accepted_meta(one.submission, one.job) if one.submission in copies else one.meta
-            commands.append(("SET", result_key(one.submission), meta, "EX", self._limits.keep_result))
+            commands.append(("SET", keys.result_key(one.submission), meta, "EX", self._limits.keep_result))
             if one.reply:
-                commands.append(("PUBLISH", reply_channel(one.reply), meta))
+                commands.append(("PUBLISH", keys.reply_channel(one.reply), meta))
         await self._calls.calls(*commands)
 
     async def note_refused(self, jobs: Mapping[str, RefusedJob]) -> None:
@@ -277,13 +254,13 @@ class JobStore:
 
     async def dead_letter(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
-        push = ("LPUSH", DEAD, *(msgspec.json.encode(dead_letter) for dead_letter in dead_letters))
-        await self._calls.transaction(push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1))
+        push = ("LPUSH", keys.DEAD, *(msgspec.json.encode(dead_letter) for dead_letter in dead_letters))
+        await self._calls.transaction(push, ("LTRIM", keys.DEAD, 0, KEPT_DEAD - 1))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Delete the blobs of a request that did not become this job, except those that the job's record refers to."""
-        own: Any = await self._calls.call("HGET", job_key(job), "blobs")
-        dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
+        own: Any = await self._calls.call("HGET", keys.job_key(job), "blobs")
+        dropped = {keys.blob_key(ref) for ref in refs} - set((own or b"").decode().split())
         if dropped:
             await self._calls.call("UNLINK", *dropped)
 
@@ -313,13 +290,13 @@ class HoldingStore:
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Return drawn jobs to holding, from the next survey on."""
-        await self._calls.call("ZADD", RELEASED, "XX", *(part for job in jobs for part in (0, job_key(job))))
+        await self._calls.call("ZADD", keys.RELEASED, "XX", *(part for job in jobs for part in (0, keys.job_key(job))))
 
     async def messages(self, jobs: Sequence[str], most: int) -> dict[str, bytes]:
         """The messages of those of these jobs that are held, by job, without any of more than `most` bytes."""
-        sizes: Any = await self._calls.calls(*(("HSTRLEN", HELD, job_key(job)) for job in jobs))
+        sizes: Any = await self._calls.calls(*(("HSTRLEN", keys.HELD, keys.job_key(job)) for job in jobs))
         short = [job for job, size in zip(jobs, sizes, strict=True) if 0 < size <= most]
-        found: Any = await self._calls.call("HMGET", HELD, *map(job_key, short)) if short else ()
+        found: Any = await self._calls.call("HMGET", keys.HELD, *map(keys.job_key, short)) if short else ()
         return {job: raw for job, raw in zip(short, found, strict=True) if raw is not None}
 
 
@@ -351,7 +328,7 @@ class AuditLog:
         """Write receipts that no job is written with, and those that wait. Raises `BrokerUnavailableError`."""
         if waiting := self.sealed(receipts):
             bound = ("MAXLEN", "~", waiting.most)
-            await self._calls.calls(*(("XADD", RECEIPTS, *bound, "*", "line", line) for line in waiting.lines))
+            await self._calls.calls(*(("XADD", keys.RECEIPTS, *bound, "*", "line", line) for line in waiting.lines))
             self.written(waiting.lines)
 
 
@@ -378,11 +355,11 @@ class UnservedDemand:
         counted, self._counted = self._counted, {}
         begins = {int(begin) for begin, *_ in counted}
         counts = [
-            ("HINCRBY", unserved_key(str(begin)), unserved_text(asked), times)
+            ("HINCRBY", keys.unserved_key(str(begin)), unserved_text(asked), times)
             for (begin, *_), (asked, times) in counted.items()
         ]
         if counts:
-            until = (("EXPIREAT", unserved_key(str(begin)), begin + SLICE + self._keep) for begin in begins)
+            until = (("EXPIREAT", keys.unserved_key(str(begin)), begin + SLICE + self._keep) for begin in begins)
             await self._calls.calls(*counts, *until)
 
 
