@@ -23,7 +23,7 @@ from taxiway.contract import keys
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine
 from taxiway.contract.progress import result_in
-from taxiway.contract.stream import Piece, StreamEntry, read_piece
+from taxiway.contract.stream import Piece, StreamEntry, read_entries
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.valkey import stored
 
@@ -63,16 +63,14 @@ class ValueStore:
         command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", keys.stream_key(job), after)
         async with self._reader() as reader:
             streams: Any = await reader.call(*command)
-        entries = streams[0][1] if streams else []
-        return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
+        return read_entries(streams[0][1] if streams else [])
 
     async def first_piece(self, job: str) -> float | None:
         """When the first piece of a job's answer was streamed; None if none was, or it is no longer there."""
         entries: Any = await self._calls.call("XRANGE", keys.stream_key(job), "-", "+", "COUNT", 1)
-        for entry, flat in entries:
-            piece = read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))
+        for entry, piece in read_entries(entries):
             if isinstance(piece, Piece) and not (piece.at or piece.sent):
-                return int(entry.partition(b"-")[0]) / 1000
+                return int(entry.partition("-")[0]) / 1000
         return None
 
     @asynccontextmanager

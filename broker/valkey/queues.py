@@ -12,8 +12,9 @@ import base64
 import math
 import time
 import uuid
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from broker.port import (
@@ -205,7 +206,7 @@ class ValkeyTransport:
             if level not in self._waits:
                 move = ("BLMOVE", name, self._session.in_flight(str(level)), "RIGHT", "LEFT", longest)
                 self._waits[level] = asyncio.ensure_future(self._waiters[level].call(*move))
-                self._waits[level].add_done_callback(self._ring)
+                self._waits[level].add_done_callback(lambda _: self._rung.set())
         if not any(wait.done() for wait in self._waits.values()):
             self._rung.clear()
             with suppress(TimeoutError):
@@ -224,7 +225,7 @@ class ValkeyTransport:
             await self._end_session()
         woken = self._woken()
         if self._more or (woken and self._bursts):
-            await self._exchange([], set())
+            await self._exchange(partial(forward_call, [], keep=self._keep), set())
             self._bursts = bool(self._ahead)
         if self._more:  # the session ended, and the messages that `wait` moved return to the arrivals
             await self._end_session()
@@ -241,7 +242,13 @@ class ValkeyTransport:
     ) -> list[ForwardOutcome]:
         """Publish and record, in one step."""
         tags = {m.tag for m in messages if m.tag}
-        done = await self._run_forward(messages, tags, snapshots, receipts)
+        call = partial(forward_call, messages, keep=self._keep, snapshots=snapshots, receipts=receipts)
+        if not tags <= self._held:
+            done = [ForwardOutcome.COPY] * len(messages)
+        elif tags:
+            done = await self._exchange(call, tags)
+        else:
+            done = forward_answer(await self._sends.run(call())).done
         await self._confirm(tags)
         return done
 
@@ -259,7 +266,7 @@ class ValkeyTransport:
         """Delete arrivals, with all that were taken with them."""
         held = self._held.intersection(tags)
         if held:
-            await self._run_forward([], held)
+            await self._exchange(partial(forward_call, [], keep=self._keep), held)
 
     def abandon(self) -> None:
         """Return all in-flight messages to the arrivals before the next take, also those of an unanswered call."""
@@ -279,7 +286,8 @@ class ValkeyTransport:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
         looked_for = [_MISDIRECTED_AT_MOST, INFER, _DECODED_BYTES]
         found = await self._sends.run(Call("queues/misdirected", [DEFAULT_QUEUE], looked_for))
-        return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
+        arrivals = [_arrival("", raw) for raw in found]
+        return [one for one in arrivals if one.envelope is not None and one.envelope.headers.get("task") == INFER]
 
     async def forget(self, misdirected: Sequence[Arrival]) -> None:
         """Remove these from that queue, by their content."""
@@ -301,9 +309,6 @@ class ValkeyTransport:
             await self._end_session()
         for connection in (self._signs, self._takes, self._sends, *self._waiters):
             connection.close()
-
-    def _ring(self, _: asyncio.Future[Any]) -> None:
-        self._rung.set()
 
     def _woken(self) -> list[tuple[str, bytes]]:
         """The messages that `wait` moved and that were not taken yet, in serving order."""
@@ -349,34 +354,13 @@ class ValkeyTransport:
         await self._session.end(reached=reached)
         self._more, self._abandoned, self._lost = True, False, False
 
-    async def _run_forward(
-        self,
-        messages: Sequence[Outgoing],
-        tags: Set[str],
-        snapshots: Sequence[StoredSnapshot] = (),
-        receipts: StoredReceipts | None = None,
-    ) -> list[ForwardOutcome]:
-        if not tags <= self._held:
-            return [ForwardOutcome.COPY] * len(messages)
-        if tags:
-            return await self._exchange(messages, tags, snapshots, receipts)
-        call = forward_call(messages, keep=self._keep, snapshots=snapshots, receipts=receipts)
-        return forward_answer(await self._sends.run(call)).done
-
-    async def _exchange(
-        self,
-        messages: Sequence[Outgoing],
-        tags: Set[str],
-        snapshots: Sequence[StoredSnapshot] = (),
-        receipts: StoredReceipts | None = None,
-    ) -> list[ForwardOutcome]:
+    async def _exchange(self, call: Callable[[Taking], Call], tags: Set[str]) -> list[ForwardOutcome]:
         """Forward messages taken under these tags, and take the next arrivals, unless taken ones are unanswered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
-        call = forward_call(messages, taking, keep=self._keep, snapshots=snapshots, receipts=receipts)
         with self._answered():
-            answer = forward_answer(await self._takes.run(call))
+            answer = forward_answer(await self._takes.run(call(taking)))
         self._session.set_clock(answer.now)
         self._more = not answer.lives
         self._held -= tags
@@ -410,10 +394,6 @@ def _reached(call: asyncio.Task[Any]) -> bool:
 def _refused(error: BaseException) -> bool:
     """Whether the server answered that it accepts no writes: then nothing was moved."""
     return isinstance(error, BrokerFullError)
-
-
-def _is_request(arrival: Arrival) -> bool:
-    return arrival.envelope is not None and arrival.envelope.headers.get("task") == INFER
 
 
 def _arrival(tag: str, raw: bytes) -> Arrival:

@@ -48,7 +48,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
-from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_piece
+from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_entries
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors, stored
@@ -130,8 +130,8 @@ class WorkerStore:
         fields, entries = self._connections.calls(
             ("HMGET", job_key(job), "generation", "parts"), ("XRANGE", stream_key(job), "-", "+")
         )
-        streamed = [read_piece(dict(zip(flat[::2], flat[1::2], strict=True))) for _, flat in entries]
-        return with_streamed(kept_from(*fields), [entry for entry in streamed if isinstance(entry, Piece)])
+        pieces = [piece for _, piece in read_entries(entries) if isinstance(piece, Piece)]
+        return with_streamed(kept_from(*fields), pieces)
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> Sequence[YieldRequest | bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours, and is to yield."""

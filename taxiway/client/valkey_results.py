@@ -18,7 +18,7 @@ from taxiway.connection import settle
 from taxiway.contract.job import FINAL, expired, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import result_in
-from taxiway.contract.stream import StreamEntry, read_piece
+from taxiway.contract.stream import StreamEntry, read_entries
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.valkey import ServerError
 
@@ -94,8 +94,7 @@ class PieceReader:
         command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
         async with asyncio.timeout(_BLOCK + self._connect_timeout):
             streams = await self._connection.call(*command)
-        entries = streams[0][1] if streams else []
-        return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
+        return read_entries(streams[0][1] if streams else [])
 
 
 class _Addressed(msgspec.Struct):

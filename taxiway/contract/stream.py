@@ -215,6 +215,11 @@ async def follow(
         await asyncio.gather(*filter(None, (ended, reading)), return_exceptions=True)
 
 
+def read_entries(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, StreamEntry]]:
+    """What the entries of a stream hold, each with its id."""
+    return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
+
+
 def read_piece(fields: Mapping[bytes, bytes]) -> StreamEntry:
     """What a stream entry holds."""
     if _PROGRESS in fields:
