@@ -161,13 +161,6 @@ def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client
     assert shop.post("/v2/models/echo/infer", json=named).status_code == 200
 
 
-def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab: httpx.Client, shop: httpx.Client) -> None:
-    body = BODY | {"parameters": {"idempotency_key": "one"}}
-    jobs = [http.post("/v2/models/echo/infer", json=body).json()["parameters"]["job"] for http in (lab, shop, lab)]
-
-    assert jobs[0] == jobs[2] != jobs[1]
-
-
 def test_a_rate_limited_caller_learns_when_to_retry(interface: str, folder: Path) -> None:
     with asking(interface, folder, "slow") as http:
         answers = [http.get("/v2/models") for _ in range(2)]

@@ -14,7 +14,6 @@ import pytest
 
 from api.access import Key, digest_of
 from api.keys_file import write_keys
-from tests.fuzzing.connections import LIVE, ask_without_end
 from tests.producing import infer_body
 from tests.routing import RouterProcess, echo_fleet
 from tests.waiting import until
@@ -95,20 +94,6 @@ def is_answered(port: int, tenant: str) -> bool:
     return status_of(port, tenant, json.dumps(infer_body("a")).encode()) == 200
 
 
-@pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
-def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(
-    port: int, router: RouterProcess, reads: bool
-) -> None:
-    process = psutil.Process(router.process.pid)
-    ask_without_end(port, reads=reads, seconds=0.3)  # what is made once is there
-    before = process.memory_info().rss
-
-    sent = ask_without_end(port, reads=reads, seconds=1.5)
-
-    assert sent > 200 * len(LIVE)
-    assert process.memory_info().rss - before < 4 * MIB
-
-
 def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(
     port: int, grown: Callable[[], int]
 ) -> None:
@@ -152,14 +137,3 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> No
         assert b"\r\nretry-after: 1\r\n" in answer
         assert answer.count(b"HTTP/1.1 ") == 1
     assert until(lambda: is_answered(port, "lab"))
-
-
-def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
-        connection.sendall(head + b"content-length: 100000\r\n\r\n")
-        pushed(connection, bytes(1000), 100)
-        answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert answer.count(b"HTTP/1.1 ") == 1
-    assert b"\r\nconnection: close\r\n" in answer.lower()
