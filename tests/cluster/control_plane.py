@@ -36,8 +36,8 @@ until = partial(waiting.until, timeout=30.0, every=0.15)
 class ControlPlane:
     """The processes, and an HTTP client of their API server."""
 
-    def __init__(self, folder: Path, binaries: Path, *, hpa_period: int = 2) -> None:
-        self.folder, self.binaries, self._hpa_period = folder, binaries, hpa_period
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self.folder, self.binaries = folder, binaries
         self.kubeconfig = folder / "kubeconfig"
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -89,7 +89,7 @@ class ControlPlane:
         quiet = (f"--kubeconfig={self.kubeconfig}", "--port=0", "--secure-port=0", "--leader-elect=false")
         self._run(
             "kube-controller-manager", *quiet, "--use-service-account-credentials=false",
-            f"--service-account-private-key-file={key}", f"--horizontal-pod-autoscaler-sync-period={self._hpa_period}s",
+            f"--service-account-private-key-file={key}", "--horizontal-pod-autoscaler-sync-period=2s",
             "--node-monitor-grace-period=10h",
         )  # fmt: skip
         self._run("kube-scheduler", *quiet)

@@ -158,7 +158,7 @@ def store_and_model(folder: Path) -> Iterator[Settings]:
 
 @dataclass
 class Machines:
-    """Runs a real worker for each ready pod, and stops it as the pod goes: with SIGTERM, or at once if it is `lost`."""
+    """Runs a real worker for each ready pod, and stops it as the pod goes."""
 
     release: Release
     settings: Settings
@@ -166,7 +166,6 @@ class Machines:
     workers: dict[str, tuple[int, subprocess.Popen[bytes]]] = field(default_factory=dict)
     ended: list[subprocess.Popen[bytes]] = field(default_factory=list)
     most: int = 0
-    lost: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         while not self.over.wait(0.3):
@@ -175,12 +174,8 @@ class Machines:
             self.most = max(self.most, len(here))
             for name in self.workers.keys() - here:
                 worker = self.workers.pop(name)[1]
-                if name in self.lost:
-                    worker.kill()
-                    worker.wait()
-                else:
-                    worker.terminate()
-                    self.ended.append(worker)
+                worker.terminate()
+                self.ended.append(worker)
             for name in here - self.workers.keys():
                 slots = {slot for slot, _ in self.workers.values()}
                 slot = next(index for index in range(100) if index not in slots)
@@ -207,7 +202,6 @@ class Watch:
 
     release: Release
     router: str
-    least: int = 0
     over: threading.Event = field(default_factory=threading.Event)
     looks: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -222,33 +216,19 @@ class Watch:
 
     def _run(self) -> None:
         while not self.over.wait(0.2):
-            if (wish := wish_of(self.router)) is not None:
+            answer = httpx.get(f"{self.router}/v1/scaling/gpu.realtime", timeout=10)
+            if answer.is_success:  # the router does not know at first
                 replicas = self.release.deployment("worker-gpu-realtime")["spec"]["replicas"]
-                self.looks.append((time.monotonic(), max(wish, self.least), replicas))
+                self.looks.append((time.monotonic(), answer.json()["replicas"], replicas))
 
-    def agrees(self) -> bool:
-        """Whether the latest look found what the router wants."""
-        _, wish, replicas = self.looks[-1]
-        return wish == replicas
-
-    def late(self, away: tuple[float, float] = (0.0, 0.0)) -> dict[str, list[float]]:
-        """Seconds for which replicas were too few and too many each time, but for while the operator was `away`."""
-        found: dict[str, list[float]] = {"up": [], "down": []}
-        began, way = 0.0, ""
+    def late(self, away: tuple[float, float]) -> list[float]:
+        """Seconds for which replicas were too few or too many each time, but for while the operator was `away`."""
+        found = []
+        began, way = 0.0, 0
         for now, wish, replicas in self.looks:
-            current = "up" if wish > replicas else "down" if wish < replicas else ""
+            current = (wish > replicas) - (wish < replicas)
             if way and current != way and not (began < away[1] and now > away[0]):
-                found[way].append(now - began)
+                found.append(now - began)
             if current != way:
                 began, way = now, current
         return found
-
-
-def wish_of(router: str) -> int | None:
-    """The devices that a router wants; None while it does not know."""
-    try:
-        answer = httpx.get(f"{router}/v1/scaling/gpu.realtime", timeout=10).raise_for_status()
-    except httpx.HTTPError:
-        return None
-    found: int = answer.json()["replicas"]
-    return found

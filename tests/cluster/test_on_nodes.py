@@ -14,7 +14,6 @@ from tests.cluster.chart import FLEET, Release, nodes_of, ready
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 
 GPU = {"nvidia.com/gpu": "1"}
-ON_DEMAND, SPOT = "on-demand", "spot"
 
 CLOUDS: dict[str, Any] = yaml.safe_load(recorded("charts/clouds.yaml"))
 """By cloud: its words for a smaller GPU and a larger one, and the labels of its nodes."""
