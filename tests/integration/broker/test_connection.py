@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
 import uvloop
 
-from broker.valkey.queues import ValkeyTransport
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings
@@ -236,13 +234,6 @@ async def test_a_large_command_may_be_sent_for_longer_than_a_server_may_be_silen
     assert (time.monotonic() - began) > 2
 
 
-def test_a_wrong_password_is_refused_at_once(settings: Settings, opened: Callable[..., Any]) -> None:
-    parts = urlsplit(settings.broker)
-    url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
-    with pytest.raises(ServerError, match="WRONGPASS"):
-        opened(url).call("PING")
-
-
 def test_a_subscription_receives_messages_or_nothing_within_its_timeout(settings: Settings) -> None:
     connection, other = Connection(settings.broker), ConnectionPool(settings.broker)
     assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
@@ -320,17 +311,6 @@ def test_a_connection_whose_caller_gave_up_while_it_opened_is_closed_with_the_ot
 
 
 PASSWORD = "hush-hush"
-
-
-async def test_a_broker_that_is_away_is_named_without_its_password() -> None:
-    with pytest.raises(BrokerUnavailableError) as caught:
-        transport = ValkeyTransport(f"redis://:{PASSWORD}@127.0.0.1:9/0", name="test", keep_record=1)
-        try:
-            await transport.take()
-        finally:
-            await transport.close()
-
-    assert PASSWORD not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])

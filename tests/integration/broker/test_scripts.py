@@ -190,14 +190,6 @@ def test_a_result_is_written_once_with_its_state_and_the_work_is_balanced(store:
     assert store.work() == pytest.approx(0.25)  # the other job's
 
 
-def test_a_worker_without_the_claim_writes_nothing(store: Store) -> None:
-    store.forward(placed("j"))
-    store.claim("a", "j")
-    assert store.finish(success("j", "b#1")) == [0]
-    assert store.client.exists(result_key("j")) == 0
-    assert store.work() == 0.25
-
-
 def test_a_refusal_of_a_job_that_was_never_placed_is_final_and_adds_no_work(store: Store) -> None:
     assert store.finish(Ending("j", JobState.FAILED, b"no such model")) == [1]
     assert store.record("j")["state"] == "failed"
@@ -390,11 +382,6 @@ def test_a_refusal_of_a_copy_leaves_an_accepted_job_as_it_is(store: Store) -> No
 
     assert store.record("j") == before
     assert not store.client.exists(job_key("gone"))
-
-
-def test_an_ending_has_a_final_state() -> None:
-    with pytest.raises(AssertionError):
-        Ending("j", JobState.RUNNING, b"")
 
 
 def test_a_claim_on_a_job_without_a_record_expires(store: Store) -> None:

@@ -11,12 +11,11 @@ import pytest
 from celery import Celery
 
 from tasks.settings import Settings
-from taxiway.contract.job import JobState, record_from
 from taxiway.contract.keys import INFER, job_key, result_key
-from taxiway.errors import ExecutionError, JobCancelledError
+from taxiway.errors import ExecutionError
 from tests.integration.celery.test_table import celery_process, infer, payload
 from tests.routing import eventually, router_process
-from tests.stored import facts_of, fields_of
+from tests.stored import facts_of
 from tests.waiting import until
 from tests.working import CLASS, LASTING, LONG, Tower, WorkerProcess, inspect, is_running, release, worker_process
 
@@ -170,22 +169,6 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
     assert last[cancelled]["exception"].startswith("JobCancelledError(")
     first = next(event for event in received if event.get("uuid") == short)
     assert (first["name"], first["hostname"].split("@")[0]) == (INFER, f"{CLASS}.cpu-0")
-
-
-@pytest.mark.usefixtures("worker")
-def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_is_not_run(fleet: Settings, tower: Tower) -> None:
-    busy = running(tower)
-    job = tower.order("slab", LONG)
-    eventually(lambda: tower.unacknowledged() == 2)
-    tower.cancel(job)
-    with pytest.raises(JobCancelledError):
-        tower.result(job)
-    release(fleet)
-    tower.result(busy)
-    eventually(lambda: tower.unacknowledged() == 0)
-    fields = fields_of(tower.state, job_key(job))
-    record = record_from(job, fields)
-    assert (record.state, record.attempts) == (JobState.CANCELLED, 0)
 
 
 def test_task_signals_are_sent_for_jobs_with_a_link_and_no_others(

@@ -179,11 +179,6 @@ def test_a_setting_that_only_the_supervisor_reads_exits_with_2_too(tmp_path: Pat
     assert done.stderr.count("error: ") == 1
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_printed(cli: CommandLine, shell: str) -> None:
-    assert "_TAXIWAY_COMPLETE" in cli("completion", shell).stdout
-
-
 def test_the_completion_script_completes_verbs() -> None:
     words = {"COMP_WORDS": "taxiway sub", "COMP_CWORD": "1", "_TAXIWAY_COMPLETE": "bash_complete"}
     code = "from taxiway.cli import main; main(prog_name='taxiway')"

@@ -1,6 +1,5 @@
 """The same tenant and key are the same job while its record is kept, from any submitter at any interface."""
 
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +19,6 @@ from taxiway.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
     ResultExpiredError,
-    UnknownModelError,
 )
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import empty_fleet
@@ -109,14 +107,6 @@ def test_of_concurrent_requests_under_one_key_one_becomes_the_job_and_the_others
             assert [answer == boarded for answer in answers] == [one == boarded for one in inputs]
 
 
-def test_a_refused_request_under_a_used_key_gets_the_reason(fleet: Fleet) -> None:
-    once: Any = {"idempotency_key": "taken", **KEY}
-    fleet.clients[0].submit("echo", "first", **once).result(60)
-    for client in fleet.clients:
-        with pytest.raises(UnknownModelError, match="no-such-model"):
-            client.submit("no-such-model", "first", **once).result(60)
-
-
 @pytest.mark.parametrize("interface", [0, 2], ids=["http", "broker"])
 def test_a_copy_that_can_no_longer_be_placed_gets_the_job_that_was_accepted(fleet: Fleet, interface: int) -> None:
     client, key = fleet.clients[interface], f"late-{interface}"
@@ -151,13 +141,3 @@ def test_a_submit_under_a_key_that_no_router_answers_says_so(
     unheard = pytest.raises(FleetUnavailable, match="submit it again under its key")
     with Client(settings.broker) as client, unheard:
         client.submit("echo", "unheard", idempotency_key="flight-100", **KEY)
-
-
-def test_what_a_producer_knows_of_a_request_does_not_give_its_jobs_id(fleet: Fleet) -> None:
-    key = "invoice-1001"
-    job = fleet.clients[0].submit("echo", "private", idempotency_key=key, **KEY).id
-    named = f"{KEY['tenant']}\n{key}"
-    guesses = {str(uuid.uuid5(space, named)) for space in (uuid.NAMESPACE_DNS, uuid.NAMESPACE_URL, uuid.NAMESPACE_OID)}
-    guesses.add(str(uuid.uuid5(uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11"), named)))  # as ids were once made
-    assert uuid.UUID(job).version == 8
-    assert job not in guesses

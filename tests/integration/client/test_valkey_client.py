@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
-from celery.contrib.testing.worker import start_worker
-from kombu import Connection
 
 import taxiway
 from local.embedded import EmbeddedValkey
@@ -22,7 +19,7 @@ from taxiway.client import valkey_results
 from taxiway.client.sync_client import Client
 from taxiway.client.valkey_results import Replies
 from taxiway.contract.job import JobState, Result
-from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
+from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key
 from taxiway.contract.request import Request, new_id
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import (
@@ -85,53 +82,6 @@ def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url: st
             job.result(timeout=60)
 
     assert caught.value.details == {"near": ["echo"]}
-
-
-def test_a_wrong_term_is_refused_before_anything_is_sent(client: Client, store: redis.Redis) -> None:
-    with pytest.raises(InvalidRequestError, match="deadline"):
-        client.submit("echo", "hello", deadline=float("nan"))
-
-    assert store.llen(ARRIVALS) == 0
-
-
-def test_kombu_reads_the_messages_that_the_client_writes(
-    url: str, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("taxiway.client.asyncio_client.CANCEL_WITHIN", 0.1)
-    job = client.submit("echo", b"\x00\x01", deadline=3, priority="high")
-    assert not job.cancel()
-
-    with Connection(url) as connection, connection.SimpleQueue(ARRIVALS) as arrivals:
-        submitted, cancelled = (arrivals.get(timeout=60) for _ in range(2))
-        for message in (submitted, cancelled):
-            message.ack()
-
-    args, kwargs, _ = submitted.payload
-    assert (submitted.headers["task"], submitted.headers["id"], args) == (INFER, job.id, [])
-    assert kwargs == {"model": "echo", "inputs": b"\x00\x01", "deadline": 3.0, "priority": "high"}
-    assert (cancelled.headers["task"], cancelled.payload[0]) == ("taxiway.cancel", [job.id])
-
-
-@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own call
-def test_a_plain_celery_worker_runs_a_job_and_the_client_receives_it_on_celerys_channel(
-    url: str, client: Client
-) -> None:
-    app = Celery(broker=url, backend=url, set_as_current=False)
-    app.conf.update(task_default_queue=ARRIVALS, broker_connection_retry_on_startup=True)
-    begin = threading.Event()
-
-    @app.task(name=INFER, shared=False)
-    def infer(model: str, inputs: Any) -> dict[str, Any]:
-        begin.wait(60)
-        report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}
-        return {"model": f"{model}:1", "outputs": {"payload": inputs}, "report": report}
-
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
-        submitted = client.submit("echo", "from afar")
-        threading.Timer(0.2, begin.set).start()
-        result = client.job(submitted.id).result(timeout=60)
-
-    assert result.outputs == {"payload": "from afar"}
 
 
 async def test_submits_made_at_once_go_out_in_few_pushes(url: str, store: redis.Redis) -> None:
@@ -224,19 +174,24 @@ def test_a_job_whose_record_is_gone_still_has_the_state_of_its_result(
     assert job.done()
 
 
-def test_map_yields_in_order_and_keeps_its_window(url: str, each: Callable[..., None]) -> None:
+def test_map_yields_in_order_counts_its_progress_and_keeps_its_window(url: str, each: Callable[..., None]) -> None:
     drawn: list[int] = []
     given: list[tuple[int, int]] = []
+    counts: list[int] = []
 
     def inputs() -> Iterator[int]:
         for n in range(50):
             drawn.append(n)
             yield n
 
+    def take(result: Result) -> None:
+        given.append((result.outputs["payload"], len(drawn)))
+
     with Responder(url):
-        each("map", "echo", inputs(), window=8, take=lambda one: given.append((one.outputs["payload"], len(drawn))))
+        each("map", "echo", inputs(), window=8, progress=counts.append, take=take)
 
     assert [payload for payload, _ in given] == list(range(50))
+    assert counts == list(range(1, 51))
     assert max(ahead - payload for payload, ahead in given) == 8
 
 
@@ -265,21 +220,6 @@ def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, clie
             next(results)
 
     assert good == [0, 1, 2]
-
-
-def test_progress_is_called_after_each_answer(url: str, each: Callable[..., None]) -> None:
-    counts: list[int] = []
-    with Responder(url):
-        each("map", "echo", range(5), progress=counts.append, take=lambda _: None)
-
-    assert counts == [1, 2, 3, 4, 5]
-
-
-async def test_an_async_job_is_awaited(url: str) -> None:
-    with Responder(url):
-        async with taxiway.AsyncClient(url) as client:
-            jobs = [await client.submit("echo", n) for n in range(20)]
-            assert [(await job).outputs["payload"] for job in jobs] == list(range(20))
 
 
 async def test_a_closed_client_does_not_connect_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

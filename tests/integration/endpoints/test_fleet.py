@@ -1,8 +1,6 @@
 """A router before endpoints: models that they announce, and what becomes of work when one dies."""
 
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
 from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.stored import all_facts
-from tests.waiting import BUSY
-from tests.working import CLASS, SLAB, worker_process, worker_settings
+from tests.working import SLAB, worker_process, worker_settings
 
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 9}
 
@@ -73,30 +70,3 @@ REMOTE = (
 def device_facts(settings: Settings) -> list[DeviceFacts]:
     with redis.Redis.from_url(settings.broker) as store:
         return all_facts(store)
-
-
-def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(settings: Settings, tmp_path: Path) -> None:
-    engine = Engine(script="stall")
-    with ExitStack() as server:
-        server.enter_context(serving(engine))
-        own: Any = {"protocol": "oip", "models": {"slab": "slab"}, "health": {"every": 0.2}}
-        cheap = engine_class(engine.url.removesuffix("/v1"), slots=1, price=0.01, **own)
-        configured = worker_settings(settings, tmp_path, queues_of({"engine": cheap, CLASS: DEAR}, limits={"lease": 1}))
-        (configured.models / "slab" / "model.yaml").write_text(REMOTE)
-        with (
-            worker_process(configured),
-            worker_process(configured, "--class", "engine"),
-            router_process(configured) as router,
-            taxiway.Client(router.http) as client,
-        ):
-            eventually(lambda: {one.kind for one in device_facts(configured) if one.classes} == {"cpu", "endpoint"})
-            eventually(lambda: client.what_if("slab", {"samples": [4], "seed": [0]})["hardware_class"] == "engine")
-            jobs = [client.submit("slab", {"samples": [4], "seed": [n]}) for n in range(4)]
-            eventually(lambda: engine.begun)
-            server.close()
-            died = time.monotonic()
-            eventually(lambda: [one.kind for one in device_facts(configured) if one.classes] == ["cpu"])
-            assert time.monotonic() - died < 2 + BUSY  # two heartbeats
-            results = [job.result(timeout=60) for job in jobs]
-    assert [result.report.hardware_class for result in results] == ["cpu.batch"] * 4
-    assert results[3].outputs["estimate"] == [0.75]

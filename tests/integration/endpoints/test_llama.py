@@ -90,19 +90,3 @@ def test_a_chat_that_is_too_long_is_refused_in_the_engines_words(client: taxiway
 def test_wrong_tools_are_refused_in_the_engines_words_and_not_tried_again(client: taxiway.Client, tools: Any) -> None:
     with pytest.raises(InvalidRequestError):
         client.infer("chat", HELLO | {"tools": tools}, timeout=60)
-
-
-def test_more_chats_than_slots_are_all_answered(client: taxiway.Client) -> None:
-    chats = [HELLO | {"max_tokens": 4, "messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(12)]
-    results = list(client.map("chat", chats, timeout=120))
-    assert [result.outputs["tokens"] for result in results] == [4] * 12
-    assert max(result.report.batch for result in results) > 1
-
-
-def test_celery_and_oip_callers_send_the_request_as_json(fleet: ServedFleet) -> None:
-    text = '{"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3}'
-    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [text]}
-    answer = HTTP.post(f"{fleet.router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60).json()
-    outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
-    assert outputs["tokens"] == 3
-    assert outputs["text"]

@@ -123,25 +123,6 @@ TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"t
 CALLING: Any = [{"role": "user", "content": 'think=hm think=so Well call=add:{"a":1} call=sub:{} finish=tool_calls'}]
 
 
-def test_calls_and_reasoning_are_streamed_as_the_engine_sends_them(call: Caller) -> None:
-    chunks = call("chat.completions.create", model="talk", messages=CALLING, tools=TOOLS, stream=True)
-
-    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
-    assert "".join(delta.model_extra.get("reasoning_content", "") for delta in deltas) == "hmso"
-    parts = [part for delta in deltas for part in delta.tool_calls or ()]
-    assert [(part.index, part.function.name) for part in parts if part.id] == [(0, "add"), (1, "sub")]
-    said = {0: "", 1: ""}
-    for part in parts:
-        said[part.index] += part.function.arguments or ""
-    assert said == {0: '{"a":1}', 1: "{}"}
-    order = [
-        next(kind for kind in ("tool_calls", "content", "reasoning_content") if getattr(delta, kind, None))
-        for delta in deltas
-        if delta.tool_calls or delta.content or delta.model_extra.get("reasoning_content")
-    ]
-    assert order == sorted(order, key=["reasoning_content", "content", "tool_calls"].index)
-
-
 def test_a_call_comes_before_its_arguments_are_complete(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
     messages: Any = [{"role": "user", "content": "wait=3600 Well call=add:{} more"}]
     with client.chat.completions.create(model="talk", messages=messages, tools=TOOLS, stream=True) as stream:
@@ -199,17 +180,6 @@ def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Calle
     assert [token for part in parts for token in part.tokens] == ["one ", "two "]
     assert [offset for part in parts for offset in part.text_offset] == [0, 4]
     assert call("completions.create", model="tale", prompt="one").choices[0].logprobs is None
-
-
-def test_completions_of_several_prompts_come_in_their_order(call: Caller) -> None:
-    answer = call("completions.create", model="tale", prompt=["one two", "three"], n=2, max_tokens=9, top_p=1)
-
-    assert [choice.text for choice in answer.choices] == ["one two ", "one two ", "three ", "three "]
-    assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 6)
-    chunks = call("completions.create", model="tale", prompt="one two", stream=True)
-    assert "".join(chunk.choices[0].text for chunk in chunks) == "one two "
-    assert chunks[-1].choices[0].finish_reason == "stop"
 
 
 def test_embeddings_are_one_job_with_a_row_for_each_text(call: Caller) -> None:
@@ -342,11 +312,6 @@ def test_a_copy_of_a_stream_that_can_no_longer_be_placed_gets_the_same_stream(cl
     assert (text_of(copy), copy[0].id) == ("Hello dear world ", first[0].id)
 
 
-def test_a_call_that_takes_longer_than_a_long_poll_is_still_answered(client: openai.OpenAI) -> None:
-    slow: Any = [{"role": "user", "content": "wait=0.4 a b c d e"}]
-    assert client.chat.completions.create(model="talk", messages=slow).choices[0].message.content == "a b c d e "
-
-
 def test_a_deadline_that_passes_is_an_error_that_is_not_retried(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "late stall"}]
     for stream in (False, True):
@@ -377,15 +342,6 @@ def test_an_engine_that_fails_in_the_middle_never_gives_text_twice(client: opena
         chunks = list(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
 
     assert text_of(chunks) == "one two three "
-
-
-def test_an_answer_that_restarts_with_other_words_ends_in_an_error(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
-    turns = iter(["one two break", "three"])
-    stated: list[ChatCompletionChunk] = []
-    with scripted(fleet, lambda: next(turns, "three")), pytest.raises(openai.APIError) as caught:
-        stated.extend(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
-
-    assert caught.value.code == "device_fault"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import OverloadedError, TaxiwayError
-from tests.narrowing import as_bytes, present
+from tests.narrowing import present
 from tests.routing import EchoDevice, EchoFleet, eventually, router_process
 from tests.stored import record_of
 from tests.waiting import Blocking
@@ -77,10 +76,6 @@ def send(
 
 def result(store: redis.Redis, job: str, *, within: float = 60.0) -> Result:
     return read_result(read_meta(eventually(lambda: store.get(result_key(job)), within=within)))
-
-
-def is_queued(store: redis.Redis, job: str) -> bool:
-    return record_of(store, job).state is JobState.QUEUED
 
 
 def id_of(arrival: Arrival) -> str:
@@ -221,18 +216,6 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies_and_is_not_forw
     assert waiting(store) == 0
 
 
-def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, store: redis.Redis) -> None:
-    with transports(settings, "r") as (router,):
-        store.lpush(ARRIVALS, message("first"))
-        [arrival] = router.take().arrivals
-        store.lpush(ARRIVALS, *map(message, "abc"))
-        assert router.forward([outgoing(arrival)]) == [ForwardOutcome.NEW]
-        taken = router.take().arrivals
-        router.settle([one.tag for one in taken])
-    assert [id_of(one) for one in taken] == ["a", "b", "c"]
-    assert not store.exists(*priority_lists(ARRIVALS))
-
-
 def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered(
     settings: Settings, store: redis.Redis
 ) -> None:
@@ -344,25 +327,6 @@ def ruled_settings(settings: Settings, folder: Path, tenants: dict[str, dict[str
     return dataclasses.replace(settings, queues=queues)
 
 
-def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(
-    settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
-) -> None:
-    ended: list[Any] = []
-    with router_process(ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 4e-7}})):
-        while not ended or ended[-1].status == "SUCCESS":  # the faster they come, the less each costs
-            job = send(store, model="paced", inputs="x", tenant="lab", deadline=60)
-            ended.append(read_meta(eventually(partial(store.get, result_key(job)))))
-        other = send(store, model="paced", inputs="x", tenant="other", deadline=60)
-        assert result(store, other).outputs == {"payload": "x"}
-
-    *answered, refused = ended
-    [key] = store.keys(spent_key("*"))
-    assert answered
-    assert refused.result["exc_type"] == "OverloadedError"
-    assert 0 < refused.result["details"]["retry_after"] <= 86400
-    assert 0 < float(as_bytes(store.hget(key, "lab"))) < 2 * 4e-7  # a reading may miss what was just placed
-
-
 def test_another_router_knows_what_a_tenant_has_spent(
     settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
 ) -> None:
@@ -374,18 +338,3 @@ def test_another_router_knows_what_a_tenant_has_spent(
         job = send(store, tenant="lab", deadline=30)
         with pytest.raises(OverloadedError, match="'lab' has 0 of 1 USD left for today"):
             result(store, job)
-
-
-def test_a_tenants_request_runs_on_its_classes_alone(
-    settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
-) -> None:
-    rules = {"lab": {"classes": ["cpu.batch"]}, "shop": {"classes": ["gpu.realtime"]}}
-    with (
-        EchoDevice(settings, hardware_class="gpu.realtime") as dear,
-        router_process(ruled_settings(settings, tmp_path, rules)),
-    ):
-        ours = send(store, tenant="lab", deadline=30)
-        theirs = send(store, tenant="shop", deadline=30)
-        assert result(store, ours).report.hardware_class == "cpu.batch"
-        assert result(store, theirs).report.hardware_class == "gpu.realtime"
-    assert dear.done == [theirs]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from celery import Celery
 
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
@@ -107,15 +106,6 @@ def test_a_cancelled_call_is_ended_and_the_device_serves_the_next_at_once(here: 
         tower.result(running)
     assert {attempts(tower, job) for job in others} == {1}
     eventually(lambda: tower.unacknowledged() == 0)
-
-
-def test_a_call_whose_job_celery_terminates_is_ended(here: Site, producer: Celery) -> None:
-    running = order(here.tower, "sleep", 600)
-    (process,) = here.noted()
-    producer.control.revoke(running, terminate=True)
-    assert until(lambda: gone(process), timeout=AT_ONCE)
-    with pytest.raises(JobCancelledError):
-        here.tower.result(running)
 
 
 def test_a_call_ends_at_its_job_s_deadline_also_where_no_router_lives(here: Site) -> None:

@@ -32,7 +32,7 @@ from workers.calling.channel import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.child import CHECK_EVERY, KILL_AFTER, Child, FollowedRun
+from workers.calling.child import KILL_AFTER, Child, FollowedRun
 
 DEEDS = Code("tests.callables.deeds:call")
 LIMIT = 256 * 2**20
@@ -281,12 +281,6 @@ def test_calls_use_no_file_in_dev_shm(child: Child) -> None:
     ask(child, "large", 10**6)
     for process in (os.getpid(), child.pid):
         assert "/dev/shm/" not in Path(f"/proc/{process}/maps").read_text()
-
-
-def test_a_look_is_taken_often(child: Child, notes: Path) -> None:
-    looks: list[float] = []
-    ask(child, "sleep", 1, lambda: looks.append(time.monotonic()))
-    assert len(looks) > 0.2 / CHECK_EVERY
 
 
 class UnreadableRun(FollowedRun):

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tasks.settings import Settings
-from taxiway.contract.keys import DEVICES, job_key
+from taxiway.contract.keys import job_key
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.stored import facts_of
@@ -66,16 +66,6 @@ def test_it_keeps_its_lease_and_runs_once(fleet: Settings, tower: Tower) -> None
         job = lasting(tower)
         assert tower.result(job, within=120).report.run_time > LEASE
     assert tower.state.hget(job_key(job), "attempts") == b"1"
-
-
-def test_a_worker_that_stops_finishes_it(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet) as first:
-        job = lasting(tower)
-        first.process.send_signal(signal.SIGTERM)
-        assert first.process.wait(120) == 0
-    assert tower.result(job, within=0.1).report.device == "cpu:0"
-    assert (tower.waiting(), tower.unacknowledged()) == (0, 0)
-    assert tower.state.hexists(DEVICES, first.name) == 0
 
 
 def test_a_worker_that_is_stopped_twice_returns_it(fleet: Settings, tower: Tower) -> None:

@@ -34,20 +34,6 @@ def test_a_second_worker_under_a_name_is_refused_and_the_first_goes_on(
         assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
 
 
-def test_two_workers_on_one_device_run_under_names_of_their_own(fleet: Settings) -> None:
-    with worker_process(fleet), worker_process(fleet, "--name", "beside") as other:
-        assert other.name == f"beside@{socket.gethostname()}"
-
-
-def test_a_worker_that_starts_after_one_that_was_killed_gets_its_name(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet) as first:
-        first.process.kill()
-        first.process.wait()
-        with worker_process(fleet) as successor:
-            assert successor.name == first.name
-            assert tower.result(tower.order("echo", "again")).outputs == {"payload": "again"}
-
-
 def test_what_a_killed_worker_last_sent_keeps_its_name_only_for_a_while(fleet: Settings, tower: Tower) -> None:
     """As when the store stood still, or the way to it was slow, while the worker was killed."""
     with worker_process(fleet) as first, ThreadPoolExecutor() as pool:

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from tasks.heartbeat import variant_key
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
@@ -128,9 +127,3 @@ def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
     assert device.name == file.device.name
     assert track.drifted
     assert track.pace > 0.7 * 5.1 / 1.1  # or more, on a busy machine
-
-
-def test_a_worker_keeps_what_it_learned_of_a_variant_under_its_name(tmp_path: Path) -> None:
-    executor = paced_executor(ProfileBook(), tmp_path)
-    assert run_paced(executor, 30).batches >= 30
-    assert [loaded.key for loaded in executor.all_loaded()] == [variant_key("paced:1", "paced")]

@@ -12,9 +12,9 @@ from tasks.heartbeat import empty, held_of
 from tasks.settings import Settings
 from tasks.ticket import Promise
 from taxiway.contract.job import JobState, failure_meta, read_meta
-from taxiway.contract.keys import DEAD, job_key, reply_channel, result_key
+from taxiway.contract.keys import DEAD, job_key, result_key
 from taxiway.contract.wire import CLAIMABLE
-from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
+from taxiway.errors import DeadlineExceededError, ExecutionError, JobCancelledError, TaxiwayError
 from tests.routing import eventually
 from tests.stored import facts_of, record_of
 from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, release, worker_process
@@ -48,15 +48,6 @@ def test_a_job_is_answered_with_where_it_ran(tower: Tower) -> None:
     assert result.report.queue_wait >= 0 and result.report.cost > 0
     assert result.report.reason == "the test says so"
     assert state_of_job(tower, job) is JobState.SUCCEEDED
-
-
-def test_a_client_receives_its_result_on_its_channel(tower: Tower) -> None:
-    with tower.state.pubsub() as channel:
-        channel.subscribe(reply_channel("me"))
-        eventually(lambda: channel.get_message(timeout=0.1))
-        job = tower.order("echo", "hello", reply="me")
-        received = eventually(lambda: channel.get_message(ignore_subscribe_messages=True, timeout=0.1))
-    assert read_meta(received["data"]).task_id == job
 
 
 def test_jobs_that_wait_together_run_together(site: Site, tower: Tower) -> None:
@@ -105,20 +96,6 @@ def test_a_request_with_one_failing_row_fails_and_names_the_row(tower: Tower) ->
     assert raised.value.details["row"] == 1
 
 
-def test_a_wrong_input_names_its_field_in_the_error(tower: Tower) -> None:
-    with pytest.raises(InvalidRequestError) as raised:
-        tower.result(tower.order("slab", {"samples": ["many"], "seed": [1]}))
-    assert raised.value.details["field"] == "inputs.samples"
-
-
-def test_copies_of_a_wrong_request_are_answered_once(tower: Tower) -> None:
-    message = tower.message("slab", {"samples": ["many"], "seed": [1]})
-    tower.queue(message, message)
-    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
-    with pytest.raises(InvalidRequestError):
-        tower.result(message.headers["id"])
-
-
 def test_how_its_jobs_kept_what_was_promised_is_counted_and_widens_what_is_promised_next(
     tower: Tower, worker: WorkerProcess
 ) -> None:
@@ -140,14 +117,6 @@ def test_how_its_jobs_kept_what_was_promised_is_counted_and_widens_what_is_promi
 
     eventually(counted)
     assert (facts_of(tower.state, worker.name).residual_of("echo:1/echo", 1) or 0) > 150, "it took 200 times as long"
-
-
-def test_a_job_past_its_deadline_is_not_run(tower: Tower) -> None:
-    job = tower.order("echo", "too late", deadline_at=time.time() - 1)
-    with pytest.raises(DeadlineExceededError):
-        tower.result(job)
-    assert state_of_job(tower, job) is JobState.EXPIRED
-    eventually(lambda: tower.unacknowledged() == 0)
 
 
 def test_a_job_that_was_cancelled_while_it_waited_is_dropped(tower: Tower) -> None:
@@ -177,13 +146,6 @@ def test_copies_of_one_message_run_once(tower: Tower) -> None:
     tower.result(job)
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     assert tower.state.hget(job_key(job), "attempts") == b"1"
-
-
-def test_a_message_of_the_previous_release_is_run(tower: Tower) -> None:
-    message = tower.message("echo", "as before")
-    del message.properties[CLAIMABLE]
-    tower.queue(message)
-    assert tower.result(message.headers["id"]).outputs["payload"] == "as before"
 
 
 def test_a_message_is_claimed_for_the_job_of_its_ticket_alone(tower: Tower) -> None:

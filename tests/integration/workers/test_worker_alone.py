@@ -98,21 +98,6 @@ def test_a_job_that_was_ended_without_notice_while_it_waited_runs_once_at_most(f
         assert tower.state.exists(result_key(job)) == 0
 
 
-def test_a_worker_that_stops_finishes_what_it_holds(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet) as first:
-        running = tower.order("slab", LASTING)
-        eventually(lambda: is_running(tower, running))
-        waiting = [tower.order("echo", f"row {n}") for n in range(20)]
-        eventually(lambda: tower.unacknowledged() == 21)
-        first.process.send_signal(signal.SIGTERM)
-        eventually(lambda: facts_of(tower.state, first.name).draining)
-        release(fleet)
-        assert first.process.wait(60) == 0
-    assert [tower.result(job, within=0.1).report.device for job in (running, *waiting)] == ["cpu:0"] * 21
-    assert (tower.waiting(), tower.unacknowledged()) == (0, 0)
-    assert tower.state.hexists(DEVICES, first.name) == 0
-
-
 @pytest.fixture
 def slow(fleet: Settings) -> Settings:
     """The fleet with the model heavy, whose first use takes some seconds when it is loaded."""
@@ -209,12 +194,6 @@ def test_a_class_whose_device_is_absent_is_refused(fleet: Settings) -> None:
     done = program("workers", "--class", "gpu.realtime", "--device", "cuda:31", settings=fleet)
     assert done.returncode == 3
     assert "no NVIDIA device cuda:31" in done.stderr and "--emulate" in done.stderr
-
-
-def test_an_unknown_class_is_refused(fleet: Settings) -> None:
-    done = program("workers", "--class", "gpu.huge", settings=fleet)
-    assert done.returncode == 2
-    assert "TAXIWAY_CLASS: expected one of ['cpu.batch', 'gpu.realtime'], got 'gpu.huge'" in done.stderr
 
 
 def test_the_celery_command_serves_a_class_and_asks_no_other_worker(
