@@ -15,6 +15,7 @@ import taxiway
 from tasks.settings import TREE, Settings
 from taxiway.contract.peer_messages import Outbox
 from taxiway.contract.peers import ToCaller, ToSite, encode_frames
+from tests.builders import recorded
 from tests.cable import Cable
 from tests.routing import RouterProcess, eventually, router_process
 from tests.stored import facts_of
@@ -23,45 +24,9 @@ from tests.working import WorkerProcess, empty_fleet, worker_process, worker_set
 PEER = "cloud"
 """The class of the near fleet that is the far one."""
 
-FAR = """
-site: cloud
-hardware:
-  cpu.batch:
-    device: cpu
-    runtimes: [python, echo]
-    max_batch: 16
-    max_wait: 0
-    price: {usd_per_hour: 0.1}
-    warm: [echo, slab]
-service:
-  standard: {deadline: 60}
-  bulk: {deadline: 3600}
-default_service: standard
-limits: {lease: 3}
-"""
+FAR = recorded("fleets/far.yaml")
 
-NEAR = """
-site: edge
-hardware:
-  cpu.batch:
-    device: cpu
-    runtimes: [python, echo]
-    max_batch: 16
-    max_wait: 0
-    price: {usd_per_hour: 30}
-    labels: [ward]
-    warm: [echo, slab]
-  cloud:
-    device: endpoint
-    endpoint:
-      {protocol: taxiway, url: "URL", slots: 32, models: {slab: slab, echo: echo},
-       health: {every: 0.2}}
-service:
-  standard: {deadline: 60}
-  bulk: {deadline: 3600}
-default_service: standard
-limits: {lease: 3}
-"""
+NEAR = recorded("fleets/near.yaml")
 
 
 @dataclass(frozen=True)

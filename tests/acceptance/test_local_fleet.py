@@ -17,23 +17,13 @@ from tasks.settings import TREE
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.acceptance.running import start_fleet, taxiway
+from tests.builders import recorded
 from tests.narrowing import present
 from tests.producing import QUORUM
 from tests.routing import HTTP
 from tests.waiting import gone, until
 
-SCALED = """
-hardware:
-  cpu.batch:
-    device: cpu
-    runtimes: [echo]
-    max_batch: 16
-    max_wait: 0.005
-    price: {usd_per_hour: 0.05}
-    scaling: {start: 0.5}
-service: {standard: {deadline: 60}}
-default_service: standard
-"""
+SCALED = recorded("fleets/scaled.yaml")
 
 
 def children(pid: int) -> list[int]:

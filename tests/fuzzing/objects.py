@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from tests.builders import add_engine_models
+from tests.builders import add_engine_models, recorded
 from tests.engine import Engine, serving
 from tests.fuzzing.growth import Growth
 from tests.fuzzing.malformed import NUMBERS
@@ -37,16 +37,7 @@ TIMEOUT = 120.0
 
 LARGE = 8 * 2**20
 
-QUEUES = """
-hardware:
-  cpu.batch:
-    device: endpoint
-    endpoint: {protocol: openai, url: URL, slots: 8, models: {talk: served, tale: served, vector: served}}
-    price: {usd_per_hour: 0.01}
-service: {standard: {deadline: 20}, flex: {deadline: 600, tier: flex}}
-default_service: standard
-limits: {requests_per_second: 100000, wait: 2, bodies: 64MiB, all_bodies: 64MiB}
-"""
+QUEUES = recorded("fleets/objects.yaml")
 
 _MESSAGES = b'"messages":[{"role":"user","content":"a"}]'
 _CALLS: dict[str, tuple[bytes, tuple[str, ...]]] = {

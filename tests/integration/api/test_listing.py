@@ -1,7 +1,6 @@
 """`GET /v2/jobs`, the client's `jobs` at both interfaces, and `taxiway jobs`."""
 
 import json
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import pytest
 import redis
 
 import taxiway
-from api.access import SCOPES, Key, digest_of
-from api.keys_file import write_keys
+from api.access import SCOPES
 from tasks.settings import Settings
 from taxiway.client.sync_client import Client
 from taxiway.contract.job import JobRecord
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import InvalidRequestError
 from tests.command_line import CommandLine
+from tests.keyring import authorized, keys_in
 from tests.routing import EchoFleet, eventually, router_process
 
 
@@ -123,12 +122,9 @@ def test_what_expired_leaves_the_index(echo: EchoFleet, jobs: dict[str, Any]) ->
 def test_with_a_key_a_tenants_own_jobs_alone_are_listed(
     lasting: Settings, jobs: dict[str, Any], tmp_path: Path
 ) -> None:
-    secret = f"taxiway_{secrets.token_urlsafe(32)}"
-    write_keys(tmp_path / "keys", [Key(id="a", digest=digest_of(secret), tenant="a", scopes=SCOPES)])
-    headers = {"authorization": f"Bearer {secret}"}
     with (
-        router_process(lasting, None, ["--keys", str(tmp_path / "keys")]) as router,
-        httpx.Client(base_url=router.http, headers=headers) as http,
+        router_process(lasting, None, keys_in(tmp_path / "keys", a=SCOPES)) as router,
+        httpx.Client(base_url=router.http, headers=authorized("a")) as http,
     ):
         listed = http.get("/v2/jobs", params={"limit": 1000}).json()["jobs"]
         foreign = http.get("/v2/jobs", params={"tenant": "b"})

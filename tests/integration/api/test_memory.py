@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import secrets
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -12,8 +11,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from api.access import Key, digest_of
-from api.keys_file import write_keys
+from tests.builders import recorded
+from tests.keyring import keys_in, secret_of
 from tests.producing import infer_body
 from tests.routing import RouterProcess, echo_fleet
 from tests.waiting import until
@@ -22,15 +21,7 @@ from tests.working import empty_fleet
 pytestmark = pytest.mark.slow
 
 MIB = 2**20
-SECRETS = {tenant: secrets.token_urlsafe(32) for tenant in ("lab", "shop", "wide")}
-QUEUES = """
-hardware:
-  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}}
-service: {standard: {deadline: 5}}
-default_service: standard
-tenants: {wide: {bodies: 64MiB}}
-limits: {payload: 4MiB, bodies: 16MiB, all_bodies: 24MiB}
-"""
+QUEUES = recorded("fleets/bodies.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +29,9 @@ def router(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A router before one device, whose tenants may hold four bodies each, and all of them six."""
     folder = tmp_path_factory.mktemp("memory")
     (folder / "queues.yaml").write_text(QUEUES)
-    keys = [Key(id=name, digest=digest_of(key), tenant=name, scopes=("submit",)) for name, key in SECRETS.items()]
-    write_keys(folder / "keys", keys)
+    keys = keys_in(folder / "keys", lab=("submit",), shop=("submit",), wide=("submit",))
     settings = replace(empty_fleet(valkey_url, lasting=True), queues=folder / "queues.yaml")
-    with echo_fleet(settings, ["--keys", str(folder / "keys")]) as fleet:
+    with echo_fleet(settings, keys) as fleet:
         yield fleet.router
 
 
@@ -62,7 +52,7 @@ def begun(
     port: int, tenant: str, *, length: int | None = None, sent: bytes = b"", path: str = "/v2/models/echo/infer"
 ) -> socket.socket:
     """A connection on which a request of the tenant began."""
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {SECRETS[tenant]}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {secret_of(tenant)}\r\n"
     framed = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
     connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(f"{head}{framed}\r\n\r\n".encode() + sent)

@@ -16,14 +16,13 @@ import pytest
 import redis
 
 import taxiway
-from api.access import Key, digest_of
-from api.keys_file import write_keys
 from local.embedded import EmbeddedValkey
 from router.upkeep.timeline import EVERY, ClassSample, FleetSample, MovedSample
 from tasks.history import ServiceLatency, slice_of
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.contract.keys import ARRIVALS, TIMELINE
 from tests.browser import CHROMIUM, Page, opened
+from tests.keyring import keys_in, secret_of
 from tests.routing import HTTP, EchoDevice, eventually, router_process
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
@@ -206,8 +205,7 @@ async def test_everybody_can_use_the_page_light_and_dark_from_phone_to_wall(
 
 
 def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) -> None:
-    secret = f"taxiway_{secrets.token_urlsafe(32)}"
-    write_keys(tmp_path / "keys", [Key(id="ops", digest=digest_of(secret), tenant="ops", scopes=("read", "admin"))])
+    secret = secret_of("ops")
 
     async def look(url: str) -> None:
         async with opened(url) as page:
@@ -218,7 +216,7 @@ def test_the_page_asks_for_a_key_and_shows_nothing_without_it(tmp_path: Path) ->
             await page.value("document.querySelector('#key').requestSubmit()")
             assert "cpu.batch" in await page.until(f"{CLASSES}.length && {CLASSES}")
 
-    with interface(tmp_path, "--keys", str(tmp_path / "keys")) as (url, _):
+    with interface(tmp_path, *keys_in(tmp_path / "keys", ops=("read", "admin"))) as (url, _):
         asyncio.run(look(url))
 
 

@@ -146,14 +146,6 @@ def test_a_worker_that_is_full_takes_nothing_though_its_connections_wait(
     assert waiting(broker) == 1
 
 
-def test_nothing_is_taken_between_two_waits(queue: ClassQueue, broker: redis.Redis) -> None:
-    queue.take(QUEUE, 5)
-    assert Waiter(queue, broker, longest=0.05).messages() == []
-    broker.lpush(QUEUE, b"movable")
-    assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
-    assert [one.raw for one in queue.take(QUEUE, 5).messages] == [b"movable"]
-
-
 def test_the_room_is_used_once_whichever_queue_wakes_first(queue: ClassQueue, broker: redis.Redis) -> None:
     queue.take(QUEUE, 2)
     queue.take(OTHER, 2)

@@ -109,13 +109,6 @@ def test_a_large_value_is_stored_by_small_commands_which_may_be_repeated_in_any_
     assert max(len(part) for command in commands for part in command if isinstance(part, memoryview)) == WRITE
 
 
-async def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
-    connection = AsyncConnection(settings.broker)
-    answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
-    connection.close()
-    assert answers == [b"%d" % n for n in range(20)]
-
-
 async def test_an_abandoned_call_leaves_the_others_their_answers(settings: Settings) -> None:
     connection = AsyncConnection(settings.broker)
     await connection.connect()

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 
 from broker.accounts import ACCOUNTS
 from taxiway.contract import keys
+from tests.builders import recorded
 from tests.guarded import Guarded
 
 OWN, OTHER = "cpu.batch", "a queue of somebody else"
@@ -54,60 +56,10 @@ def _arguments(make: Any) -> list[str]:
 ALL = "all"
 """Stands for every command with a key that reads or writes data, and for looking at a queue's length."""
 
-READS = "get mget hget hgetall xread"
-CONTROL = "lpush brpop rpop del exists"
-BINDS = "sadd srem smembers eval evalsha zadd zrem zrangebyscore del exists"
-TUNES = "get set del incr eval evalsha"
-ALLOWED: dict[str, dict[str, str]] = {
-    "producer": {
-        "arrivals": "lpush llen",
-        "bindings of arrivals": "sadd",
-        "blob_key": f"set setrange {READS}",
-        "job_key": READS,
-        "stream_key": READS,
-        "result_key": READS,
-        "MODELS": READS,
-    },
+ALLOWED: dict[str, dict[str, str]] = yaml.safe_load(recorded("rights.yaml")) | {
     "router": {
         **dict.fromkeys(kinds().keys() - {"bindings of arrivals", "bindings of others", "queue of others"}, ALL),
         "DEFAULT_QUEUE": "eval evalsha exists type lrange lrem",
-    },
-    "worker": {
-        **dict.fromkeys(
-            (
-                *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
-                *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "capacity_key", "affinity_key", "name_key", "spent_key"),
-                *("learned_key",),
-                *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
-            ),
-            ALL,
-        ),
-        "DEAD": "lpush ltrim",
-        "AMQP_OUTBOX": "lpush",
-        "webhook_dead_key": "lpush ltrim",
-        "webhook_outbox_key": "rpush llen",
-        "WEBHOOKS_DUE": "zadd eval evalsha",
-        "RELOADS": "get eval evalsha",
-        "QUEUES": "get",
-        "line_key": "get",
-        "HELD": "zrem hdel eval evalsha",
-        "RELEASED": "zrem hdel eval evalsha",
-        "holding_key": "zrem hdel",
-        "open_key": "zrem",
-    },
-    "flower": {"bindings of control": BINDS, "binding deadlines": BINDS, "control": CONTROL, "events": CONTROL},
-    "tuner": {
-        "HISTORY": "hget hgetall",
-        "history_key": "hget hgetall",
-        "DEVICES": "hgetall zrange",
-        "HEARTBEATS": "hgetall zrange",
-        "WORK": "hgetall zrange",
-        "STARTS": "hgetall zrange",
-        "PLAN": TUNES,
-        "TUNER": TUNES,
-        "TUNERS": TUNES,
-        "TUNING": TUNES,
     },
 }
 """Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""

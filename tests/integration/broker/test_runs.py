@@ -153,7 +153,8 @@ def listened(worker: WorkerStore) -> JobNotice:
 
 
 def test_the_holder_of_a_job_is_asked_once(store: Store, worker: WorkerStore) -> None:
-    assert ask(store, ASK, ASK) == [YieldAnswer.ASKED, YieldAnswer.NOT_HELD]
+    over, unknown = YieldAsk("j", "w#2", ""), YieldAsk("other", "w#1", "")
+    assert ask(store, over, unknown, ASK, ASK) == [*[YieldAnswer.NOT_HELD] * 2, YieldAnswer.ASKED, YieldAnswer.NOT_HELD]
     assert listened(worker) == JobNotice("j", "w#1", REQUEST)
 
 
@@ -163,10 +164,6 @@ def test_a_holder_that_did_not_hear_is_told_when_it_renews_its_claim(store: Stor
     (stated,) = worker.renew([("j", "w#1")])
     assert isinstance(stated, YieldRequest)
     assert (stated.reason, 0 < stated.seconds <= 5) == (REQUEST.reason, True)
-
-
-def test_a_claim_that_is_over_is_not_asked(store: Store, worker: WorkerStore) -> None:
-    assert ask(store, YieldAsk("j", "w#2", ""), YieldAsk("other", "w#1", "")) == [YieldAnswer.NOT_HELD] * 2
 
 
 def test_no_job_yields_to_one_that_a_worker_took_meanwhile(store: Store, worker: WorkerStore) -> None:

@@ -1,7 +1,6 @@
 """OpenAI's API at a router with keys: who may call, whose the jobs are, and how fast."""
 
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,38 +8,30 @@ from typing import Any
 import openai
 import pytest
 
-from api.access import Key, digest_of
-from api.keys_file import write_keys
+from api.access import Scope
+from tests.keyring import authorized, keys_in, secret_of
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.routing import HTTP, eventually
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
-SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow", "narrow")}
+BOTH: tuple[Scope, ...] = ("submit", "read")
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
     folder: Path = tmp_path_factory.mktemp("keys")
-    keys = [
-        Key(
-            id=name, digest=digest_of(secret), tenant=name, scopes=("read",) if name == "reader" else ("submit", "read")
-        )
-        for name, secret in SECRETS.items()
-    ]
-    write_keys(folder / "keys", keys)
+    keys = keys_in(folder / "keys", lab=BOTH, shop=BOTH, reader=("read",), slow=BOTH, narrow=BOTH)
     queues = QUEUES + "tenants: {{slow: {{requests_per_second: 0.5}}, narrow: {{max_depth: 2}}}}\n"
-    with openai_fleet(
-        folder, ["--keys", str(folder / "keys"), "--files", str(folder / "files")], queues, SECRETS["lab"]
-    ) as fleet:
+    with openai_fleet(folder, [*keys, "--files", str(folder / "files")], queues, secret_of("lab")) as fleet:
         yield fleet
 
 
 def client(fleet: OpenAIFleet, name: str, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=fleet.url, api_key=SECRETS.get(name, name), **{"max_retries": 0, **options})
+    return openai.OpenAI(base_url=fleet.url, api_key=secret_of(name), **{"max_retries": 0, **options})
 
 
 def test_an_unknown_key_and_one_without_the_scope_are_refused(fleet: OpenAIFleet) -> None:
-    with client(fleet, "sk-wrong") as wrong, pytest.raises(openai.AuthenticationError) as caught:
+    with client(fleet, "unknown") as wrong, pytest.raises(openai.AuthenticationError) as caught:
         wrong.models.list()
     assert caught.value.code == "invalid_api_key"
     with client(fleet, "reader") as reader, pytest.raises(openai.PermissionDeniedError):
@@ -56,8 +47,7 @@ def test_the_key_is_the_tenant_whatever_the_user_says(fleet: OpenAIFleet) -> Non
         )._request_id
 
     def status(name: str) -> int:
-        headers = {"authorization": f"Bearer {SECRETS[name]}"}
-        return HTTP.get(f"{fleet.router.http}/v2/jobs/{job}", headers=headers).status_code
+        return HTTP.get(f"{fleet.router.http}/v2/jobs/{job}", headers=authorized(name)).status_code
 
     assert (status("lab"), status("shop")) == (200, 404)
 
@@ -119,8 +109,7 @@ def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet:
             lab.batches.cancel(one.id)
         shop.batches.cancel(late.id)
         eventually(lambda: {one.status for one in lab.batches.list(limit=12).data} == {"cancelled"}, within=30)
-    authorized = {"authorization": f"Bearer {SECRETS['lab']}"}
-    jobs = HTTP.get(f"{fleet.router.http}/v2/jobs", headers=authorized).json()["jobs"]
+    jobs = HTTP.get(f"{fleet.router.http}/v2/jobs", headers=authorized("lab")).json()["jobs"]
     assert not [one for one in jobs if one["state"] in ("queued", "held", "running")]  # also not of one that gave way
 
 

@@ -1,7 +1,6 @@
 """Webhooks by real routers to a real receiver: signed, in order, tried again, given up, sent again."""
 
 import json
-import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,16 +15,15 @@ import pytest
 import redis
 from standardwebhooks import Webhook
 
-from api.access import Key, Scope, digest_of
-from api.keys_file import write_keys
+from api.access import SCOPES, Scope
 from taxiway import Client
 from taxiway.contract.keys import WEBHOOKS_DUE
+from tests.keyring import keys_in, secret_of
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.receiver import Delivery, Receiver, receiving
 from tests.routing import HTTP, eventually, router_process
 
-SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "root")}
-SCOPES: dict[str, tuple[Scope, ...]] = {"root": ("submit", "read", "admin")}
+BOTH: tuple[Scope, ...] = ("submit", "read")
 WEBHOOKS = """
 webhooks: {{http: true, networks: [127.0.0.2/32], timeout: 5, pause: 0.1, longest_pause: 0.2, retry: 4, endpoints: 50}}
 """
@@ -39,17 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(folder: Path) -> list[str]:
-    keys = [
-        Key(id=name, digest=digest_of(secret), tenant=name, scopes=SCOPES.get(name, ("submit", "read")))
-        for name, secret in SECRETS.items()
-    ]
-    write_keys(folder / "keys", keys)
-    return ["--keys", str(folder / "keys"), "--files", str(folder / "files")]
+    return [*keys_in(folder / "keys", lab=BOTH, shop=BOTH, root=SCOPES), "--files", str(folder / "files")]
 
 
 @pytest.fixture(scope="module")
 def fleet(folder: Path, options: list[str]) -> Iterator[OpenAIFleet]:
-    with openai_fleet(folder, options, QUEUES + WEBHOOKS, SECRETS["lab"]) as fleet:
+    with openai_fleet(folder, options, QUEUES + WEBHOOKS, secret_of("lab")) as fleet:
         yield fleet
 
 
@@ -61,7 +54,7 @@ def receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def client(fleet: OpenAIFleet, name: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=fleet.url, api_key=SECRETS[name], max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=fleet.url, api_key=secret_of(name), max_retries=0, timeout=30) as client:
         yield client
 
 
@@ -86,7 +79,7 @@ def ask(fleet: OpenAIFleet, text: str = "Hello", name: str = "lab", **headers: s
 
 def call(fleet: OpenAIFleet, path: str, body: Any = None, name: str = "root", **headers: str) -> httpx.Response:
     method = "GET" if body is None else "POST"
-    head = {"authorization": f"Bearer {SECRETS[name]}", **headers}
+    head = {"authorization": f"Bearer {secret_of(name)}", **headers}
     return HTTP.request(method, f"{fleet.router.http}{path}", json=body, headers=head)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +11,6 @@ import aiohttp
 import msgspec
 import pytest
 
-from api.access import Key, Scope, digest_of
-from api.keys_file import write_keys
 from taxiway.contract.keys import job_key, line_key
 from taxiway.contract.peer_messages import MESSAGE, Inbox
 from taxiway.contract.peers import (
@@ -48,6 +45,7 @@ from taxiway.contract.peers import (
     read_to_caller,
     read_to_site,
 )
+from tests.keyring import keys_in, secret_of
 from tests.routing import eventually
 from tests.sites import FAR, OpenSite, messages, open_fleet
 from tests.stored import record_of
@@ -169,16 +167,29 @@ def test_a_job_goes_on_when_its_caller_leaves_and_ends_when_it_comes_back_to_can
     eventually(lambda: "running" not in states() and "cancelled" in states())
 
 
+AHEAD = f"expected version {VERSION} of the protocol, got 2"
+
+
 @pytest.mark.parametrize(
-    ("frame", "code", "reason"),
+    ("frames", "code", "reason"),
     [
-        (PeerHello(VERSION + 1, "later", 2**20), WRONG_VERSION, f"expected version {VERSION} of the protocol, got 2"),
-        (submit("early"), WRONG_FRAME, "expected hello first"),
-        (PeerPing(1), WRONG_FRAME, "expected hello first"),
+        ((PeerHello(VERSION + 1, "later", 2**20),), WRONG_VERSION, AHEAD),
+        ((PeerServe(VERSION + 1, "later"),), WRONG_VERSION, AHEAD),
+        ((submit("early"),), WRONG_FRAME, "expected hello first"),
+        ((PeerPing(1),), WRONG_FRAME, "expected hello first"),
+        ((PeerServe(VERSION, "rude"), PeerPing(1)), WRONG_FRAME, "expected nothing before hello"),
+        ((HELLO, PeerServe(VERSION, "both")), WRONG_FRAME, "expected hello once"),
     ],
 )
-def test_a_caller_of_another_version_is_refused_by_name(site: OpenSite, frame: ToSite, code: int, reason: str) -> None:
-    assert speak(site, Caller.closed, frame) == (code, reason)
+def test_who_speaks_another_version_or_out_of_turn_is_refused_by_name(
+    site: OpenSite, frames: tuple[ToSite, ...], code: int, reason: str
+) -> None:
+    async def talk(caller: Caller) -> Any:
+        for frame in frames[1:]:
+            await caller.say(frame)
+        return await caller.closed()
+
+    assert speak(site, talk, frames[0]) == (code, reason)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +207,12 @@ def test_what_cannot_be_read_ends_the_connection_alone(site: OpenSite, message: 
     assert site.client.infer("slab", QUICK, timeout=60).outputs["estimate"] == [0.75]
 
 
-def test_a_message_without_an_end_is_refused(site: OpenSite) -> None:
-    async def talk(caller: Caller) -> Any:
+def test_a_message_or_frame_without_an_end_is_refused(site: OpenSite) -> None:
+    async def at_once(caller: Caller) -> Any:
         await caller.socket.send_bytes(bytes(2 * MESSAGE + 1))
         return (await caller.closed())[0]
 
-    assert speak(site, talk) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
-
-
-def test_a_frame_without_an_end_is_refused(site: OpenSite) -> None:
-    async def talk(caller: Caller) -> Any:
+    async def in_parts(caller: Caller) -> Any:
         most = (await caller.hear(PeerHello)).bytes
         assert most == 64 * 2**10 + BESIDE
         part = b"\x91" + encode_frames(PeerPart(memoryview(bytes(2**15))))
@@ -213,7 +220,8 @@ def test_a_frame_without_an_end_is_refused(site: OpenSite) -> None:
             await caller.socket.send_bytes(part)
         return await caller.closed()
 
-    assert speak(site, talk) == (WRONG_FRAME, f"malformed: a frame of more than {64 * 2**10 + BESIDE} bytes")
+    assert speak(site, at_once) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+    assert speak(site, in_parts) == (WRONG_FRAME, f"malformed: a frame of more than {64 * 2**10 + BESIDE} bytes")
     assert site.client.infer("slab", QUICK, timeout=60).outputs["estimate"] == [0.75]
 
 
@@ -238,16 +246,6 @@ def test_a_job_that_is_wrong_fails_alone(site: OpenSite, frame: PeerSubmit, code
     failure = speak(site, talk)
     assert isinstance(failure, PeerFailure)
     assert failure.code == code
-
-
-def test_a_key_under_which_another_request_came_is_refused(site: OpenSite) -> None:
-    async def talk(caller: Caller) -> Any:
-        await caller.say(submit("twice#1.0"))
-        await caller.hear(PeerAnswer)
-        await caller.say(submit("twice#1.0", {"samples": [8], "seed": [3]}))
-        return (await caller.hear(PeerFailure)).code
-
-    assert speak(site, talk) == "idempotency_conflict"
 
 
 def test_an_answer_that_the_caller_does_not_read_is_refused_by_name(site: OpenSite) -> None:
@@ -304,25 +302,6 @@ def test_a_connection_that_waits_is_taken_once_and_by_its_token_alone(site: Open
     speak(site, talk, PeerServe(VERSION, "once"))
 
 
-@pytest.mark.parametrize(
-    ("first", "code", "reason"),
-    [
-        ((PeerServe(VERSION + 1, "later"),), WRONG_VERSION, f"expected version {VERSION} of the protocol, got 2"),
-        ((PeerServe(VERSION, "rude"), PeerPing(1)), WRONG_FRAME, "expected nothing before hello"),
-        ((HELLO, PeerServe(VERSION, "both")), WRONG_FRAME, "expected hello once"),
-    ],
-)
-def test_a_site_that_takes_work_wrongly_is_refused(
-    site: OpenSite, first: tuple[ToSite, ...], code: int, reason: str
-) -> None:
-    async def talk(caller: Caller) -> Any:
-        for frame in first[1:]:
-            await caller.say(frame)
-        return await caller.closed()
-
-    assert speak(site, talk, first[0]) == (code, reason)
-
-
 async def waiting(site: OpenSite, peer: str) -> WaitingLine:
     """Where a connection of a peer waits."""
     found: bytes = await asyncio.to_thread(lambda: eventually(lambda: site.state.get(line_key(peer))))
@@ -339,7 +318,6 @@ async def joined(site: OpenSite, line: WaitingLine) -> AsyncIterator[Caller]:
         yield Caller(socket)
 
 
-KEYS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("edge", "reader", "poor")}
 TENANTS = "\ntenants: {poor: {requests_per_second: 1}}\n"
 
 
@@ -347,21 +325,15 @@ TENANTS = "\ntenants: {poor: {requests_per_second: 1}}\n"
 def guarded(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSite]:
     """A fleet that asks callers for keys."""
     folder = tmp_path_factory.mktemp("guarded")
-    scopes: dict[str, tuple[Scope, ...]] = {"edge": ("submit",), "reader": ("read",), "poor": ("submit",)}
-    keys = [Key(id=name, digest=digest_of(KEYS[name]), tenant=name, scopes=scopes[name]) for name in KEYS]
-    write_keys(folder / "keys.jsonl", keys)
-    options = ("--keys", str(folder / "keys.jsonl"))
-    with open_fleet(valkey_url, folder / "site", FAR + TENANTS, "cpu.batch", options=options, lasting=True) as (
-        site,
-        _,
-    ):
+    keys = keys_in(folder / "keys.jsonl", edge=("submit",), reader=("read",), poor=("submit",))
+    with open_fleet(valkey_url, folder / "site", FAR + TENANTS, "cpu.batch", options=keys, lasting=True) as (site, _):
         yield site
 
 
-@pytest.mark.parametrize(("key", "status"), [("", 401), ("taxiway_wrong", 401), ("reader", 403)])
+@pytest.mark.parametrize(("key", "status"), [("", 401), ("taxiway_wrong", 401), (secret_of("reader"), 403)])
 def test_a_caller_without_a_key_that_may_submit_is_refused(guarded: OpenSite, key: str, status: int) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-        speak(guarded, Caller.closed, key=KEYS.get(key, key))
+        speak(guarded, Caller.closed, key=key)
     assert caught.value.status == status
 
 
@@ -374,11 +346,11 @@ def test_a_caller_is_the_tenant_of_its_key_with_its_quota(guarded: OpenSite) -> 
         await caller.say(*(submit(f"often{n}#1.0") for n in range(20)))
         return await caller.hear(PeerRefused)
 
-    speak(guarded, talk, key=KEYS["edge"])
+    speak(guarded, talk, key=secret_of("edge"))
     keys: list[Any] = list(guarded.state.scan_iter(job_key("*")))
     (record,) = [record_of(guarded.state, key.decode().removeprefix(job_key(""))) for key in keys]
     assert record.tenant == "edge"
-    refused = speak(guarded, too_often, key=KEYS["poor"])
+    refused = speak(guarded, too_often, key=secret_of("poor"))
     assert "rate limit exceeded" in refused.reason
     assert refused.retry_after > 0
 
@@ -386,11 +358,11 @@ def test_a_caller_is_the_tenant_of_its_key_with_its_quota(guarded: OpenSite) -> 
 def test_a_key_that_is_revoked_ends_its_connections(guarded: OpenSite) -> None:
     async def talk(caller: Caller) -> Any:
         await caller.hear(PeerHello)
-        async with calling(guarded, PeerServe(VERSION, "poor"), key=KEYS["edge"]) as served:
+        async with calling(guarded, PeerServe(VERSION, "poor"), key=secret_of("edge")) as served:
             await waiting(guarded, "edge")
             assert not guarded.state.exists(line_key("poor"))
-            write_keys(guarded.settings.queues.parent.parent / "keys.jsonl", [])
+            keys_in(guarded.settings.queues.parent.parent / "keys.jsonl")
             return await caller.closed(), await served.closed()
 
     ended = (WRONG_FRAME, "the key has ended")
-    assert speak(guarded, talk, key=KEYS["edge"]) == (ended, ended)
+    assert speak(guarded, talk, key=secret_of("edge")) == (ended, ended)

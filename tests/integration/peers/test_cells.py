@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import taxiway
+from tests.builders import recorded
 from tests.routing import eventually
 from tests.sites import FAR, OpenSite, open_fleet
 from tests.stored import record_of
@@ -22,20 +23,7 @@ CELL = FAR.replace("warm: [echo, slab]", "warm: [paced]")
 BATCHES = {"east": 1, "west": 4}
 """Rows that a cell runs together: the west serves almost four times as many."""
 
-FRONT = """
-site: front
-hardware:
-  east:
-    device: endpoint
-    endpoint: {protocol: taxiway, url: "EAST", slots: 32, models: {paced: paced}, health: {every: 0.2}}
-  west:
-    device: endpoint
-    endpoint: {protocol: taxiway, url: "WEST", slots: 32, models: {paced: paced}, health: {every: 0.2}}
-service:
-  bulk: {deadline: 3600}
-default_service: bulk
-limits: {lease: 3}
-"""
+FRONT = recorded("fleets/cells.yaml")
 
 JOBS, ROWS = 60, 20
 """A second of the east has ten such jobs."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import secrets
 from pathlib import Path
 
 import yaml
 
-from api.access import Key, digest_of
-from api.keys_file import write_keys
 from tasks.settings import TREE
+from tests.keyring import keys_in, secret_of
 from tests.routing import eventually, router_process
 from tests.sites import open_fleet
 
@@ -43,17 +41,16 @@ def documented(url: str) -> tuple[str, str]:
 
 def test_the_documented_cloud_hands_work_to_the_documented_edge(valkey_url: str, tmp_path: Path) -> None:
     """The router that the edge connects to asks for a key; the edge serves by its own worker alone."""
-    key, keys = f"taxiway_{secrets.token_urlsafe(32)}", tmp_path / "keys.jsonl"
-    write_keys(keys, [Key(id="edge", digest=digest_of(key), tenant="edge", scopes=("submit",))])
+    keys = keys_in(tmp_path / "keys.jsonl", edge=("submit",))
     with (
         open_fleet(valkey_url, tmp_path / "cloud", documented("https://unused")[0], "edge") as (cloud, _),
-        router_process(cloud.settings, None, ("--keys", str(keys))) as router,
+        router_process(cloud.settings, None, keys) as router,
         open_fleet(
             valkey_url,
             tmp_path / "edge",
             documented(router.http)[1],
             "cpu.batch",
-            environment={"CLOUD_KEY": key},
+            environment={"CLOUD_KEY": secret_of("edge")},
         ),
     ):
         eventually(lambda: cloud.client.what_if("echo", "x")["hardware_class"] == "edge")

@@ -241,16 +241,15 @@ def sites(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield opened
 
 
-def test_sealed_work_runs_at_another_fleet_whose_router_and_store_cannot_read_it(sites: TwoSites) -> None:
+def test_sealed_work_and_its_errors_are_read_here_and_not_by_the_router_and_store_of_the_fleet_that_runs_it(
+    sites: TwoSites,
+) -> None:
     text, plain = canary(), canary()
     result = sites.near.client.infer("echo", [text, text + "!"], locality="vault", timeout=60)
     assert (result.report.hardware_class, result.outputs["payload"]) == (PEER, [text, text + "!"])
     assert seen(sites.far, text) == 0
     assert sites.near.client.infer("echo", plain, timeout=60).report.hardware_class == PEER
     assert seen(sites.far, plain) > 0
-
-
-def test_an_error_of_sealed_work_at_another_fleet_is_read_here_alone(sites: TwoSites) -> None:
     with pytest.raises(taxiway.TaxiwayError, match="division by zero"):
         sites.near.client.infer("slab", {"samples": [0], "seed": [1]}, locality="vault", timeout=60)
     assert seen(sites.far, "float division") == 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from api.access import Key, digest_of
-from api.keys_file import write_keys
 from tasks.site_key import public_text
 from taxiway.contract.keys import job_key
 from tests.certificates import authority
+from tests.keyring import keys_in, secret_of
 from tests.routing import eventually, router_process
 from tests.sites import FAR, NEAR, PEER, SERVED, open_fleet, served_sites
 from tests.stored import record_of
@@ -23,9 +21,7 @@ def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_wh
     valkey_url: str, tmp_path: Path
 ) -> None:
     """The second router of two has it, with TLS; the other fleet is known by its key."""
-    ca, key = authority(tmp_path), f"taxiway_{secrets.token_urlsafe(32)}"
-    keys = tmp_path / "keys.jsonl"
-    write_keys(keys, [Key(id="remote", digest=digest_of(key), tenant="remote", scopes=("submit",))])
+    ca, keys = authority(tmp_path), keys_in(tmp_path / "keys.jsonl", remote=("submit",))
     tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
     queues = NEAR.replace('url: "URL"', "peer: remote")
     site_key = Ed25519PrivateKey.generate()
@@ -34,13 +30,13 @@ def test_a_worker_finds_the_router_that_has_the_connection_and_both_sides_are_wh
     served = SERVED.replace('"URL"', "URL, key_env: NEAR_KEY, tls: {authorities: CA}").replace("CA", str(ca))
     with (
         open_fleet(valkey_url, tmp_path / "near", queues, PEER) as (near, _),
-        router_process(near.settings, None, ("--keys", str(keys), *tls)) as second,
+        router_process(near.settings, None, (*keys, *tls)) as second,
         open_fleet(
             valkey_url,
             tmp_path / "far",
             FAR.replace("service:", served.replace("URL", second.http), 1),
             "cpu.batch",
-            environment={"NEAR_KEY": key, "TAXIWAY_SITE_KEY": str(tmp_path / "site.key")},
+            environment={"NEAR_KEY": secret_of("remote"), "TAXIWAY_SITE_KEY": str(tmp_path / "site.key")},
         ) as (far, _),
     ):
         eventually(lambda: "signed at" in str(near.client.what_if("slab", QUICK)["considered"]))

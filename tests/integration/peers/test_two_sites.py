@@ -62,12 +62,6 @@ def test_a_job_runs_at_the_other_site_where_that_is_cheaper_and_explains_the_off
     assert " s old, " in chosen["warning"]
 
 
-def test_several_rows_are_a_job_each_at_the_other_site_and_one_answer_here(sites: TwoSites) -> None:
-    result = sites.near.client.infer("slab", {"samples": [4, 4, 8], "seed": [0, 1, 2]}, timeout=60)
-    assert result.report.hardware_class == PEER
-    assert len(result.outputs["estimate"]) == 3
-
-
 def test_labelled_work_is_neither_sent_nor_named_there(sites: TwoSites) -> None:
     job = sites.near.client.submit("slab", QUICK, locality="ward", idempotency_key="canary-4711")
     assert job.result(timeout=60).report.hardware_class == "cpu.batch"
@@ -76,12 +70,6 @@ def test_labelled_work_is_neither_sent_nor_named_there(sites: TwoSites) -> None:
     assert refused["reason"] == "the data must stay on 'ward', which the class is not"
     assert not sites.far.state.exists(job_key(job.id))
     assert sites.near.client.infer("slab", QUICK, locality="home", timeout=60).report.hardware_class == "cpu.batch"
-
-
-def test_an_error_of_the_request_is_the_same_as_at_home(sites: TwoSites) -> None:
-    with pytest.raises(taxiway.TaxiwayError) as caught:
-        sites.near.client.infer("slab", {"samples": [0], "seed": [1]}, timeout=60)
-    assert "slab" in str(caught.value)
 
 
 def test_a_cancelled_job_is_cancelled_there(sites: TwoSites) -> None:

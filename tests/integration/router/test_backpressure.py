@@ -9,20 +9,13 @@ import pytest
 import taxiway
 from tasks.settings import Settings
 from taxiway.errors import DeadlineExceededError, OverloadedError
+from tests.builders import recorded
 from tests.narrowing import present
 from tests.routing import eventually
 from tests.serving import served_fleet
 from tests.working import worker_settings
 
-QUEUES = """
-hardware:
-  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 32, max_wait: 0.005, warm: [paced], price: {usd_per_hour: 0.05}}
-service:
-  live: {deadline: 4, priority: high}
-  bulk: {deadline: 3600, priority: low, preemptible: true}
-default_service: live
-limits: {lease: 2}
-"""
+QUEUES = recorded("fleets/backpressure.yaml")
 ROWS = ["x"] * 96  # three full batches: 25 ms of the device
 FLOOD = 400  # jobs, which take ten seconds
 

@@ -29,28 +29,13 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
+from tests.builders import recorded
 from tests.narrowing import as_bytes
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import fields_of, is_listened_to, record_of
 from tests.working import worker_process
 
-QUEUES = """
-hardware:
-  cpu.a: &twin
-    device: cpu
-    runtimes: [echo]
-    max_batch: 4
-    max_wait: 0.005
-    horizon: 3600
-    price: {usd_per_hour: 0.05}
-    warm: [paced]
-  cpu.b: *twin
-service:
-  bulk: {deadline: 3600, preemptible: true}
-default_service: bulk
-limits: {lease: 2}
-rebalance: {tick: 0.2}
-"""
+QUEUES = recorded("fleets/movable.yaml")
 
 
 @pytest.fixture

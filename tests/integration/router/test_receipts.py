@@ -17,38 +17,11 @@ from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, RECEIPTS, priority_list, priority_lists
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
+from tests.builders import recorded
 from tests.command_line import program
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 
-QUEUES = """
-site: clinic-7
-hardware:
-  ward.a: &ward
-    device: cpu
-    runtimes: [echo]
-    max_batch: 4
-    max_wait: 0.005
-    horizon: 3600
-    price: {usd_per_hour: 0.05}
-    labels: [ward]
-    warm: [paced]
-  ward.b: *ward
-  cloud:
-    device: cpu
-    runtimes: [echo]
-    max_batch: 4
-    max_wait: 0.005
-    horizon: 3600
-    price: {usd_per_hour: 0.01}
-    labels: [cloud]
-service:
-  bulk: {deadline: 3600, preemptible: true}
-default_service: bulk
-tenants:
-  clinic: {locality: ward}
-limits: {lease: 2}
-rebalance: {tick: 0.2}
-"""
+QUEUES = recorded("fleets/clinic.yaml")
 
 CANARY = "canary-4711-of-a-patient"
 

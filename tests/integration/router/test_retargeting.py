@@ -13,20 +13,12 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway import Client, Job
 from taxiway.contract.keys import DEVICES
+from tests.builders import recorded
 from tests.narrowing import present
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import worker_process
 
-QUEUES = """
-hardware:
-  cpu.day: &cpu {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
-  cpu.night: {<<: *cpu, max_batch: 2, price: {usd_per_hour: 1000}}
-  gpu.realtime: {<<: *cpu, device: cuda}
-service: {standard: {deadline: 60}}
-default_service: standard
-tenants: {owl: {classes: [cpu.night]}}
-rebalance: {tick: 0.1, retarget: 0.3}
-"""
+QUEUES = recorded("fleets/retargeted.yaml")
 
 
 ROWS = 8

@@ -12,23 +12,13 @@ from tasks.models.files import Code
 from tasks.settings import TREE, Settings
 from taxiway import Run
 from taxiway.contract.job import JobState
+from tests.builders import recorded
 from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.waiting import BUSY
 from tests.working import add_callable, worker_process, worker_settings
 
 ISING = TREE / "models" / "ising"
-QUEUES = """
-hardware:
-  cpu.batch:
-    {device: cpu, runtimes: [python], max_batch: 4, max_wait: 0.01, price: {usd_per_hour: 0.05}, warm: [ising, walk]}
-  cpu.dear:
-    {device: cpu, runtimes: [python], max_batch: 4, max_wait: 0.01, price: {usd_per_hour: 0.5}, warm: [ising]}
-service:
-  live: {deadline: 4, priority: high}
-  bulk: {deadline: 3600, priority: low, preemptible: true}
-default_service: bulk
-limits: {lease: 1}
-"""
+QUEUES = recorded("fleets/yielding.yaml")
 INPUTS = {"size": 16, "temperature": 2.1, "sweeps": 40_000, "seed": 3}
 STEPS = {"steps": 100, "seed": 1, "every": 0}
 

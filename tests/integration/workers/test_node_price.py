@@ -9,18 +9,11 @@ import pytest
 
 from tasks.settings import Settings
 from taxiway import Client
+from tests.builders import recorded
 from tests.routing import HTTP, eventually, router_process
 from tests.working import worker_process
 
-QUEUES = """
-hardware:
-  cpu.day: &cpu {device: cpu, runtimes: [echo], max_batch: 1, max_wait: 0, price: {usd_per_hour: 0.04}, warm: [echo]}
-  cpu.night: {<<: *cpu, price: {usd_per_hour: 0.05}}
-service: {standard: {deadline: 60}}
-default_service: standard
-tenants: {lark: {classes: [cpu.day]}}
-rebalance: {retarget: null}
-"""
+QUEUES = recorded("fleets/by_night.yaml")
 
 PRICES = {"cpu:0": 0.02, "cpu:1": 0.38}
 """Of the nodes of cpu.day, by device: 0.20 on average, above cpu.night, which by queues.yaml is dearer."""
