@@ -21,7 +21,6 @@ from rich.table import Table
 
 from tasks.check import QUEUES, CheckVerdict, check_configuration
 from tasks.document import written_out
-from tasks.heartbeat import lacking
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
@@ -33,7 +32,7 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
-from workers.device import Device, find_device
+from workers.device import Device, find_device, unfit
 from workers.executor import Executor, briefest
 from workers.learned import Loaded
 from workers.port import Item
@@ -87,15 +86,9 @@ def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) ->
 
 
 def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> CheckVerdict:
-    subject, variant = f"{model.id}/{name}", model.variants[name]
-    missing = lacking(variant.instruction_sets, device.instruction_sets)
-    if variant.on_endpoint:
-        return CheckVerdict(subject=subject, level="ok", text="not run: it runs on endpoints")
-    if variant.runtime not in device.runtimes:
-        return CheckVerdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
-    if device.kind not in variant.profiles or missing:
-        reason = f"its CPU lacks {', '.join(missing)}" if missing else "model.yaml has no profile for a CPU"
-        return CheckVerdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
+    subject = f"{model.id}/{name}"
+    if reason := unfit(model.variants[name], device):
+        return CheckVerdict(subject=subject, level="ok", text=f"not run here: {reason}")
     if not model.examples:
         hint = "give it `examples` that it can answer"
         return CheckVerdict(subject=subject, level="warning", text="not run: model.yaml has no examples", hint=hint)

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 import psutil
 import pynvml
 
+from tasks.heartbeat import lacking
 from tasks.machine import cpu_facts, look
 from tasks.models.folder import ModelsFolder
-from tasks.models.model import Model
+from tasks.models.model import Model, Variant
 from tasks.queues.endpoints import Endpoint
 from tasks.queues.hours import closes_in
 from tasks.settings import Settings, SettingsError
@@ -82,6 +83,18 @@ def find_device(hardware: HardwareClass, label: str, *, emulate: bool, port: int
     if emulate and kind != "cpu":
         return replace(_cpu(label), emulated=True)
     return _FIND[kind](label)
+
+
+def unfit(variant: Variant, device: Device) -> str:
+    """Why the device cannot run the variant; empty if it can."""
+    missing = lacking(variant.instruction_sets, device.instruction_sets)
+    if variant.on_endpoint:
+        return "it runs on endpoints"
+    if variant.runtime not in device.runtimes:
+        return f"{variant.runtime} is not installed"
+    if device.kind not in variant.profiles:
+        return f"model.yaml has no profile for {device.kind}: it is not meant to run there"
+    return f"the device lacks {', '.join(missing)}" if missing else ""
 
 
 def memory_free(device: Device) -> int:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 import psutil
 
-from tasks.heartbeat import lacking, variant_key
+from tasks.heartbeat import variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue
@@ -33,7 +33,7 @@ from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bound
 from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, text_of
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
-from workers.device import Device
+from workers.device import Device, unfit
 from workers.learned import LearnedTimes, Loaded
 from workers.port import (
     Interruptible,
@@ -321,13 +321,8 @@ class Executor(LearnedTimes):
         return ExecutionError(f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key)
 
     def _can_run(self, variant: Variant) -> bool:
-        return (
-            variant.runtime in self.hardware.runtimes
-            and variant.runtime in self.device.runtimes
-            and self.device.kind in variant.profiles
-            and not lacking(variant.instruction_sets, self.device.instruction_sets)
-            and variant.memory <= self._budget
-        )
+        allowed = variant.runtime in self.hardware.runtimes and variant.memory <= self._budget
+        return allowed and not unfit(variant, self.device)
 
     def known(self, model: Model, name: str) -> KnownProfile:
         """The variant's profile on this device, loaded or not. Thread-safe."""

@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import click
 import msgspec
 
-from tasks.document import DocumentError, convert
-from tasks.heartbeat import lacking, variant_key
+from tasks.document import DocumentError
+from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import Processor
-from tasks.settings import TREE, models_folder, queues_file
+from tasks.settings import models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli import MISSING, USAGE, report
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
-from workers.device import Device, DeviceMissingError, find_device
-from workers.profiling.measure import bench_class
+from workers.device import Device, DeviceMissingError, find_device, unfit
+from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET
+from workers.profiling.measure import bench_class, measured_outcome
 from workers.profiling.report import MeasuredOutcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """The environment of a worker with one thread (`workers.__main__`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """A variant to measure. `skipped` is the reason why it cannot be; `max_rows` is the device's largest batch."""
 
     model: Model
     variant: str
-    models: Path
     device: Device
     max_rows: int
     quick: bool
     skipped: str = ""
-
-    def command(self) -> list[str]:
-        """The command that measures the variant."""
-        options = {
-            "--models": str(self.models),
-            "--model": self.model.id,
-            "--variant": self.variant,
-            "--kind": self.device.kind,
-            "--device": self.device.label,
-            "--max-rows": str(self.max_rows),
-        }
-        flat = [text for pair in options.items() for text in pair]
-        return [sys.executable, "-m", "workers.profiling.measure", *flat, *(["--quick"] if self.quick else [])]
 
 
 def run_all(tasks: Sequence[Task]) -> list[MeasuredOutcome]:
@@ -69,15 +56,15 @@ def run_all(tasks: Sequence[Task]) -> list[MeasuredOutcome]:
 
 
 def _outcome(task: Task) -> MeasuredOutcome:
-    if task.skipped:
-        return MeasuredOutcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
-    environment = os.environ | _ONE_THREAD
-    done = subprocess.run(task.command(), cwd=TREE, env=environment, capture_output=True, text=True, check=False)
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):  # a runtime may print other lines
-            return convert(msgspec.json.decode(line), MeasuredOutcome)
-    error = " ".join(done.stderr.strip().splitlines()[-3:]) or "its process exited without a result"
-    return MeasuredOutcome(model=task.model.id, variant=task.variant, error=error)
+    model, variant, device, max_rows, quick, skipped = task
+    if skipped:
+        return MeasuredOutcome(model=model.id, variant=variant, skipped=skipped)
+    with ProcessPoolExecutor(1, get_context("spawn"), os.dup2, (2, 1)) as process:  # runtimes may print lines
+        try:
+            plan = QUICK_BUDGET if quick else FULL_BUDGET
+            return process.submit(measured_outcome, model, variant, device, max_rows, plan).result()
+        except BrokenProcessPool:
+            return MeasuredOutcome(model=model.id, variant=variant, error="its process exited without a result")
 
 
 _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
@@ -119,7 +106,8 @@ def main(
     try:
         models = _chosen(load_catalogue(root), names)
         found = find_device(bench_class(_kind(device)), device, emulate=False)
-        outcomes = run_all(_tasks(models, variants, found, root, quick=quick))
+        os.environ.update(_ONE_THREAD)
+        outcomes = run_all(_tasks(models, variants, found, quick=quick))
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         report(str(error), "")
         sys.exit(USAGE)
@@ -151,7 +139,7 @@ def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
     return [catalogue.resolve(name) for name in bare]
 
 
-def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, root: Path, *, quick: bool) -> list[Task]:
+def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, *, quick: bool) -> list[Task]:
     """A task for each variant; it is skipped if the device cannot run it.
 
     Raises:
@@ -163,7 +151,7 @@ def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, roo
             raise click.BadParameter(f"--variant: expected one of {sorted(known)}, got {name!r}")
     rows = _max_rows(device.kind)
     return [
-        Task(model, name, root, device, rows, quick, _reason_to_skip(model, name, device))
+        Task(model, name, device, rows, quick, unfit(model.variants[name], device))
         for model in models
         for name in sorted(model.variants)
         if not variants or name in variants
@@ -174,19 +162,6 @@ def _max_rows(kind: DeviceKind) -> int:
     """The largest batch of the classes of this kind of device."""
     topology = load_topology(queues_file(os.environ))
     return max((h.max_batch for h in topology.hardware.values() if h.device == kind), default=32)
-
-
-def _reason_to_skip(model: Model, name: str, device: Device) -> str:
-    """The reason why the device cannot run the variant; empty if it can."""
-    variant = model.variants[name]
-    missing = lacking(variant.instruction_sets, device.instruction_sets)
-    if variant.on_endpoint:
-        return "it runs on endpoints"
-    if variant.runtime not in device.runtimes:
-        return f"{variant.runtime} is not installed"
-    if device.kind not in variant.profiles:
-        return f"model.yaml has no profile for {device.kind}: it is not meant to run there"
-    return f"the device lacks {', '.join(missing)}" if missing else ""
 
 
 if __name__ == "__main__":

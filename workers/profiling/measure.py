@@ -1,27 +1,19 @@
-"""Measures one variant in a separate process, whose memory is then the variant's.
-
-Writes the outcome to stdout as a line of JSON.
-"""
+"""Measures one variant, in a process of its own, whose memory is then the variant's."""
 
 from __future__ import annotations
 
 import datetime
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import click
-import msgspec
 import psutil
 
 from tasks.document import Size
 from tasks.machine import RUNTIMES
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
@@ -29,11 +21,11 @@ from tasks.settings import cache_directory
 from tasks.topology import DeviceKind, HardwareClass, Price
 from taxiway.errors import TaxiwayError
 from taxiway.release import version_of
-from workers.device import Device, DeviceMissingError, find_device, memory_free
+from workers.device import Device, DeviceMissingError, memory_free
 from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
-from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET, RunBudget, Timed, fit, grid, repeats, residuals, rounded
+from workers.profiling.fit import RunBudget, Timed, fit, grid, repeats, residuals, rounded
 from workers.profiling.report import MeasuredOutcome
 
 CALM = 0.05
@@ -238,36 +230,18 @@ def _measurement(subject: Subject, measured: list[Timed], runs: list[TimedRun]) 
     )
 
 
-@click.command()
-@click.option("--models", type=click.Path(path_type=Path), required=True)
-@click.option("--model", required=True)
-@click.option("--variant", required=True)
-@click.option("--kind", type=click.Choice(["cpu", "cuda", "tpu"]), required=True)
-@click.option("--device", required=True)
-@click.option("--max-rows", type=int, required=True)
-@click.option("--quick", is_flag=True)
-def main(
-    models: Path, model: str, variant: str, kind: Literal["cpu", "cuda", "tpu"], device: str, max_rows: int, quick: bool
-) -> None:
-    """Measure one variant."""
-    cache = cache_directory(os.environ)
-    described = load_catalogue(models).resolve(model)
+def measured_outcome(model: Model, variant: str, device: Device, max_rows: int, plan: RunBudget) -> MeasuredOutcome:
+    """What measuring a variant found, or why it failed."""
+    artefacts = ArtefactStore(cache_directory(os.environ))
     try:
-        ArtefactStore(cache).files(described, variant)  # fetching and conversion are not part of loading
-        found = find_device(bench_class(kind), device, emulate=False)
-        subject = Subject(described, variant, found, ArtefactStore(cache), max_rows)
-        measurement = measure(subject, QUICK_BUDGET if quick else FULL_BUDGET)
-        outcome = MeasuredOutcome(model=described.id, variant=variant, measurement=measurement)
+        artefacts.files(model, variant)  # fetching and conversion are not part of loading
+        measurement = measure(Subject(model, variant, device, artefacts, max_rows), plan)
+        return MeasuredOutcome(model=model.id, variant=variant, measurement=measurement)
     except (ArtefactError, ModelLoadError, SizeError, TaxiwayError, DeviceMissingError) as error:
-        outcome = MeasuredOutcome(model=described.id, variant=variant, error=str(error))
-    sys.stdout.write(msgspec.json.encode(outcome, enc_hook=int).decode() + "\n")
+        return MeasuredOutcome(model=model.id, variant=variant, error=str(error))
 
 
 def bench_class(kind: DeviceKind, rows: int = 1, runtime: str = "echo") -> HardwareClass:
     """A hardware class of a kind of device, for batches of up to `rows` rows."""
     price = Price(usd_per_hour=1.0)
     return HardwareClass(device=kind, runtimes=(runtime,), max_batch=rows, max_wait=0.0, price=price)
-
-
-if __name__ == "__main__":
-    main()
