@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +33,7 @@ from workers.calling.channel import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, text_of
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device, unfit
-from workers.learned import LearnedTimes, Loaded
+from workers.learned import DeviceVariants, Loaded
 from workers.port import (
     Interruptible,
     Item,
@@ -70,7 +69,7 @@ Answer = Row | TaxiwayError | None
 _Value = TypeVar("_Value")
 
 
-class Executor(LearnedTimes):
+class Executor(DeviceVariants):
     """Loads variants within the device's memory, and runs batches on them. Only who has its turn, unless stated.
 
     Args:
@@ -411,15 +410,9 @@ def as_ours(variant: str, error: BaseException) -> TaxiwayError:
     return ExecutionError(f"{variant}: {describe(error)}", variant=variant)
 
 
-@dataclass(slots=True)
-class WatchedItem:
-    """A row with the watch that tells whether it is still wanted."""
-
-    item: Item
-    watch: RowWatch
-
-
-def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[WatchedItem]) -> list[Answer]:
+def run_rows(
+    executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[tuple[Item, RowWatch]]
+) -> list[Answer]:
     """Run a batch row by row, on a runtime that can interrupt single rows: each row succeeds or fails alone.
 
     Returns an answer for each row, in order. If the runtime's process dies, the remaining rows have not run.
@@ -428,43 +421,40 @@ def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: S
     answers: list[Answer] = [None] * len(rows)
     failed: set[str] = set()
     seconds = 0.0
-    for index, row in enumerate(rows):
+    for index, (item, watch) in enumerate(rows):
         if not runtime.alive:
             break
-        if row.watch.job in failed:
+        if watch.job in failed:
             continue  # its job has ended with another row
         began = time.monotonic()
-        answers[index] = answer = _run_row(loaded, runtime, row)
+        answers[index] = answer = _run_row(loaded, runtime, item, watch)
         if isinstance(answer, TaxiwayError):
-            failed.add(row.watch.job)
+            failed.add(watch.job)
         elif answer is not None:
             seconds += time.monotonic() - began
-    good = [(row.item, answer) for row, answer in zip(rows, answers, strict=True) if _is_answer(answer)]
+    both = zip(rows, answers, strict=True)
+    good = [(item, one) for (item, _), one in both if one is not None and not isinstance(one, TaxiwayError)]
     if good:
         items, given = zip(*good, strict=True)
         executor.observe(loaded, items, given, rows=len(items), seconds=seconds)
     return answers
 
 
-def _is_answer(answer: Answer) -> bool:
-    return answer is not None and not isinstance(answer, TaxiwayError)
-
-
-def _run_row(loaded: Loaded, runtime: Interruptible, row: WatchedItem) -> Answer:
-    if not row.watch.wanted():
+def _run_row(loaded: Loaded, runtime: Interruptible, item: Item, watch: RowWatch) -> Answer:
+    if not watch.wanted():
         return None
     try:
-        (answer,) = loaded.pipeline.run(runtime.watched(row.watch), [row.item])
+        (answer,) = loaded.pipeline.run(runtime.watched(watch), [item])
     except NotWantedError:
-        logger.info("a call was ended", extra={"variant": loaded.key, "job": row.watch.job})
+        logger.info("a call was ended", extra={"variant": loaded.key, "job": watch.job})
         return None
     except TaxiwayError as error:
-        if _deserves_another(error.__cause__, row.item):
-            row.item.starved = True
+        if _deserves_another(error.__cause__, item):
+            item.starved = True
             return None
-        return _failed(loaded, row.watch.job, error)
+        return _failed(loaded, watch.job, error)
     except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
-        return _failed(loaded, row.watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
+        return _failed(loaded, watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
     return answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import UNSURE, KnownProfile, ran_size
 from workers.decide.occupation import Histograms, Track, begin, observe, seen, unseen, wary
+from workers.device import Device
 from workers.port import Interruptible, Item, Pipeline, Row, Runtime
 
 TELLING = 0.002
@@ -42,7 +44,8 @@ class Loaded:
 class LearnedTimes:
     """Each variant's times against its profile, since this process started. Reading them is thread-safe.
 
-    Under `ANY` is what was learned of all variants together.
+    Under `ANY` is what was learned of all variants together. `discovered` has the models that an endpoint serves
+    without a model.yaml, by name.
     """
 
     def __init__(self) -> None:
@@ -112,6 +115,36 @@ class LearnedTimes:
         while len(found) > 1 and found[-1] == found[-2]:
             found.pop()
         return tuple(found)
+
+
+class DeviceVariants(LearnedTimes, ABC):
+    """The variants that a device runs now, and what is known of them. Thread-safe.
+
+    `unavailable` maps the keys of variants that it cannot run to the reason.
+    """
+
+    device: Device
+    unavailable: dict[str, str]
+
+    @abstractmethod
+    def ready(self, model: Model, variant: str) -> Loaded | None:
+        """The variant, if it can run now as described by exactly this model."""
+
+    @abstractmethod
+    def all_loaded(self) -> list[Loaded]:
+        """Every variant that can run now."""
+
+    @abstractmethod
+    def lacks(self, key: str, reason: str) -> None:
+        """Record that a requested variant is not in this worker's catalogue."""
+
+    @abstractmethod
+    def known(self, model: Model, name: str) -> KnownProfile:
+        """The variant's profile on this device."""
+
+    @abstractmethod
+    def memory_used(self) -> int:
+        """Bytes that the variants hold on the device."""
 
 
 def _paces(tracks: Mapping[str, Track]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tasks.topology import TopologyError, load_topology
 from taxiway.errors import TaxiwayError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.peers import Origin, open_link
-from workers.endpoints.protocol import EndpointError, Exchange, open_protocol
+from workers.endpoints.protocol import EndpointError, Exchange, ServedModel, open_protocol
 
 TOKEN_WITHIN = 30.0
 """Seconds for one token: an engine may load its model first."""
@@ -101,8 +101,8 @@ async def _token(
     if called is None:
         return []
     model = discovered("doctor", endpoint.protocol, Announced())
-    variant = model.variants[endpoint.protocol]
-    item = open_protocol(endpoint.protocol).prepare(model, variant, called, {"request": dict(_CHAT)}, {"max_tokens": 1})
+    asked = ServedModel(model, model.variants[endpoint.protocol], called)
+    item = open_protocol(endpoint.protocol).prepare(asked, {"request": dict(_CHAT)}, {"max_tokens": 1})
     assert item.ask is not None
     subject, began = f"{subject} token", asyncio.get_running_loop().time()
     try:

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 
 from tasks.models.discovered import MOST_MODELS, Announced, fits, tensor
-from tasks.models.model import Model, Variant
+from tasks.models.model import Model
 from tasks.models.tensor_spec import Datatype, TensorSpec
 from taxiway.contract.tensors import HEADER, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError, invalid, wrong_field
-from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, WholeReader, decoded, malformed
+from workers.endpoints.protocol import AskItem, Discovery, EngineRequest, ServedModel, WholeReader, decoded, malformed
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 from workers.port import Row
 
@@ -69,16 +69,10 @@ _metadata = msgspec.json.Decoder(_Metadata).decode
 _answer = msgspec.json.Decoder(_Answer).decode
 
 
-def prepare(
-    model: Model,
-    variant: Variant,
-    name: str,
-    row: Row,
-    parameters: Mapping[str, Any],
-    extensions: Collection[str] = (),
-) -> AskItem:
+def prepare(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     """See `protocol.EndpointProtocol`."""
-    item, binary = TensorPipeline(model).prepare(row, parameters), BINARY in extensions
+    model, binary = served.model, BINARY in served.extensions
+    item = TensorPipeline(model).prepare(row, parameters)
     encode = _encoded if binary else _plain
     tensors = [encode(spec, item.arrays[spec.name]) for spec in model.inputs if spec.name in item.arrays]
     given = {key: value for key, value in parameters.items() if value is not None}
@@ -93,7 +87,7 @@ def prepare(
     def read(answered: Mapping[str, str]) -> WholeReader:
         return WholeReader(lambda raw: _parse(model, raw, answered.get(HEADER)))
 
-    path = f"/v2/models/{quote(name, safe='')}/infer"
+    path = f"/v2/models/{quote(served.called, safe='')}/infer"
     return AskItem(item.arrays, item.size, parameters, ask=EngineRequest(path, framed.body, read, framed.headers))
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, characters, most_tokens, read_chat
 from tasks.models.discovered import Announced
-from tasks.models.model import Model, Variant
 from tasks.models.profiles import ANSWER_BOUND
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.deltas import Delta, SentMessage
@@ -35,6 +34,7 @@ from workers.endpoints.protocol import (
     EndpointError,
     EngineRequest,
     FaultKind,
+    ServedModel,
     WholeReader,
     decoded,
     malformed,
@@ -235,16 +235,9 @@ _ranks = msgspec.json.Decoder(_Ranks).decode
 _models = msgspec.json.Decoder(_Models).decode
 
 
-def prepare(
-    model: Model,
-    variant: Variant,
-    name: str,
-    row: Row,
-    parameters: Mapping[str, Any],
-    extensions: Collection[str] = (),
-) -> AskItem:
+def prepare(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     """See `protocol.EndpointProtocol`."""
-    return _PREPARE[model.pipeline](model, variant, name, row, parameters, extensions)
+    return _PREPARE[served.model.pipeline](served, row, parameters)
 
 
 def extensions(body: bytes) -> Collection[str]:
@@ -396,12 +389,11 @@ class OneReader(WholeReader):
         return {self._output: found[0]}
 
 
-def _prepare_chat(
-    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
-) -> AskItem:
-    field = f"inputs.{model.inputs[0].name}"
-    chat = read_chat(row.get(model.inputs[0].name), field)
-    if refused := variant.refuses(asks(chat)):  # what a router could not read
+def _prepare_chat(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    name = served.model.inputs[0].name
+    field = f"inputs.{name}"
+    chat = read_chat(row.get(name), field)
+    if refused := served.variant.refuses(asks(chat)):  # what a router could not read
         raise wrong_field(field, "what the endpoint honours or forwards", refused, asked=refused)
     limit = clamped(answer_limit(chat) or int(parameters[ANSWER_BOUND]))
     most = Tokens(input=most_tokens(chat) or 0, output=limit)
@@ -409,49 +401,46 @@ def _prepare_chat(
     if "max_completion_tokens" not in chat:
         chat["max_tokens"] = limit
     chat["messages"] = [_with_images(message) for message in chat["messages"]]
-    text = PlainText({**chat, "model": name}, engine, most, StreamReader)
+    text = PlainText({**chat, "model": served.called}, served.extensions, most, StreamReader)
     return _streamed("/chat/completions", text, size, {**parameters, ANSWER_BOUND: limit})
 
 
-def _prepare_prompt(
-    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
-) -> AskItem:
-    prompt = read_text(model.inputs[0].name, row)
+def _prepare_prompt(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    prompt = read_text(served.model.inputs[0].name, row)
     given = {key: value for key, value in parameters.items() if value is not None}
     size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[ANSWER_BOUND])
     most = Tokens(input=_most_read(prompt), output=int(parameters[ANSWER_BOUND]))
-    if variant.entry == _COMPLETIONS:
-        text = PlainText({"prompt": prompt, **given, "model": name}, engine, most, StreamReader)
+    if served.variant.entry == _COMPLETIONS:
+        body = {"prompt": prompt, **given, "model": served.called}
+        text = PlainText(body, served.extensions, most, StreamReader)
         return _streamed("/completions", text, size, parameters)
     if (likely := given.get(_LOGPROBS)) is not None:
         given |= {_LOGPROBS: True, "top_logprobs": likely}
-    chat = {"messages": [{"role": "user", "content": prompt}], **given, "model": name}
-    return _streamed("/chat/completions", PlainText(chat, engine, most, StreamReader), size, parameters)
+    chat = {"messages": [{"role": "user", "content": prompt}], **given, "model": served.called}
+    text = PlainText(chat, served.extensions, most, StreamReader)
+    return _streamed("/chat/completions", text, size, parameters)
 
 
-def _prepare_rerank(model: Model, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
-    query, document = (read_text(spec.name, row) for spec in model.inputs[:2])
-    body = {"model": name, "query": query, "documents": [document], "top_n": 1}
-    most = Tokens(input=_most_read(query) + _most_read(document))
-    ask = EngineRequest("/rerank", msgspec.json.encode(body), lambda _: OneReader(model.outputs[0].name, _ranks, most))
+def _prepare_rerank(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    query, document = (read_text(spec.name, row) for spec in served.model.inputs[:2])
+    body = {"model": served.called, "query": query, "documents": [document], "top_n": 1}
+    most, output = Tokens(input=_most_read(query) + _most_read(document)), served.model.outputs[0].name
+    ask = EngineRequest("/rerank", msgspec.json.encode(body), lambda _: OneReader(output, _ranks, most))
     return AskItem({}, max(len(query + document) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
-def _prepare_text(
-    model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any], engine: Collection[str]
-) -> AskItem:
-    if variant.entry == _RERANK:
-        return _prepare_rerank(model, name, row, parameters)
-    text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
-    body = {"model": name, "input": text, "encoding_format": "float"}
+def _prepare_text(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    if served.variant.entry == _RERANK:
+        return _prepare_rerank(served, row, parameters)
+    text, output = read_text(served.model.inputs[0].name, row), served.model.outputs[0].name
+    body = {"model": served.called, "input": text, "encoding_format": "float"}
 
     most = Tokens(input=_most_read(text))
     ask = EngineRequest("/embeddings", msgspec.json.encode(body), lambda _: OneReader(output, _embeddings, most))
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 
-_Prepare = Callable[[Model, Variant, str, Row, Mapping[str, Any], Collection[str]], AskItem]
-_PREPARE: Mapping[str, _Prepare] = {
+_PREPARE: Mapping[str, Callable[[ServedModel, Row, Mapping[str, Any]], AskItem]] = {
     "chat": _prepare_chat,
     "generation": _prepare_prompt,
     "text": _prepare_text,

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -282,6 +282,15 @@ Raises `EndpointError` where an answer is malformed.
 """
 
 
+class ServedModel(NamedTuple):
+    """A model's variant at an endpoint, which calls it by a name and announces `extensions` of its protocol."""
+
+    model: Model
+    variant: Variant
+    called: str
+    extensions: Collection[str] = ()
+
+
 class EndpointProtocol(Protocol):
     """What a protocol's module has.
 
@@ -291,16 +300,8 @@ class EndpointProtocol(Protocol):
     HEALTH: str
     ABOUT: str
 
-    def prepare(
-        self,
-        model: Model,
-        variant: Variant,
-        name: str,
-        row: Row,
-        parameters: Mapping[str, Any],
-        extensions: Collection[str] = (),
-    ) -> AskItem:
-        """The row for the model that the endpoint calls `name`, in a form for a server with these extensions.
+    def prepare(self, served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+        """The row in a form for the server.
 
         Raises:
             RequestError: the row or a parameter is wrong.

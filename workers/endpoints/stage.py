@@ -29,7 +29,7 @@ from tasks.queues.endpoints import Endpoint
 from taxiway.contract.deltas import Delta
 from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Tokens
-from taxiway.contract.keys import LEVELS, learned_key
+from taxiway.contract.keys import learned_key
 from taxiway.contract.stream import Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
@@ -62,7 +62,7 @@ from workers.stages.job import (
     Used,
     late,
 )
-from workers.stages.queues import DeviceQueue, Shared
+from workers.stages.queues import DeviceDriver, DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ SEEN = 0.75
 _IDLE_WAIT = 1.0  # seconds; any arrival ends the wait
 
 
-class EndpointStage:
+class EndpointStage(DeviceDriver):
     """Runs the admitted jobs on one endpoint until each has an outcome.
 
     Args:
@@ -88,6 +88,9 @@ class EndpointStage:
     Raises:
         EndpointConfigError: the endpoint's certificates cannot be read.
     """
+
+    use: EndpointUse
+    variants: EndpointVariants
 
     def __init__(
         self,
@@ -158,10 +161,6 @@ class EndpointStage:
         """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
         self._places.follow(endpoint)
 
-    def run_alone(self, job: RunningJob) -> bool:
-        """No: a request to an endpoint waits for another machine."""
-        return False
-
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
         self._stopping.set()
@@ -172,10 +171,6 @@ class EndpointStage:
         longest = min(longest, self._gate.wait or longest)
         self._inbox.wait_for(lambda: self._capacity() > 0 or self._stopping.is_set(), longest)
         return max(math.ceil(self._capacity() / self._inbox.rows_a_job), 0)
-
-    def levels(self) -> int:
-        """All of a queue's levels: no job waits here."""
-        return LEVELS
 
     def hung(self, now: float) -> bool:
         """Whether the event loop does not turn. Thread-safe."""

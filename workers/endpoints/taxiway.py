@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tasks.models.model import Model, Variant
+from tasks.models.model import Model
 from tasks.models.profiles import ANSWER_BOUND, generates
 from tasks.models.sizes import measured
 from tasks.models.tensor_spec import TensorSpec
@@ -20,7 +20,7 @@ from taxiway.contract.limits import check_values
 from taxiway.contract.peers import PATH, PeerAnswer, PeerContent, PeerPiece
 from taxiway.contract.values import DATATYPES, is_tensor, raw_bytes, to_array
 from taxiway.errors import TaxiwayError
-from workers.endpoints.protocol import AnswerReader, AskItem, Discovery, EngineRequest, malformed
+from workers.endpoints.protocol import AnswerReader, AskItem, Discovery, EngineRequest, ServedModel, malformed
 from workers.port import Row
 
 HEALTH = ABOUT = PATH
@@ -30,20 +30,14 @@ MAX_TEXT = 16 * 2**20
 """Characters of a generated answer that are passed on as they come."""
 
 
-def prepare(
-    model: Model,
-    variant: Variant,
-    name: str,
-    row: Row,
-    parameters: Mapping[str, Any],
-    extensions: Collection[str] = (),
-) -> AskItem:
+def prepare(served: ServedModel, row: Row, parameters: Mapping[str, Any]) -> AskItem:
     """See `protocol.EndpointProtocol`."""
+    model = served.model
     inputs = {spec.name: batched(spec, row[spec.name]) for spec in model.inputs if spec.name in row}
     given = {key: value for key, value in parameters.items() if value is not None}
     size = measured(model, inputs) + (int(parameters[ANSWER_BOUND]) if generates(model) else 0)
     body = _encode(PeerContent(inputs, given))
-    return AskItem({}, size, parameters, ask=EngineRequest(name, body, lambda _: PeerReader(model)))
+    return AskItem({}, size, parameters, ask=EngineRequest(served.called, body, lambda _: PeerReader(model)))
 
 
 def extensions(body: bytes) -> Collection[str]:

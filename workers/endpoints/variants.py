@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tasks.heartbeat import LearnedCurve, three_digits, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
-from tasks.models.model import Model, Profile, Variant
+from tasks.models.model import Model, Profile
 from tasks.models.profiles import KnownProfile, ProfileBook, generates
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.peers import Offers, SiteOffer
@@ -19,25 +19,16 @@ from taxiway.errors import ExecutionError
 from workers.decide.endpoints import ENOUGH, Learned, after, curve_of
 from workers.decide.occupation import Track, is_readable, observe
 from workers.device import Device
-from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange
-from workers.learned import LearnedTimes, Loaded
+from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange, ServedModel
+from workers.learned import DeviceVariants, Loaded
 from workers.port import Arrays, Item, Row, Runtime
 
-
-class Announcement(Protocol):
-    """What an endpoint says of itself.
-
-    `listed` are its models' names, None if it does not say. `models` are those to be served without a model.yaml, by
-    what it calls them, and `extensions` those of the protocol that it has.
-    """
-
-    listed: Sequence[str] | None
-    models: Mapping[str, Announced]
-    extensions: Collection[str]
+if TYPE_CHECKING:
+    from workers.endpoints.health import EndpointHealth
 
 
-class EndpointVariants(LearnedTimes):
-    """See `stages.queues.DeviceVariants`: nothing is loaded here, and what is known of a variant is learned.
+class EndpointVariants(DeviceVariants):
+    """Nothing is loaded here, and what is known of a variant is learned.
 
     Args:
         protocol: the module of the endpoint's protocol.
@@ -73,7 +64,7 @@ class EndpointVariants(LearnedTimes):
         self._endpoint, self.device = endpoint, device
         self.renew(self._catalogue, self._book)
 
-    def announce(self, said: Announcement) -> None:
+    def announce(self, said: EndpointHealth) -> None:
         """Note what the endpoint says of itself. One that lists no models is taken to have all."""
         models = said.models
         if (said.listed, models, said.extensions) == (self._announced, self._models, self._extensions):
@@ -147,22 +138,22 @@ class EndpointVariants(LearnedTimes):
         return self._catalogue.models.get(model.id) is model
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
-        """See `stages.queues.DeviceVariants`."""
+        """See `learned.DeviceVariants`."""
         key = variant_key(model.id, variant)
         served = self._served.get(key)
         return served if served is not None and served.model is model and key not in self.unavailable else None
 
     def all_loaded(self) -> list[Loaded]:
-        """See `stages.queues.DeviceVariants`."""
+        """See `learned.DeviceVariants`."""
         return [one for one in list(self._served.values()) if one.key not in self.unavailable]
 
     def lacks(self, key: str, reason: str) -> None:
-        """See `stages.queues.DeviceVariants`."""
+        """See `learned.DeviceVariants`."""
         self._lacking[key] = reason
         self._judge()
 
     def known(self, model: Model, name: str) -> KnownProfile:
-        """See `stages.queues.DeviceVariants`."""
+        """See `learned.DeviceVariants`."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
     def memory_used(self) -> int:
@@ -177,7 +168,8 @@ class EndpointVariants(LearnedTimes):
                 model,
                 variant,
                 _EndpointPipeline(
-                    self._protocol, model, variant.forwarding(self._endpoint.forwards), called, self._extensions
+                    self._protocol,
+                    ServedModel(model, variant.forwarding(self._endpoint.forwards), called, self._extensions),
                 ),
                 _Elsewhere(),
                 self.known(model, name),
@@ -230,15 +222,12 @@ def _curve(profile: Profile) -> LearnedCurve:
 class _EndpointPipeline:
     """Prepares rows for one model of an endpoint, which runs them."""
 
-    def __init__(
-        self, protocol: EndpointProtocol, model: Model, variant: Variant, called: str, extensions: Collection[str]
-    ) -> None:
-        self._protocol, self._model, self._variant, self.called = protocol, model, variant, called
-        self._extensions = extensions
+    def __init__(self, protocol: EndpointProtocol, served: ServedModel) -> None:
+        self._protocol, self.served = protocol, served
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> AskItem:
         """See `Pipeline`."""
-        return self._protocol.prepare(self._model, self._variant, self.called, row, parameters, self._extensions)
+        return self._protocol.prepare(self.served, row, parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """Never called: `stage` runs the items."""
@@ -265,4 +254,4 @@ class _Elsewhere:
 
 def _name(loaded: Loaded) -> str:
     assert isinstance(loaded.pipeline, _EndpointPipeline)
-    return loaded.pipeline.called
+    return loaded.pipeline.served.called

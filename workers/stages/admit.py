@@ -56,11 +56,11 @@ from taxiway.errors import (
 from workers.decide.batcher import bucket_of
 from workers.decide.faults import describe
 from workers.device import WorkerContext
-from workers.learned import Loaded
+from workers.learned import DeviceVariants, Loaded
 from workers.port import Item
 from workers.stages.job import Delivery, Dropped, Ended, Headers, RunningJob, late
 from workers.stages.outcomes import WorkerOutcomes
-from workers.stages.queues import DeviceQueue, DeviceVariants, Shared, patient_seconds
+from workers.stages.queues import DeviceQueue, Shared, patient_seconds
 
 if TYPE_CHECKING:
     from taxiway.sealing import SealKeys

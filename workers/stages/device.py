@@ -27,11 +27,10 @@ from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import TaxiwayError
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
-from workers.stages.admit import gather, prepare
-from workers.stages.finish import RanBatch, note
+from workers.stages.admit import gather, named_row, prepare
 from workers.stages.job import Answered, Ended, Ending, Returned, Revoked, RunningJob, late
 from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
-from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceQueue, EndingSink, Shared, ahead_of
+from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, EndingSink, Shared, ahead_of
 from workers.stages.retries import count_runs
 from workers.stages.runs import BatchUse, DeviceRunner, Runs
 
@@ -43,25 +42,13 @@ ALONE_AT_MOST = 0.002
 job does not notice the 0.2 ms that it takes to wake the device and the finish thread."""
 
 
-class DeviceStage:
-    """Runs the admitted jobs of one device until each has an outcome.
+class DeviceStage(DeviceDriver):
+    """Runs the admitted jobs of one device until each has an outcome; `finish` receives endings."""
 
-    Args:
-        finish: receives endings.
+    use: BatchUse
+    variants: Executor
 
-    """
-
-    fault = ""
-    resting = False
-    endpoint = None
-
-    def __init__(
-        self,
-        inbox: DeviceQueue,
-        finish: EndingSink,
-        executor: Executor,
-        shared: Shared,
-    ) -> None:
+    def __init__(self, inbox: DeviceQueue, finish: EndingSink, executor: Executor, shared: Shared) -> None:
         self.variants = executor
         self.ahead = ahead_of(executor.hardware)  # seconds of patient work that may wait here besides the last job
         self._inbox = inbox
@@ -109,10 +96,6 @@ class DeviceStage:
         """
         patient = self._inbox.patient + self._loads.patient + sum(lane.patient_seconds for lane in self._lanes)
         return PATIENT if patient >= self.ahead else LEVELS
-
-    def memory(self) -> tuple[str, bytes]:
-        """Nothing: each process learns about its device by itself."""
-        return "", b""
 
     def hung(self, now: float) -> bool:
         """Whether the running batch or load counts as hung. Thread-safe."""
@@ -341,11 +324,15 @@ class DeviceStage:
     def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
         """Store the answers in their jobs; returns the jobs that ended."""
         endings: list[Ending] = []
-        rest, ran = iter(answers), RanBatch(seconds, len(answers))
+        rest = iter(answers)
         for job, rows in batch:
-            error = note(job, rows, list(itertools.islice(rest, len(rows))), ran)
+            job.run_time += seconds
+            job.device_time += seconds * len(rows) / len(answers)
+            job.batch = max(job.batch, len(answers))
+            error = _noted(job, rows, list(itertools.islice(rest, len(rows))))
             if error is not None:
-                endings.append(self._failed(job, error))
+                self._lanes.remove(job)
+                endings.append(Ended(job.delivery, error=error))
             elif job.done:
                 endings.append(Answered(job))
         return endings
@@ -354,6 +341,11 @@ class DeviceStage:
         """Fail jobs that are in no lane."""
         self._finish.put([Ended(job.delivery, error=error) for job in jobs])
 
-    def _failed(self, job: RunningJob, error: TaxiwayError) -> Ended:
-        self._lanes.remove(job)
-        return Ended(job.delivery, error=error)
+
+def _noted(job: RunningJob, rows: Sequence[int], answers: Sequence[Answer]) -> TaxiwayError | None:
+    """Record the rows' answers in the job; returns the first error."""
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, TaxiwayError):
+            return named_row(answer, row, job)
+        job.answers[row] = answer
+    return None

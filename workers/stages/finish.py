@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,8 +41,7 @@ from taxiway.errors import (
 )
 from workers.decide.faults import describe
 from workers.device import Device
-from workers.port import Row
-from workers.stages.admit import named_row
+from workers.learned import DeviceVariants
 from workers.stages.job import (
     Answered,
     CeleryTask,
@@ -58,31 +56,9 @@ from workers.stages.job import (
     taken,
 )
 from workers.stages.outcomes import WorkerOutcomes
-from workers.stages.queues import DeviceVariants, PieceQueue, Shared
+from workers.stages.queues import PieceQueue, Shared
 
 _NO_TEXT = TextRun()
-
-
-@dataclass(frozen=True, slots=True)
-class RanBatch:
-    """A batch that ran: its seconds and its rows."""
-
-    seconds: float
-    rows: int
-
-
-def note(
-    job: RunningJob, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: RanBatch
-) -> TaxiwayError | None:
-    """Record the rows' answers and their share of the batch in the job; returns the first error."""
-    job.run_time += batch.seconds
-    job.device_time += batch.seconds * len(rows) / batch.rows
-    job.batch = max(job.batch, batch.rows)
-    for row, answer in zip(rows, answers, strict=True):
-        if isinstance(answer, TaxiwayError):
-            return named_row(answer, row, job)
-        job.answers[row] = answer
-    return None
 
 
 def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:

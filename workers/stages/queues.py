@@ -12,26 +12,24 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from broker.valkey.runs import RunUpdate
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
-from tasks.models.discovered import Announced
 from tasks.models.model import Model
-from tasks.models.profiles import KnownProfile, ProfileBook
+from tasks.models.profiles import ProfileBook
 from tasks.models.sizes import size_of_row
 from tasks.topology import HardwareClass
-from taxiway.contract.keys import PATIENT
+from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.contract.stream import Piece
 from taxiway.errors import TaxiwayError
-from workers.device import Device
 from workers.drain import Drain
-from workers.learned import Loaded
+from workers.learned import DeviceVariants
 from workers.port import Row
 from workers.stages.held import HeldJobs
 from workers.stages.job import CeleryWorker, Delivery, Ending, RunningJob
@@ -307,45 +305,6 @@ class Shared:
     """Opens sealed inputs, and seals what becomes of them."""
 
 
-class DeviceVariants(Protocol):
-    """The variants that a device runs now, and what is known of them. Thread-safe.
-
-    `unavailable` maps the keys of variants that it cannot run to the reason, and `discovered` has the models that an
-    endpoint serves without a model.yaml, by name.
-    """
-
-    unavailable: dict[str, str]
-    discovered: Mapping[str, Announced]
-
-    @property
-    def device(self) -> Device:
-        """The device."""
-
-    def ready(self, model: Model, variant: str) -> Loaded | None:
-        """The variant, if it can run now as described by exactly this model."""
-
-    def all_loaded(self) -> list[Loaded]:
-        """Every variant that can run now."""
-
-    def lacks(self, key: str, reason: str) -> None:
-        """Record that a requested variant is not in this worker's catalogue."""
-
-    def known(self, model: Model, name: str) -> KnownProfile:
-        """The variant's profile on this device."""
-
-    def pace(self, key: str) -> float:
-        """Recent times of a variant, as a multiple of its profile."""
-
-    def judge(self, key: str, level: int, *, expected: float, seconds: float) -> None:
-        """Learn from a job that took so many seconds from its placement. Only who writes results."""
-
-    def reported(self, loaded: Iterable[Loaded]) -> dict[str, Any]:
-        """The fields of `DeviceFacts` for what was learned; paces and residuals of these variants."""
-
-    def memory_used(self) -> int:
-        """Bytes that the variants hold on the device."""
-
-
 class DeviceUse(Protocol):
     """What a device computes now, and has computed. Any thread may read it."""
 
@@ -370,35 +329,34 @@ class DeviceUse(Protocol):
 
 
 class DeviceDriver(Protocol):
-    """Stage 3. Thread-safe, except for `warm_up` and `run`.
+    """Stage 3. Thread-safe, except for `warm_up` and `run`. What it says of itself is true of most devices.
 
-    `ahead` is the maximum seconds of patient work that may wait here.
+    `use` is what it computes, and `variants` what the device runs. `ahead` is the maximum seconds of patient work that
+    may wait here.
     """
 
+    use: DeviceUse
+    variants: DeviceVariants
     ahead: float
-
-    @property
-    def use(self) -> DeviceUse:
-        """What it computes."""
-
-    @property
-    def variants(self) -> DeviceVariants:
-        """What the device runs."""
 
     @property
     def fault(self) -> str:
         """Why the device takes no work now, though its worker does; empty if it takes some."""
+        return ""
 
     @property
     def resting(self) -> bool:
         """Whether it takes nothing for a moment, not even what was fetched just now."""
+        return False
 
     def memory(self) -> tuple[str, bytes]:
         """A key of the state store and what to keep there of what was learned; empty if nothing is kept."""
+        return "", b""
 
     @property
     def endpoint(self) -> EndpointFacts | None:
         """What is known of the endpoint that the device is; None for other devices."""
+        return None
 
     @property
     def yieldable(self) -> tuple[Yieldable, ...]:
@@ -412,6 +370,7 @@ class DeviceDriver(Protocol):
 
     def run_alone(self, job: RunningJob) -> bool:
         """Run a job on the caller's thread, if it is short and nothing else is here; whether it was taken over."""
+        return False
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end."""
@@ -424,6 +383,7 @@ class DeviceDriver(Protocol):
 
     def levels(self) -> int:
         """How many of a queue's priority levels, first ones first, may be fetched."""
+        return LEVELS
 
     def hung(self, now: float) -> bool:
         """Whether the device counts as hung."""

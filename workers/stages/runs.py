@@ -41,7 +41,7 @@ from workers.decide.checkpoints import (
     unusable,
 )
 from workers.decide.occupation import BATCHES, Occupation, blocking_by_model
-from workers.executor import Answer, Executor, WatchedItem, run_rows, time_limit
+from workers.executor import Answer, Executor, run_rows, time_limit
 from workers.learned import Loaded
 from workers.port import Interruptible, RowWatch
 from workers.stages.job import RunningJob, RunTimes
@@ -390,8 +390,8 @@ class DeviceRunner:
 
     def _run_rows(self, loaded: Loaded, runtime: Interruptible, batch: Portions) -> Sequence[Answer]:
         """Run the batch row by row, each while it is wanted."""
-        rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
-        self._use.must_end_by = time.monotonic() + sum(row.watch.seconds for row in rows) + self._stall
+        rows = [(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
+        self._use.must_end_by = time.monotonic() + sum(watch.seconds for _, watch in rows) + self._stall
         self.calling = loaded.in_use = True  # a load beside it must evict other variants
         answers = run_rows(self._executor, loaded, runtime, rows)
         self.calling = loaded.in_use = False

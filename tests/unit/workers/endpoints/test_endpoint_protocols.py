@@ -51,7 +51,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
 def prepared(model: Model, row: Row, **parameters: Any) -> protocol.AskItem:
-    return openai.prepare(model, model.variants["onnx"], "m", row, parameters)
+    return openai.prepare(protocol.ServedModel(model, model.variants["onnx"], "m"), row, parameters)
 
 
 def chat(request: Any, **parameters: Any) -> protocol.AskItem:
@@ -275,7 +275,8 @@ def test_an_embedding_is_read_as_an_array_and_a_document_is_scored_by_its_query(
 
 def tensors(about: bytes = b'{"extensions": ["binary_tensor_data"]}', **row: Any) -> protocol.AskItem:
     row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7]), **row}
-    return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {}, oip.extensions(about))
+    served = protocol.ServedModel(TENSORS, TENSORS.variants["onnx"], "a/b", oip.extensions(about))
+    return oip.prepare(served, row, {})
 
 
 def test_tensors_are_sent_in_json_to_a_server_that_announces_no_binary_data() -> None:

@@ -14,7 +14,7 @@ from tasks.models.model import Profile, Variant
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.peers import PeerAnswer, PeerPiece
 from tests.builders import a_text_model
-from workers.endpoints.protocol import EndpointError
+from workers.endpoints.protocol import EndpointError, ServedModel
 from workers.endpoints.taxiway import PeerReader, batched, only_row, prepare
 
 MODEL = a_text_model(taxiway=Variant(runtime="taxiway", profiles={"endpoint": Profile(base=1.0)}))
@@ -58,7 +58,8 @@ def test_outputs_that_are_no_batch_of_one_are_the_sites_fault(outputs: dict[str,
 
 def test_a_row_is_a_batch_of_one_on_its_way() -> None:
     (name,) = [spec.name for spec in MODEL.inputs]
-    item = prepare(MODEL, next(iter(MODEL.variants.values())), "mood", {name: "a calm flight"}, {"x": None})
+    served = ServedModel(MODEL, next(iter(MODEL.variants.values())), "mood")
+    item = prepare(served, {name: "a calm flight"}, {"x": None})
     assert item.ask is not None
     assert item.ask.path == "mood"
     assert b"a calm flight" in item.ask.body

@@ -9,18 +9,21 @@ from taxiway.contract.generation import CutGeneration
 from tests.unit.workers.endpoints.test_endpoint_protocols import CHAT, HELLO, RAW, event, piece
 from workers.endpoints import openai
 from workers.endpoints.plain_text import LLAMA_CPP, TEMPLATE, VLLM
-from workers.endpoints.protocol import AskItem, EngineRequest
+from workers.endpoints.protocol import AskItem, EngineRequest, ServedModel
 
 KEPT = CutGeneration(1, "Once upon", 2)
 
 
 def chat(engine: str, **fields: Any) -> AskItem:
     request = HELLO | {"max_tokens": 10} | fields
-    return openai.prepare(CHAT, CHAT.variants["onnx"], "m", {"request": request}, {"max_tokens": 64}, {engine})
+    return openai.prepare(
+        ServedModel(CHAT, CHAT.variants["onnx"], "m", {engine}), {"request": request}, {"max_tokens": 64}
+    )
 
 
 def prompt(**parameters: Any) -> AskItem:
-    return openai.prepare(RAW, RAW.variants["onnx"], "m", {"prompt": "Tell"}, {"max_tokens": 10, **parameters})
+    served = ServedModel(RAW, RAW.variants["onnx"], "m")
+    return openai.prepare(served, {"prompt": "Tell"}, {"max_tokens": 10, **parameters})
 
 
 def rest_of(item: AskItem, kept: CutGeneration = KEPT, template: str = "") -> tuple[EngineRequest, Any]:
