@@ -17,8 +17,7 @@ from rich.table import Column, Table
 
 from local.artefacts import fetch, for_engines, for_runtimes, runtimes_of, without_engine
 from local.autoscaler import WorkerBounds, most_workers
-from local.doctor import Finding
-from local.doctor.examine import ServerAwayError, check_servers, examine
+from local.doctor import Finding, ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fleet import (
     AlreadyRunningError,
@@ -30,7 +29,7 @@ from local.fleet import (
 )
 from local.join import joined
 from local.plan import PortTakenError, StartPlan, StartPlanError, check_ports, plan_fleet
-from local.sites.fleets import options_of, run_sites
+from local.sites import options_of, run_sites
 from local.supervisor import StartError, ended_with, in_tree, own_command
 from local.up import UpOptions, run_fleet
 from tasks.check import QUEUES, check_configuration

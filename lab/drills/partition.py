@@ -27,7 +27,7 @@ from benchmarks.harness.measure import Line, machine, say
 from benchmarks.harness.processes import broker_settings
 from lab.drills.places import Place, outcome_of
 from local.embedded import EmbeddedValkey, free_port
-from local.sites.line import ScriptedLine
+from local.sites import ScriptedLine
 from tasks.settings import TREE
 from taxiway.errors import TaxiwayError
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 import taxiway
-from local.doctor.examine import servers
+from local.doctor import servers
 from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings
 from taxiway.contract.keys import HEARTBEATS

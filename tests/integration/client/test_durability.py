@@ -11,8 +11,7 @@ import httpx
 import pytest
 import redis
 
-from local.doctor import Finding
-from local.doctor.examine import servers
+from local.doctor import Finding, servers
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client

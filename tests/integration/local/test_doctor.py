@@ -12,8 +12,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from local.doctor.endpoints import check_endpoints
-from local.doctor.examine import configuration, reported, servers, site_key
+from local.doctor import check_endpoints, configuration, reported, servers, site_key
 from local.embedded import find_binary, free_port
 from local.fleet import LocalFleet
 from tasks.models.folder import CatalogueReport
@@ -128,7 +127,7 @@ def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
     [disk] = [one for one in servers(variables) if one.subject == "TAXIWAY_BROKER disk"]
     assert (disk.found, disk.value.startswith("append-only file of ")) == (True, True)
     now = time.time()
-    monkeypatch.setattr("local.doctor.examine.time.time", lambda: now - 300)
+    monkeypatch.setattr("local.doctor.time.time", lambda: now - 300)
     [here] = [one for one in servers(variables) if "clock" in one.subject]
     assert (here.found, here.value) == (False, "300 s behind the state store's, which deadlines follow")
 

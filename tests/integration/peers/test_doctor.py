@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from local.doctor.endpoints import check_endpoints
+from local.doctor import check_endpoints
 from tests.routing import eventually
 from tests.sites import FAR, NEAR, open_fleet
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from api.operators.problems import problems
 from api.operators.view import Calibration, FleetView, PlannedCell, PlanView, calibration
 from api.routing.counters import LATELY, RecentOutcomes
-from local.doctor.examine import ClassReport, HeldBounds, calibrations
+from local.doctor import ClassReport, HeldBounds, calibrations
 from tasks.heartbeat import DeviceFacts, Done, held_of, median_of
 from tests.builders import a_device
 from tests.unit.api.test_metrics import a_class, figures

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from local.plan import plan_fleet
-from local.sites.fleets import options_of, plan_sites
-from local.sites.line import ScriptedLine
-from local.sites.script import ScriptError, parse_command, parse_script
+from local.sites import ScriptedLine, ScriptError, options_of, parse_command, parse_script, plan_sites
 from tasks.settings import TREE
 from tasks.topology import parse_topology
 from taxiway.cli import CommandError

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -24,13 +25,149 @@ from click import echo
 from local.children import ends_within, start_child
 from local.fleet import LocalFleet, supervising
 from local.plan import absent
-from local.sites.line import ScriptedLine
-from local.sites.script import Command, ScriptError, parse_command, parse_script
 from local.supervisor import ended_with, in_tree, own_command
 from tasks.check import QUEUES
 from tasks.machine import Machine
 from tasks.topology import Topology, parse_topology
 from taxiway.cli import USAGE, CommandError, report
+
+_CHUNK = 2**16
+
+
+class ScriptedLine:
+    """A line between two sites: it carries connections late and at a bounded rate, and can be cut.
+
+    Site `near` opens them to site `far`, whose address `there` is known once it is up.
+
+    `delay` is in seconds each way, `rate` in bytes a second each way.
+    """
+
+    def __init__(self, near: str, far: str) -> None:
+        self.near, self.far = near, far
+        self.there: tuple[str, int] | None = None
+        self.delay, self.rate = 0.0, math.inf
+        self._cut = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._free = [0.0, 0.0]  # when each direction has sent what it has
+
+    async def open(self) -> str:
+        """Listen; returns the URL of its near end."""
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        """Abort all connections, and let none through."""
+        self._cut = True
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def restore(self) -> None:
+        """Let connections through."""
+        self._cut = False
+
+    async def _carry(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        if self._cut or self.there is None:
+            near_out.transport.abort()
+            return
+        try:
+            far_in, far_out = await asyncio.open_connection(*self.there)
+        except OSError:
+            near_out.transport.abort()
+            return
+        both = {near_out, far_out}
+        self._writers |= both
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # at the loop's end; Python 3.11 would log it
+            await asyncio.gather(self._pump(near_in, far_out, 0), self._pump(far_in, near_out, 1))
+        self._writers -= both
+        for writer in both:
+            writer.close()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: int) -> None:
+        """Each chunk waits for its turn, then for the delay, however many are on their way."""
+        loop = asyncio.get_running_loop()
+        while chunk := await source.read(_CHUNK):
+            free = self._free[way] = max(loop.time(), self._free[way]) + len(chunk) / self.rate
+            loop.call_at(free + self.delay, _write, sink, chunk)
+            await asyncio.sleep(max(free - loop.time(), 0.0))
+        loop.call_later(self.delay, sink.close)
+
+
+def _write(sink: asyncio.StreamWriter, chunk: bytes) -> None:
+    if not sink.is_closing():
+        sink.write(chunk)
+
+
+class ScriptError(ValueError):
+    """A command of no form that lines know; the message says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is done to the lines of `sites`: every line of one, or the line between two."""
+
+    verb: str
+    sites: frozenset[str]
+    figure: float = math.nan
+    """Of `delay` and `rate`."""
+
+    def apply(self, lines: Iterable[ScriptedLine]) -> None:
+        """Do it."""
+        for line in lines:
+            if self.sites <= {line.near, line.far}:
+                match self.verb:
+                    case "cut":
+                        line.cut()
+                    case "restore":
+                        line.restore()
+                    case verb:
+                        setattr(line, verb, self.figure)
+
+
+def parse_command(text: str, sites: Collection[str]) -> Command:
+    """The command in a text, such as `cut cloud`, `restore edge cloud`, `delay cloud 0.04` or `rate cloud 10000000`.
+
+    Delays are in seconds, and rates in bytes a second, each way.
+
+    Raises:
+        ScriptError: it has another form, or names no site.
+    """
+    verb, *words = text.split() or [""]
+    figure = _figure(words.pop()) if verb in ("delay", "rate") and words else math.nan
+    known = verb in ("cut", "restore") or (verb == "delay" and figure >= 0) or (verb == "rate" and figure > 0)
+    if not known or len(words) not in (1, 2):
+        forms = "cut SITE, restore SITE, delay SITE SECONDS or rate SITE BYTES_PER_SECOND"
+        raise ScriptError(f"expected {forms}, got {text.strip()!r}")
+    if unknown := set(words) - set(sites):
+        raise ScriptError(f"expected a site ({', '.join(sorted(sites))}), got {min(unknown)!r}")
+    return Command(verb, frozenset(words), figure)
+
+
+def parse_script(text: str, sites: Collection[str]) -> list[tuple[float, Command]]:
+    """The commands of a script with the seconds since the start at which they are due, in that order.
+
+    Raises:
+        ScriptError: a line is no number and command.
+    """
+    commands = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if words := line.partition("#")[0].strip():
+            at, _, command = words.partition(" ")
+            if not _figure(at) >= 0:
+                raise ScriptError(f"line {number}: expected seconds and a command, got {words!r}")
+            try:
+                commands.append((float(at), parse_command(command, sites)))
+            except ScriptError as error:
+                raise ScriptError(f"line {number}: {error}") from error
+    return sorted(commands, key=lambda one: one[0])
+
+
+def _figure(text: str) -> float:
+    """A number; else NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
 
 STOP_TIMEOUT = 120.0
 """Seconds within which a fleet ends when asked."""
