@@ -15,26 +15,26 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import CLASSES, GROUP, VERSION, Access, Cluster, OperatorLease, find_access
+from controller.cluster import CLASSES, GROUP, VERSION, Cluster, OperatorLease
 from controller.operator import Operator, Routers
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     kopf.configure(log_format=kopf.LogFormat.JSON)
-    access = find_access(os.environ)
+    namespace = os.environ.get("TAXIWAY_NAMESPACE") or _connection().default_namespace or "default"
     registry = kopf.OperatorRegistry()
     running: dict[str, Any] = {}
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
-        return _connection(access)
+        return _connection()
 
     @kopf.on.startup(registry=registry)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.scanning.disabled = True  # the definitions exist, and nothing else is watched
         settings.posting.enabled = False
-        cluster, routers = Cluster(access), Routers(os.environ.get("TAXIWAY_SCALING_KEY", ""))
+        cluster, routers = Cluster(_connection, namespace), Routers(os.environ.get("TAXIWAY_SCALING_KEY", ""))
         operator = Operator(cluster, routers, _leader(cluster))
         running.update(operator=operator, task=asyncio.create_task(operator.run()), open=(cluster, routers))
 
@@ -57,15 +57,18 @@ def main() -> None:
     kopf.run(
         registry=registry,
         standalone=True,
-        namespace=access.namespace,
+        namespace=namespace,
         liveness_endpoint=os.environ.get("TAXIWAY_LIVENESS") or None,
     )
 
 
-def _connection(access: Access) -> kopf.ConnectionInfo:
-    """The connection of kopf's own watches."""
-    authorities = None if access.authorities is None else str(access.authorities)
-    return kopf.ConnectionInfo(server=access.server, token=access.token, ca_path=authorities, insecure=access.insecure)
+def _connection() -> kopf.ConnectionInfo:
+    """The API server and the account there, by the pod's mounted files or a kubeconfig."""
+    settings = kopf.OperatorSettings()
+    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise SystemExit("no Kubernetes cluster: expected a pod with a service account, or KUBECONFIG")
+    return found
 
 
 def _leader(cluster: Cluster) -> OperatorLease:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
-
-MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds the token of its service account, which is replaced from time to time."""
+import kopf
 
 GROUP, VERSION, CLASSES = "taxiway.dev", "v1alpha1", "hardwareclasses"
 
@@ -44,65 +36,18 @@ class ConflictError(aiohttp.ClientError):
     """Another process changed the object first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """The API server, how it is verified, and the account used there."""
-
-    server: str
-    namespace: str
-    token_file: Path | None = None
-    fixed_token: str = ""
-    authorities: Path | None = None
-    insecure: bool = False
-
-    @property
-    def token(self) -> str:
-        """The current token."""
-        return self.fixed_token if self.token_file is None else self.token_file.read_text().strip()
-
-    def tls(self) -> ssl.SSLContext | bool:
-        """The TLS verification of the server."""
-        return not self.insecure and ssl.create_default_context(cafile=self.authorities)
-
-
-def find_access(environment: Mapping[str, str]) -> Access:
-    """The access of the pod that this runs in, or of the file that `KUBECONFIG` names."""
-    if "KUBERNETES_SERVICE_HOST" in environment and (MOUNTED / "token").exists():
-        host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
-        namespace = (MOUNTED / "namespace").read_text().strip()
-        server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-        return Access(server, namespace, token_file=MOUNTED / "token", authorities=MOUNTED / "ca.crt")
-    path = Path(environment.get("KUBECONFIG") or Path.home() / ".kube" / "config")
-    config = yaml.safe_load(path.read_text())
-    context = _named(config["contexts"], config["current-context"])["context"]
-    cluster = _named(config["clusters"], context["cluster"])["cluster"]
-    user = _named(config["users"], context["user"])["user"]
-    authorities = cluster.get("certificate-authority")
-    if "certificate-authority-data" in cluster:
-        written = Path(os.environ.get("TMPDIR", "/tmp")) / f"taxiway-authorities-{os.getpid()}.pem"
-        written.write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
-        authorities = str(written)
-    return Access(
-        cluster["server"],
-        environment.get("TAXIWAY_NAMESPACE") or context.get("namespace", "default"),
-        fixed_token=user.get("token", ""),
-        authorities=None if authorities is None else Path(authorities),
-        insecure=cluster.get("insecure-skip-tls-verify", False),
-    )
-
-
-def _named(entries: list[Any], name: str) -> Any:
-    [found] = [one for one in entries if one["name"] == name]
-    return found
-
-
 class Cluster:
-    """The API of one namespace. Methods raise `UNANSWERED` if the server does not answer or refuses."""
+    """The API of one namespace. Methods raise `UNANSWERED` if the server does not answer or refuses.
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._server = access.server.rstrip("/")
-        connector = aiohttp.TCPConnector(ssl=access.tls())
+    Args:
+        login: reads how the server is connected to, at each request, because tokens are replaced from time to time.
+    """
+
+    def __init__(self, login: Callable[[], kopf.ConnectionInfo], namespace: str) -> None:
+        self._login, self._namespace = login, namespace
+        connection = login()
+        self._server = connection.server.rstrip("/")
+        connector = aiohttp.TCPConnector(ssl=connection.as_ssl_context())
         self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(10), trust_env=True)
 
     async def close(self) -> None:
@@ -173,7 +118,7 @@ class Cluster:
             await self._ask("PUT", self._path("leases", name), body)
 
     def _path(self, kind: str, *names: str) -> str:
-        return "/".join((_APIS[kind], "namespaces", self._access.namespace, kind, *names))
+        return "/".join((_APIS[kind], "namespaces", self._namespace, kind, *names))
 
     async def _find(self, path: str) -> Object | None:
         try:
@@ -190,7 +135,7 @@ class Cluster:
         body: Object | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Object:
-        headers = {"Authorization": f"Bearer {self._access.token}"}
+        headers = self._login().as_http_headers()
         if body is not None:
             headers["Content-Type"] = f"application/{'merge-patch+' if method == 'PATCH' else ''}json"
         content = None if body is None else json.dumps(body)
