@@ -309,17 +309,18 @@ class Supervisor:
     def watch(
         self,
         changed: Callable[[], object],
-        tend: Callable[[], None],
+        tending: Iterable[Callable[[], None]],
         ended: Callable[[SupervisedProcess], None] = lambda _: None,
     ) -> None:
         """Start wanted processes and restart those that ended, until `request_stop`.
 
         `changed` is called after a process became ready or ended, and again if it raises `OSError`, as it does while
-        the disk is full; `ended` before that with one that ended; `tend` may change which processes are wanted.
+        the disk is full; `ended` before that with one that ended. `tending` may change which processes are wanted.
         """
         while not self._stopping():
             self._watch_broker()
-            tend()
+            for tend in tending:
+                tend()
             for process in self._all():
                 if not process.resting:
                     self._watch_process(process, ended)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,40 +47,6 @@ class UpOptions:
     flower_port: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Addresses:
-    """The fleet's server in the forms of `LocalFleet`."""
-
-    broker: str
-    celery_broker: str
-    socket: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Processes:
-    """A fleet's processes, each worker with its plan; `flower_url` is None without Flower.
-
-    The tuner runs where workers are started on demand.
-    """
-
-    router: SupervisedProcess
-    workers: list[tuple[WorkerPlan, SupervisedProcess]]
-    flower: SupervisedProcess | None
-    flower_url: str | None
-    tuner: SupervisedProcess | None
-
-    def stop_order(self) -> list[list[SupervisedProcess]]:
-        flower = [self.flower] if self.flower is not None else []
-        tuner = [self.tuner] if self.tuner is not None else []
-        return [[*(process for _, process in self.workers), *tuner], [self.router], flower]
-
-    def all(self) -> list[SupervisedProcess]:
-        """Every process, the router first."""
-        workers = [process for _, process in self.workers]
-        others = [process for process in (self.flower, self.tuner) if process is not None]
-        return [self.router, *workers, *others]
-
-
 def run_fleet(
     planned: Callable[[Topology], StartPlan],
     options: UpOptions,
@@ -100,87 +65,25 @@ def run_fleet(
         EmbeddedValkeyError, StartError, SettingsError: it cannot be started; nothing is left running.
     """
     with supervising(options.data):
-        broker = _broker(options.data, environment)
+        broker = None if environment.get("TAXIWAY_BROKER") else EmbeddedValkey(options.data)
         if broker is not None:
             broker.start()
-        supervisor = None
+        fleet = None
         try:
             settings = _settings(broker, options.data, environment)
             queues = QueuesFile(settings.queues)
-            plan = planned(queues.topology)
-            scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
-            site_key = options.data.absolute() / "site.key"
-            kept_secret(site_key)
-            variables = {"TAXIWAY_SITE_KEY": str(site_key), **environment, **settings.environment()}
-            processes = _processes(plan, options, variables, scaled)
-            order = processes.stop_order()
-            added = partial(_added_worker, partial(_worker, plan, options, variables), order[0])
-            replanner = Replanner(queues, planned, processes.workers, added, scaled=bounds is not None)
-            scaler = None if bounds is None else _autoscaler(processes, bounds, environment, ask)
-            supervisor = Supervisor(broker, order)
-            state = partial(_broker_state, broker, supervisor)
-            describe = partial(_fleet, _addresses(broker, settings), plan, options, processes, state)
-            tell = partial(_describe, describe, settings.broker)
-            watch = partial(
-                supervisor.watch,
-                tend=partial(_tend, replanner, scaler),
-                ended=partial(_forget_device, settings.broker),
-            )
-            _supervise(supervisor, processes, tell, announce, watch)
-            _report_failures(settings.broker, {})
+            plan, key = planned(queues.topology), environment.get("TAXIWAY_KEY", "")
+            fleet = _Processes(plan, options, settings, environment, broker, scaled=bounds is not None)
+            replanner = Replanner(queues, planned, fleet.workers, fleet.added, scaled=bounds is not None)
+            tending: list[Replanner | Autoscaler] = [replanner]
+            if bounds is not None:
+                tending.append(Autoscaler(fleet.workers, bounds, lambda name: ask(fleet.http, key, name)))
+            fleet.run(announce, tending)
         finally:
-            if supervisor is not None:
-                supervisor.stop()
+            if fleet is not None:
+                fleet.supervisor.stop()
             elif broker is not None:
                 broker.stop()
-
-
-def _tend(replanner: Replanner, scaler: Autoscaler | None) -> None:
-    replanner.tend()
-    if scaler is not None:
-        scaler.tend()
-
-
-def _autoscaler(processes: _Processes, bounds: WorkerBounds, environment: Mapping[str, str], ask: Ask) -> Autoscaler:
-    key = environment.get("TAXIWAY_KEY", "")
-    return Autoscaler(processes.workers, bounds, lambda name: ask(_announced(processes.router, "http"), key, name))
-
-
-def _supervise(
-    supervisor: Supervisor,
-    processes: _Processes,
-    tell: Callable[[], LocalFleet],
-    announce: Callable[[LocalFleet], None],
-    watch: Callable[[Callable[[], object]], None],
-) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.request_stop())
-    if not supervisor.start(partial(_healthy, processes), timeout=START_TIMEOUT):
-        return
-    announce(tell())
-    watch(tell)
-
-
-def _describe(describe: Callable[[], LocalFleet], state: str) -> LocalFleet:
-    """The fleet as it is now, which is written to `fleet.json` and the state store."""
-    fleet = describe()
-    write_fleet(Path(fleet.data), fleet)
-    _report_failures(state, failing(fleet))
-    return fleet
-
-
-def _report_failures(state: str, found: Mapping[str, str]) -> None:
-    """Tell routers which of this machine's processes failed, if the store answers."""
-    host = socket.gethostname()
-    named = {f"{name}@{host}": why for name, why in found.items()}
-    command = ("HSET", FAILING, host, msgspec.json.encode(named)) if named else ("HDEL", FAILING, host)
-    with suppress(ServerError, OSError), closing(ConnectionPool(state, answer=_ANSWER_WITHIN)) as connections:
-        connections.calls(command)
-
-
-def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
-    """The embedded server; None if the user has one."""
-    return None if environment.get("TAXIWAY_BROKER") else EmbeddedValkey(data)
 
 
 def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[str, str]) -> Settings:
@@ -193,86 +96,141 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
     return replace(settings, **files)
 
 
-def _processes(plan: StartPlan, options: UpOptions, environment: Mapping[str, str], scaled: Set[str]) -> _Processes:
-    """The fleet's processes. Devices of the `scaled` classes are started on demand, which the router relies on."""
-    logs = options.data / "logs"
-    logs.mkdir(exist_ok=True)
-    make = partial(SupervisedProcess, environment=environment, logs=logs, timeout=STOP_TIMEOUT)
-    port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
-    router = make("router", _router_arguments(port, scaled), announces=True)
-    workers = [(worker, _worker(plan, options, environment, worker)) for worker in plan.workers]
-    tuner = make("tuner", ["-m", "simulator", "tune"], announces=False) if scaled else None
-    if not options.flower:
-        return _Processes(router, workers, None, None, tuner)
-    port = options.flower_port or kept_port(options.data / "flower.port", FLOWER_PORT)
-    flower = make("flower", _flower_arguments(port), announces=False)
-    return _Processes(router, workers, flower, f"http://127.0.0.1:{port}", tuner)
+class _Processes:
+    """A fleet's processes, each of the `workers` with its plan, and what others get to know of them.
 
+    With `scaled`, devices are started on demand, which the router relies on, and a tuner runs.
+    """
 
-def _worker(
-    plan: StartPlan, options: UpOptions, environment: Mapping[str, str], worker: WorkerPlan
-) -> SupervisedProcess:
-    grace, logs = plan.grace + STOP_TIMEOUT, options.data / "logs"
-    return SupervisedProcess(worker.name, worker.command(), environment, logs, announces=True, timeout=grace)
+    def __init__(
+        self,
+        plan: StartPlan,
+        options: UpOptions,
+        settings: Settings,
+        environment: Mapping[str, str],
+        broker: EmbeddedValkey | None,
+        *,
+        scaled: bool,
+    ) -> None:
+        self._plan, self._data, self._settings, self._broker = plan, options.data, settings, broker
+        site_key = options.data.absolute() / "site.key"
+        kept_secret(site_key)
+        self._environment = {"TAXIWAY_SITE_KEY": str(site_key), **environment, **settings.environment()}
+        (options.data / "logs").mkdir(exist_ok=True)
+        self._scaled = scaled
+        self._flower_url: str | None = None
+        classes = ",".join(sorted({worker.hardware_class for worker in plan.workers})) if scaled else ""
+        port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
+        router = ["-m", "api", "--host", "127.0.0.1", "--port", str(port), *(["--starts", classes] if classes else [])]
+        self._router = self._process("router", router, announces=True)
+        self.workers = [(worker, self._worker(worker)) for worker in plan.workers]
+        tuner = [self._process("tuner", ["-m", "simulator", "tune"])] if scaled else []
+        flower = [self._flower(options)] if options.flower else []
+        self._beside = [*flower, *tuner]
+        self._first = [*(process for _, process in self.workers), *tuner]
+        self.supervisor = Supervisor(broker, [self._first, [self._router], flower])
 
+    @property
+    def http(self) -> str:
+        """The router's address; empty until it is ready."""
+        return str(_announced(self._router, "http"))
 
-def _added_worker(
-    make: Callable[[WorkerPlan], SupervisedProcess], group: list[SupervisedProcess], worker: WorkerPlan
-) -> SupervisedProcess:
-    """A new worker, added to the group that is stopped first."""
-    process = make(worker)
-    group.append(process)
-    return process
+    def added(self, worker: WorkerPlan) -> SupervisedProcess:
+        """A new worker, in the group that is stopped first."""
+        process = self._worker(worker)
+        self._first.append(process)
+        return process
 
+    def run(self, announce: Callable[[LocalFleet], None], tending: Sequence[Replanner | Autoscaler]) -> None:
+        """Start all, and keep it running until a signal."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self.supervisor.request_stop())
+        if self.supervisor.start(self._healthy, timeout=START_TIMEOUT):
+            announce(self._describe())
+            self.supervisor.watch(self._describe, [one.tend for one in tending], self._forget_device)
+        self._report_failures({})
 
-def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:
-    starts = ["--starts", ",".join(sorted(scaled))] if scaled else []
-    return ["-m", "api", "--host", "127.0.0.1", "--port", str(port), *starts]
+    def _process(
+        self, name: str, arguments: Sequence[str], *, announces: bool = False, timeout: float = STOP_TIMEOUT
+    ) -> SupervisedProcess:
+        logs = self._data / "logs"
+        return SupervisedProcess(name, arguments, self._environment, logs, announces=announces, timeout=timeout)
 
+    def _worker(self, worker: WorkerPlan) -> SupervisedProcess:
+        return self._process(worker.name, worker.command(), announces=True, timeout=self._plan.grace + STOP_TIMEOUT)
 
-def _flower_arguments(port: int) -> Sequence[str]:
-    """Flower's command. Without a login its API refuses every change, so that the page is read-only."""
-    flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--inspect_timeout=2000"]
-    return ["-m", "celery", "-A", "local.watcher", *flower]
+    def _flower(self, options: UpOptions) -> SupervisedProcess:
+        """Flower. Without a login its API refuses every change, so that the page is read-only."""
+        port = options.flower_port or kept_port(options.data / "flower.port", FLOWER_PORT)
+        self._flower_url = f"http://127.0.0.1:{port}"
+        flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--inspect_timeout=2000"]
+        return self._process("flower", ["-m", "celery", "-A", "local.watcher", *flower])
 
+    def _healthy(self) -> bool:
+        interfaces = [f"{self.http}/v2/health/ready"]
+        if self._flower_url is not None:
+            interfaces.append(f"{self._flower_url}/healthcheck")
+        return all(answers(url, timeout=_ANSWER_WITHIN) for url in interfaces)
 
-def _healthy(processes: _Processes) -> bool:
-    interfaces = [f"{_announced(processes.router, 'http')}/v2/health/ready"]
-    if processes.flower_url is not None:
-        interfaces.append(f"{processes.flower_url}/healthcheck")
-    return all(answers(url, timeout=_ANSWER_WITHIN) for url in interfaces)
+    def _describe(self) -> LocalFleet:
+        """The fleet as it is now, which is written to `fleet.json` and the state store."""
+        fleet = self._fleet()
+        write_fleet(self._data, fleet)
+        self._report_failures(failing(fleet))
+        return fleet
 
+    def _fleet(self) -> LocalFleet:
+        near, far = (
+            (self._settings.broker,) * 2 if self._broker is None else (self._broker.socket_url, self._broker.url)
+        )
+        processes = [self._router, *(process for _, process in self.workers), *self._beside]
+        return LocalFleet(
+            broker=far,
+            socket=near if near != far else None,
+            celery_broker=on_socket(near),
+            http=self.http,
+            flower=self._flower_url,
+            pid=os.getpid(),
+            router_pid=self._router.process.pid,
+            data=str(self._data),
+            workers=tuple(_running(worker, process) for worker, process in self.workers if not process.resting),
+            left_out=self._plan.left_out,
+            scaled=frozenset(worker.hardware_class for worker, _ in self.workers if self._scaled),
+            timeout=self._plan.grace + _GROUPS * STOP_TIMEOUT,
+            processes=(*self._broker_state(), *(_state(process) for process in processes if not process.resting)),
+        )
 
-def _addresses(broker: EmbeddedValkey | None, settings: Settings) -> _Addresses:
-    """The broker's addresses for others: on loopback, and on the socket that the fleet uses."""
-    if broker is None:
-        return _Addresses(settings.broker, on_socket(settings.broker))
-    near, far = broker.socket_url, broker.url
-    return _Addresses(far, on_socket(near), near if near != far else None)
+    def _broker_state(self) -> Sequence[ProcessState]:
+        """The embedded broker's state; empty if the user has servers."""
+        if self._broker is None:
+            return ()
+        pid, log = self._broker.pid, str(self._broker.log)
+        restarts, last_exit = self.supervisor.broker_restarts, self.supervisor.broker_exit
+        ready = pid is not None
+        return (ProcessState(name="broker", pid=pid, ready=ready, log=log, restarts=restarts, last_exit=last_exit),)
 
+    def _report_failures(self, found: Mapping[str, str]) -> None:
+        """Tell routers which of this machine's processes failed, if the store answers."""
+        host = socket.gethostname()
+        named = {f"{name}@{host}": why for name, why in found.items()}
+        with self._store() as connections:
+            connections.calls(("HSET", FAILING, host, msgspec.json.encode(named)) if named else ("HDEL", FAILING, host))
 
-def _fleet(
-    addresses: _Addresses,
-    plan: StartPlan,
-    options: UpOptions,
-    processes: _Processes,
-    broker: Callable[[], Sequence[ProcessState]],
-) -> LocalFleet:
-    return LocalFleet(
-        broker=addresses.broker,
-        socket=addresses.socket,
-        celery_broker=addresses.celery_broker,
-        http=_announced(processes.router, "http"),
-        flower=processes.flower_url,
-        pid=os.getpid(),
-        router_pid=processes.router.process.pid,
-        data=str(options.data),
-        workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
-        left_out=plan.left_out,
-        scaled=frozenset(worker.hardware_class for worker, _ in processes.workers if processes.tuner is not None),
-        timeout=plan.grace + _GROUPS * STOP_TIMEOUT,
-        processes=(*broker(), *(_state(process) for process in processes.all() if not process.resting)),
-    )
+    def _forget_device(self, process: SupervisedProcess) -> None:
+        """Delete the heartbeat of a worker that ended: nothing is placed on it until it is restarted. Free its name."""
+        if worker := _announced(process, "worker"):
+            with self._store() as connections:
+                connections.run(heartbeat_call(worker, b""))
+                connections.calls(("DEL", name_key(worker)))
+
+    @contextmanager
+    def _store(self) -> Iterator[ConnectionPool]:
+        """The state store; what it does not answer is left out."""
+        with (
+            suppress(ServerError, OSError),
+            closing(ConnectionPool(self._settings.broker, answer=_ANSWER_WITHIN)) as pool,
+        ):
+            yield pool
 
 
 def _running(worker: WorkerPlan, process: SupervisedProcess) -> RunningWorker:
@@ -295,30 +253,6 @@ def _state(process: SupervisedProcess) -> ProcessState:
         restarts=process.restarts,
         last_exit=process.last_exit,
     )
-
-
-def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequence[ProcessState]:
-    """The embedded broker's state; empty if the user has servers."""
-    if broker is None:
-        return ()
-    restarts, last_exit = supervisor.broker_restarts, supervisor.broker_exit
-    pid, log = broker.pid, str(broker.log)
-    return (
-        ProcessState(name="broker", pid=pid, ready=pid is not None, log=log, restarts=restarts, last_exit=last_exit),
-    )
-
-
-def _forget_device(state: str, process: SupervisedProcess) -> None:
-    """Delete the heartbeat of a worker that ended: nothing is placed on it until it is restarted. Free its name."""
-    worker = _announced(process, "worker")
-    if not worker:
-        return
-    with (
-        suppress(ServerError, OSError),  # its heartbeat then expires
-        closing(ConnectionPool(state, answer=_ANSWER_WITHIN)) as connections,
-    ):
-        connections.run(heartbeat_call(worker, b""))
-        connections.calls(("DEL", name_key(worker)))
 
 
 def _announced(process: SupervisedProcess, field: str) -> Any:

@@ -81,7 +81,7 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
     def watch() -> None:  # children are tied to the thread that starts them
         assert supervisor.start(lambda: True, timeout=60)
         up.set()
-        supervisor.watch(changed, lambda: None, lambda process: failed.append(process.name))
+        supervisor.watch(changed, [], lambda process: failed.append(process.name))
         supervisor.stop()
 
     watching = threading.Thread(target=watch)
@@ -234,7 +234,7 @@ def test_requests_to_stop_that_interrupt_each_other_are_heeded() -> None:
         "signal.signal(signal.SIGALRM, lambda *_: supervisor.request_stop());"
         "signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4);"
         "[supervisor.request_stop() for _ in range(20_000)];"
-        "signal.setitimer(signal.ITIMER_REAL, 0); supervisor.watch(lambda: None, lambda: None)"
+        "signal.setitimer(signal.ITIMER_REAL, 0); supervisor.watch(lambda: None, [])"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 

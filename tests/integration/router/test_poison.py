@@ -37,7 +37,7 @@ def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]
     def keep_up() -> None:  # children are tied to the thread that starts them
         supervisor.start(lambda: True, timeout=120)
         up.set()
-        supervisor.watch(lambda: None, lambda: None)
+        supervisor.watch(lambda: None, [])
         supervisor.stop()
 
     keeping = threading.Thread(target=keep_up)
