@@ -168,14 +168,6 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Inspected:
-    """An inspected class queue: the number of messages that wait there, and the messages that were read."""
-
-    depth: int
-    messages: Sequence[Peeked] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class MoveStep:
     """One message's move: the target queue, the new envelope, and the new fields of its job's record.
 

@@ -105,6 +105,9 @@ def prepare(
     folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
     topology = folder.queues.topology
     folder.log_problems()
+    if (amqp := arguments.amqp) and not amqp.startswith(("amqp://", "amqps://")):
+        shown = amqp.partition("://")[0] + "://…"
+        raise SettingsError("--amqp", "an address that starts with amqp:// or amqps://", shown)
     starts = read_starts(arguments.starts, topology)
     classify = load_classifier(topology.locality.classifier)
     rules = Rules(
@@ -119,7 +122,7 @@ def prepare(
         sign=read_site_key(arguments.site_key, topology),
     )
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # that no other has or had
-    return partial(kind, settings, rules, name, folder, amqp_address(arguments.amqp))
+    return partial(kind, settings, rules, name, folder, amqp)
 
 
 def read_site_key(path: str, topology: Topology) -> Sign | None:
@@ -137,18 +140,6 @@ def read_site_key(path: str, topology: Topology) -> Sign | None:
     if any(set(hardware.labels) - {HOME} for hardware in topology.hardware.values()):
         logger.warning("receipts of labelled work are not signed: TAXIWAY_SITE_KEY names no key")
     return None
-
-
-def amqp_address(text: str) -> str:
-    """The address of a RabbitMQ; empty for none.
-
-    Raises:
-        SettingsError: it is another address.
-    """
-    if text and not text.startswith(("amqp://", "amqps://")):
-        shown = text.partition("://")[0] + "://…"
-        raise SettingsError("--amqp", "an address that starts with amqp:// or amqps://", shown)
-    return text
 
 
 def read_starts(text: str, topology: Topology) -> frozenset[str]:

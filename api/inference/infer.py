@@ -129,11 +129,6 @@ class Accepted:
         """The path at which its state is read."""
         return f"/v2/jobs/{self.job}"
 
-    @property
-    def content(self) -> dict[str, str]:
-        """What its caller is answered."""
-        return {"id": self.job, "state": "queued", "location": self.location}
-
 
 @dataclass(slots=True)
 class Running:
@@ -181,7 +176,8 @@ class Inference:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return HttpAnswer(200, got.headers, got.pieces)
-        return HttpAnswer(202, {**JSON, "location": got.location}, (_encode(got.content),))
+        content = {"id": got.job, "state": "queued", "location": got.location}
+        return HttpAnswer(202, {**JSON, "location": got.location}, (_encode(content),))
 
     async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.

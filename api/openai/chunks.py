@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -12,6 +12,9 @@ from api.openai.answers import AnswerHead, AnswerReport, TextLogprobs, TokenUsag
 from api.openai_errors import content
 from taxiway.contract.job import Result
 from taxiway.errors import TaxiwayError
+
+if TYPE_CHECKING:
+    from api.openai.responses.events import ResponseWriter
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,20 +46,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The run report, on the last one of the choices."""
 
 
-class Writer(Protocol):
-    """Writes one kind of answer as events."""
-
-    def begin(self) -> bytes:
-        """The events before all others; may be empty."""
-
-    def part(self, part: MessagePart) -> bytes:
-        """The event of a part of a message."""
-
-    def ending(self, result: Result) -> bytes:
-        """The events after the last part."""
-
-    def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """The end of a stream whose job failed."""
+Writer: TypeAlias = "ChunkWriter | ResponseWriter"
+"""Writes one kind of answer as events."""
 
 
 class ChunkWriter(ABC):
@@ -77,16 +68,16 @@ class ChunkWriter(ABC):
         }
 
     def begin(self) -> bytes:
-        """See `Writer`: nothing."""
+        """The events before all others: none."""
         return b""
 
     def part(self, part: MessagePart) -> bytes:
-        """See `Writer`. The SDKs expect choices to begin in their order."""
+        """The event of a part of a message. The SDKs expect choices to begin in their order."""
         before = b"".join(map(self._empty, range(part.row))) if part.row not in self._begun else b""
         return before + self._chunk(self._choice(part))
 
     def ending(self, result: Result) -> bytes:
-        """See `Writer`: the finish reasons, and the run report."""
+        """The events after the last part: the finish reasons, and the run report."""
         reasons = [str(reason) for reason in column(result, "finish-reason")]
         events = [
             self._empty(row) + self._chunk(self._last(row, reason), taxiway=report)
@@ -97,7 +88,7 @@ class ChunkWriter(ABC):
         return b"".join(events) + (self._chunk(usage=usage) if self._usage else b"") + DONE
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """See `Writer`."""
+        """The end of a stream whose job failed."""
         return b"data: " + content(error, path) + b"\n\n"
 
     def _chunk(self, *choices: ChunkChoice, **more: Any) -> bytes:

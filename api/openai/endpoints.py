@@ -38,7 +38,6 @@ from api.services import jobs_of, router_of, services_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
-from taxiway.contract.job import Result
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
 from taxiway.errors import UnknownModelError, quoted, wrong_field
@@ -215,14 +214,9 @@ async def _answer(
 
 
 async def _whole(request: AnyRequest, call: AnyCall, read: Read) -> ASGIApp:
-    job, result = await run(request, read)
+    job, result = await calls_of(request).run(read.request, read.size, request.receive)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
     return json_whole(content, headers_of_result(job, result))
-
-
-async def run(request: AnyRequest, read: Read) -> tuple[str, Result]:
-    """The job of a call, and its result."""
-    return await calls_of(request).run(read.request, read.size, request.receive)
 
 
 async def stream(request: AnyRequest, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> ASGIApp:

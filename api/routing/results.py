@@ -14,6 +14,7 @@ from api.routing.stores import StoredJobs
 from broker.outage import Outage
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
+from taxiway.contract.job import job_in
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import ServerError
@@ -68,15 +69,6 @@ class WaitTimeouts:
     def _check_later(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = loop.time() + CHECK_EVERY
         loop.call_at(self._due, self._check, loop)
-
-
-class _Named(msgspec.Struct):
-    """The part of a stored result that names its job."""
-
-    task_id: str
-
-
-_job_of = msgspec.json.Decoder(_Named).decode
 
 
 class Expected:
@@ -198,7 +190,7 @@ class Results:
             task.add_done_callback(self._lookups.discard)
         elif answer[0] == b"message":
             with suppress(msgspec.MsgspecError):  # other clients may publish there
-                self._resolve(_job_of(answer[2]).task_id, answer[2])
+                self._resolve(job_in(answer[2]), answer[2])
 
     def _resolve(self, job: str, meta: bytes) -> None:
         for future in self._waiting.get(job, ()):

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import PEEK_BYTES, Inspected, Moved, MoveStep, Peeked, QueueHead
+from broker.port import PEEK_BYTES, Moved, MoveStep, Peeked, QueueHead
 from broker.valkey import Call, as_text, flat, packed
 from broker.valkey.forwarding import addressed
 from taxiway.connection import AsyncConnection
@@ -52,14 +52,14 @@ class ValkeyQueueMover:
         first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
         return QueueHead(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
 
-    async def peek(self, queue: str, most: int) -> Inspected:
-        """The queue, with up to `most` messages per level: those served last, in reverse serving order.
+    async def peek(self, queue: str, most: int) -> tuple[int, list[Peeked]]:
+        """The number of messages in the queue, and up to `most` per level: those served last, in reverse serving order.
 
         They stay in the queue. A message that cannot be read is left out.
         """
         depth, *inspected = await self._connection.run(Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES]))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(inspected) for raw in raws)
-        return Inspected(depth, [peeked for peeked in seen if peeked is not None])
+        return depth, [peeked for peeked in seen if peeked is not None]
 
     async def held(self, queue: str, tags: Sequence[tuple[str, int]]) -> list[Peeked | None]:
         """The messages that workers hold under these tags, each with its level; None where it is gone or too large."""

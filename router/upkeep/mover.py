@@ -138,10 +138,9 @@ class Mover(Duty):
         """
         depths, waiting = {}, dict[str, WaitingJob]()
         for name in names:
-            peeked = await self._queue_mover.peek(name, most)
-            depths[name] = peeked.depth
-            for start in range(0, len(peeked.messages), READ_TOGETHER):
-                for job in await self._read(peeked.messages[start : start + READ_TOGETHER]):
+            depths[name], messages = await self._queue_mover.peek(name, most)
+            for start in range(0, len(messages), READ_TOGETHER):
+                for job in await self._read(messages[start : start + READ_TOGETHER]):
                     waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 

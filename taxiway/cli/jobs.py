@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -201,7 +201,9 @@ def submit(
     if result is None:
         fleet.echo({"id": job}, job)
     elif stream and not fleet.as_json:
-        click.secho(_how(result), err=True, dim=True)
+        from taxiway.cli.show import report_line
+
+        click.secho(f"{result.model}  {report_line(result.report)}", err=True, dim=True)
     else:
         print_result(job, result, as_json=fleet.as_json)
 
@@ -214,12 +216,6 @@ def print_result(job: str, result: Result, *, as_json: bool) -> None:
     from taxiway.cli.show import show_result
 
     show_result(result)
-
-
-def _how(result: Result) -> str:
-    from taxiway.cli.show import report_line
-
-    return f"{result.model}  {report_line(result.report)}"
 
 
 async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_json: bool) -> Result:
@@ -347,13 +343,19 @@ def explain(
 
     With --what-if, the same for a request in the fleet's current state, without submitting it; the options describe it.
     """
-    if job is not None and what_if is None:
-        question = _why(job, terms)
-    elif what_if is not None and job is None:
-        question = _what_if(what_if, **terms)
-    else:
+    if (job is None) == (what_if is None):
         raise click.UsageError("expected the ID of a job, or --what-if MODEL")
-    fleet.present(fleet.ask(question), "show_placement")
+    if job is not None and any(value not in (None, (), {}) for value in terms.values()):
+        raise click.UsageError("expected no request with a job ID; request options need --what-if MODEL")
+    given = {name: terms.pop(name) for name in ("texts", "files", "as_text")}
+    inputs = None if what_if is None else inputs_of(**given)
+
+    async def explained(client: AsyncClient) -> dict[str, Any]:
+        if what_if is None:
+            return await client.job(str(job)).placement()
+        return await client.what_if(what_if, inputs, **terms)
+
+    fleet.present(fleet.ask(explained), "show_placement")
 
 
 @click.command()
@@ -375,25 +377,6 @@ def cancel(job: str, *, fleet: AskedFleet) -> None:
         )
     if state != JobState.CANCELLED:
         raise CommandError(f"job {job} had already ended: {state}", hint="", code=USAGE)
-
-
-def _why(job: str, terms: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
-    if any(value not in (None, (), {}) for value in terms.values()):
-        raise click.UsageError("expected no request with a job ID; request options need --what-if MODEL")
-    return lambda client: client.job(job).placement()
-
-
-def _what_if(
-    model: str,
-    *,
-    texts: tuple[str, ...],
-    files: tuple[Path, ...],
-    as_text: str | None,
-    parameters: dict[str, Any],
-    **terms: Any,
-) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
-    inputs = inputs_of(texts=texts, files=files, as_text=as_text)
-    return lambda client: client.what_if(model, inputs, parameters=parameters or None, **terms)
 
 
 def _overview(fleet: AskedFleet) -> dict[str, Any]:

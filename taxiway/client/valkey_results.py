@@ -11,11 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.connection import settle
-from taxiway.contract.job import FINAL, expired, unknown
+from taxiway.contract.job import FINAL, expired, job_in, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import result_in
 from taxiway.contract.stream import StreamEntry, read_entries
@@ -95,13 +93,6 @@ class PieceReader:
         async with asyncio.timeout(_BLOCK + self._connect_timeout):
             streams = await self._connection.call(*command)
         return read_entries(streams[0][1] if streams else [])
-
-
-class _Addressed(msgspec.Struct):
-    task_id: str
-
-
-_decode_address = msgspec.json.Decoder(_Addressed).decode
 
 
 class Replies:
@@ -266,7 +257,7 @@ class Replies:
             self._check_again(answer[1].decode())
 
     def _resolve(self, meta: bytes) -> None:
-        future = self._waiting.get(_decode_address(meta).task_id)
+        future = self._waiting.get(job_in(meta))
         if future is not None and not future.done():
             future.set_result(meta)
 

@@ -238,13 +238,14 @@ class _Ran(msgspec.Struct, frozen=True):
     result: _Reported
 
 
-class _Status(msgspec.Struct, frozen=True):
-    """How the job of a stored result ended."""
+class _Head(msgspec.Struct, frozen=True):
+    """The job of a stored result, and how it ended."""
 
+    task_id: str
     status: str
 
 
-_decode_status = msgspec.json.Decoder(_Status).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
 _decode_ran = msgspec.json.Decoder(_Ran).decode
 _decode_success = msgspec.json.Decoder(_Success).decode
 
@@ -329,7 +330,12 @@ def read_meta(raw: bytes | str) -> ResultMeta:
 
 def is_answer(raw: bytes) -> bool:
     """Whether a stored result's bytes are an answer, not an error."""
-    return _decode_status(raw).status == CELERY_STATUS[JobState.SUCCEEDED]
+    return _decode_head(raw).status == CELERY_STATUS[JobState.SUCCEEDED]
+
+
+def job_in(raw: bytes) -> str:
+    """The job of a stored result's bytes. Raises `msgspec.MsgspecError` if they are none."""
+    return _decode_head(raw).task_id
 
 
 def read_answer(raw: bytes) -> Result:

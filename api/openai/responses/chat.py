@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from api.openai.requests import ParsedCall, chat_request, unsupported
@@ -39,8 +39,9 @@ def response_fields(parsed: ParsedCall[ResponseCall], model: Model, before: Sequ
         InvalidRequestError: the model does not chat, or the input is malformed or not supported.
     """
     call = parsed.call
+    system = [{"role": "system", "content": call.instructions}] if call.instructions else []
     given = {
-        "messages": [*_system(call), *messages_of([*before, *input_items(call)], len(before))],
+        "messages": [*system, *messages_of([*before, *input_items(call)], len(before))],
         "max_completion_tokens": call.max_output_tokens,
         "parallel_tool_calls": call.parallel_tool_calls,
         "reasoning_effort": (call.reasoning or {}).get("effort"),
@@ -57,11 +58,6 @@ def response_fields(parsed: ParsedCall[ResponseCall], model: Model, before: Sequ
     further = {name: value for name, value in parsed.fields.items() if name not in known}
     chat = {name: value for name, value in {**further, **given}.items() if value is not None}
     return chat_request(call.model, chat, model)
-
-
-def _system(call: ResponseCall) -> Iterator[dict[str, Any]]:
-    if call.instructions:
-        yield {"role": "system", "content": call.instructions}
 
 
 def messages_of(items: Sequence[Item], earlier: int = 0) -> list[dict[str, Any]]:

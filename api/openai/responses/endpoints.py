@@ -17,7 +17,7 @@ from api.answers import HttpAnswer, json_whole
 from api.described import ASKED, KEYED, RUN, Evented, answers, deletes, posts, takes
 from api.gate import AnyRequest, json_answer, needs
 from api.openai.calls import EVENT_HEADERS, Begun, headers_of_placement, headers_of_result
-from api.openai.endpoints import Read, calls_of, read_body, read_request, run, stream
+from api.openai.endpoints import Read, calls_of, read_body, read_request, stream
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.chat import input_items, response_fields
 from api.openai.responses.events import ResponseWriter, replay
@@ -153,7 +153,8 @@ class _Making:
 
     async def whole(self) -> ASGIApp:
         """The answer of the job, once that has ended."""
-        job, result = await run(self._request, self.read)
+        request = self._request
+        job, result = await calls_of(request).run(self.read.request, self.read.size, request.receive)
         response = succeeded(self._begun(job), result, _now(self._request))
         if self.parsed.call.stored:
             await self._keep(response)

@@ -44,12 +44,12 @@ class ResponseWriter:
         self._begun: dict[str, int] = {}  # ids of items with their places
 
     def begin(self) -> bytes:
-        """See `chunks.Writer`."""
+        """As `ChunkWriter` does."""
         states = ["created", "queued" if self.response.background else "in_progress"]
         return b"".join(self._event(f"response.{state}", response=self.response) for state in states)
 
     def part(self, part: MessagePart) -> bytes:
-        """See `chunks.Writer`."""
+        """As `ChunkWriter` does."""
         self._message.add(part.delta)
         return b"".join(self._grown(part.delta))
 
@@ -61,7 +61,7 @@ class ResponseWriter:
         return self.response
 
     def ending(self, result: Result) -> bytes:
-        """See `chunks.Writer`; after `finish`."""
+        """As `ChunkWriter` does; after `finish`."""
         return self.end(self.response)
 
     def end(self, response: Response) -> bytes:
@@ -72,7 +72,7 @@ class ResponseWriter:
         return b"".join(events) + self._event(f"response.{state}", response=response)
 
     def failed(self, error: TaxiwayError, path: str) -> bytes:
-        """See `chunks.Writer`."""
+        """As `ChunkWriter` does."""
         return self.end(failed(self.response, error))
 
     def _grown(self, delta: Delta) -> Iterator[bytes]:

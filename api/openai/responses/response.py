@@ -57,6 +57,13 @@ LOGPROBS = "message.output_text.logprobs"
 _INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
 
 
+_ECHOED = (
+    *("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "reasoning"),
+    *("safety_identifier", "temperature", "top_logprobs", "top_p", "user"),
+)
+"""What a response has as its call has it."""
+
+
 class ResponseCall(OpenAICall, frozen=True, kw_only=True):
     """The body of a request for a response, as OpenAI describes it."""
 
@@ -203,24 +210,15 @@ def begun(call: ResponseCall, model: Model, head: AnswerHead) -> Response:
         created_at=head.created,
         status="queued" if call.background else "in_progress",
         background=bool(call.background),
-        instructions=call.instructions,
-        max_output_tokens=call.max_output_tokens,
         metadata=call.metadata or {},
         model=model.id,
         parallel_tool_calls=call.parallel_tool_calls is not False,
-        previous_response_id=call.previous_response_id,
-        prompt_cache_key=call.prompt_cache_key,
-        reasoning=call.reasoning,
-        safety_identifier=call.safety_identifier,
         service_tier=head.tier,
         store=call.stored,
-        temperature=call.temperature,
         text=call.text or {"format": {"type": "text"}},
         tool_choice=call.tool_choice or "auto",
         tools=call.tools or [],
-        top_logprobs=call.top_logprobs,
-        top_p=call.top_p,
-        user=call.user,
+        **{name: getattr(call, name) for name in _ECHOED},
     )
 
 
@@ -318,12 +316,8 @@ def parts_of(message: Mapping[str, Any]) -> list[Item]:
     if refusal:
         return [{"type": "refusal", "refusal": refusal}]
     logprobs = (message.get("logprobs") or {}).get("content") or []
-    return [text_part(str(message.get("content") or ""), logprobs)]
-
-
-def text_part(text: str, logprobs: Sequence[Any] = ()) -> Item:
-    """A part of what the model says."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
+    text = str(message.get("content") or "")
+    return [{"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}]
 
 
 def _usage(result: Result) -> ResponseUsage | None:

@@ -195,10 +195,7 @@ class Responses:
             return stored if stored.response.ended else msgspec.structs.replace(stored, response=response)
 
         stored = decode_response(await self._objects.change("response", name, None, final))
-        await self._ended(stored)
+        ended = stored.response
+        await self._router.registry.announce("response", ended.status, ended.id, stored.tenant, stored.webhook)
         await self._objects.close_response(name)
         return stored
-
-    async def _ended(self, stored: StoredResponse) -> None:
-        response = stored.response
-        await self._router.registry.announce("response", response.status, response.id, stored.tenant, stored.webhook)
