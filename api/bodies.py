@@ -56,42 +56,28 @@ class BodyLimits:
         if length == 0 or (length is not None and length > self._payload):
             await self._behind(scope, receive, send)
             return
-        counted = _Counted(self._bodies, caller_of(scope).tenant or "", receive)
+        tenant, size = caller_of(scope).tenant or "", 0
+
+        def take(more: int) -> None:
+            nonlocal size
+            self._bodies.take(tenant, more)
+            size += more
+
+        async def counted() -> Message:
+            message = await receive()
+            take(len(message.get("body", b"")))
+            return message
+
         try:
             if length is not None:
-                counted.take(length)
+                take(length)
         except FleetUnavailable as error:
             await refuse(scope, send, error)
             return
         try:
-            await self._behind(scope, receive if length is not None else counted.receive, send)
+            await self._behind(scope, receive if length is not None else counted, send)
         finally:
-            counted.give_back()
-
-
-class _Counted:
-    """One request's body."""
-
-    def __init__(self, bodies: Bodies, tenant: str, receive: Receive) -> None:
-        self._bodies = bodies
-        self._tenant = tenant
-        self._receive = receive
-        self._size = 0
-
-    def take(self, size: int) -> None:
-        """Count `size` more bytes. Raises as `Bodies.take` does."""
-        self._bodies.take(self._tenant, size)
-        self._size += size
-
-    def give_back(self) -> None:
-        """Stop counting them."""
-        self._bodies.give_back(self._tenant, self._size)
-
-    async def receive(self) -> Message:
-        """The next part of the body, counted. Raises as `Bodies.take` does."""
-        message = await self._receive()
-        self.take(len(message.get("body", b"")))
-        return message
+            self._bodies.give_back(tenant, size)
 
 
 def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:

@@ -81,23 +81,14 @@ def states_of(names: Iterable[str]) -> frozenset[JobState]:
     return frozenset(found)
 
 
-def check_limit(limit: int) -> None:
-    """Reject a page size out of range.
-
-    Raises:
-        InvalidRequestError: names `limit`.
-    """
-    if not 0 < limit <= LISTED_JOBS:
-        raise wrong_field("limit", f"1 to {LISTED_JOBS}", limit)
-
-
 async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:
     """A page of the jobs that match `wanted`, from `cursor` on. Jobs that no router has seen yet are not listed.
 
     Raises:
         InvalidRequestError: `limit` or `cursor` is invalid.
     """
-    check_limit(limit)
+    if not 0 < limit <= LISTED_JOBS:
+        raise wrong_field("limit", f"1 to {LISTED_JOBS}", limit)
     place, looked = _place_at(cursor), 0
     found: list[JobRecord] = []
     while looked < LOOKED:

@@ -99,7 +99,12 @@ class SealKeys:
 
     def seal_error(self, error: TaxiwayError, inputs: Sealed) -> TaxiwayError:
         """The error of a job with these sealed inputs: its class alone can be read."""
-        details = [(name, value) for name, value in error.details.items() if _is_short(value)]
+        most = _CHARACTERS // _DETAILS
+        details = [
+            (name, it)
+            for name, it in error.details.items()
+            if isinstance(it, int | float) or (isinstance(it, str) and len(it) <= most)
+        ]
         sealed = self._answer(_encode([cut(error.message, _CHARACTERS), dict(details[:_DETAILS])]), inputs, "error")
         return type(error)(f"the text of this error is sealed (key {_listed(sealed)})", sealed=sealed.text)
 
@@ -156,10 +161,6 @@ def _altered(sealed: Sealed) -> SealedError:
     return SealedError(
         f"cannot be opened with key {_listed(sealed)}: it was altered after it was sealed", keys=sealed.keys
     )
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _CHARACTERS // _DETAILS)
 
 
 def _listed(sealed: Sealed) -> str:

@@ -92,7 +92,10 @@ class _Families(Collector):
             yield GaugeMetricFamily(f"taxiway_{name}", text, float(figure(self._view)))
         yield from _gauges(self._view.classes)
         for name, (text, labels) in _COUNTERS.items():
-            yield _counter(name, text, labels, self._counted[name])
+            family = CounterMetricFamily(f"taxiway_{name}", text, labels=labels)
+            for values, count in sorted(self._counted[name].items()):
+                family.add_metric(values, count)
+            yield family
         yield _endpoints(self._view.devices)
         yield from _histograms(self._latency)
 
@@ -120,13 +123,6 @@ def _gauges(classes: Mapping[str, ClassView]) -> Iterator[Metric]:
             for level, value in enumerate(figures(one)):
                 family.add_metric([label, str(level)], value)
         yield family
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...], counts: Counts) -> Metric:
-    family = CounterMetricFamily(f"taxiway_{name}", text, labels=labels)
-    for values, count in sorted(counts.items()):
-        family.add_metric(values, count)
-    return family
 
 
 def _histograms(latency: Latency) -> Iterator[Metric]:

@@ -17,16 +17,8 @@ MISSED = 0.01
 
 def problems(view: FleetView) -> tuple[FleetProblem, ...]:
     """The fleet's problems: first what stops it, then what serves too little, then what waits for somebody's look."""
-    return (
-        *_store(view),
-        *_processes(view),
-        *_capacity(view),
-        *_scarcity(view),
-        *_draining(view),
-        *_queues(view),
-        *_models(view),
-        *_other(view),
-    )
+    found = (_store, _processes, _capacity, _scarcity, _draining, _queues, _models, _other)
+    return tuple(problem for problems_of in found for problem in problems_of(view))
 
 
 def _store(view: FleetView) -> Iterator[FleetProblem]:

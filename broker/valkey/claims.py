@@ -44,7 +44,8 @@ class Claim(msgspec.Struct, frozen=True):
 
 def claim_call(worker: str, lease: float, jobs: Sequence[tuple[str, float]]) -> Call:
     """Claims jobs, given by id and deadline by the server's clock; 0 for none."""
-    return Call("jobs/claim", _results_and_records(jobs), [worker, lease, *(deadline for _, deadline in jobs)])
+    keys = [key for job, _ in jobs for key in (result_key(job), job_key(job))]
+    return Call("jobs/claim", keys, [worker, lease, *(deadline for _, deadline in jobs)])
 
 
 def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
@@ -187,10 +188,6 @@ def release_call(claims: Iterable[tuple[str, str]], *, counts: bool = False) -> 
     """Releases claims, given by job and token; whether a run that began counts as an attempt."""
     ids, tokens = zip(*claims, strict=True)
     return Call("jobs/release", _records(ids), [int(counts), *tokens])
-
-
-def _results_and_records(jobs: Sequence[tuple[str, float]]) -> list[str]:
-    return [key for job, _ in jobs for key in (result_key(job), job_key(job))]
 
 
 def _records(jobs: Iterable[Any]) -> list[str]:

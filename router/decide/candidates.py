@@ -95,7 +95,7 @@ class CandidateTable:
     limit: Column
     """The most rows in a batch; of another fleet those that run there beside each other (`beside_each_other`)."""
     max_run: Column
-    """The most seconds of a batch of several rows."""
+    """The most seconds of a batch of several rows; unbounded if rows join and leave between steps."""
     horizon: Column
     """The work that may wait on the class before jobs are held."""
     # Prices in US dollars
@@ -170,7 +170,7 @@ def build_table(
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=limit,
         billed=billed(limit) if generates(model) else None,
-        max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
+        max_run=np.array([math.inf if generates(model) else c.hardware.runs_at_most for c in candidates], dtype=float),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         prompt=_prompt(seen),
@@ -514,11 +514,6 @@ def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
 def _blocking(devices: Sequence[DeviceFacts], model: str) -> float:
     """Seconds that a job of the model may wait for a batch of another, on average over the devices."""
     return math.fsum(device.blocking_of(model) for device in devices) / max(len(devices), 1)
-
-
-def _longest(candidate: Candidate, model: Model) -> float:
-    """The most seconds that a batch may take; unbounded if rows join and leave between steps."""
-    return math.inf if generates(model) else candidate.hardware.runs_at_most
 
 
 def _limit(candidate: Candidate, rates: Sequence[float], seconds: float) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, lacking, variant_key
@@ -194,7 +195,8 @@ def classify(
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     keys = {label: key_id(key) for label, key in topology.locality.sealing(constraints.locality).items()}
-    for name, hardware, variant_name, variant in _pairs(model, topology):
+    pairs = product(sorted(topology.hardware.items()), sorted(model.variants.items()))
+    for (name, hardware), (variant_name, variant) in pairs:
         reason = _class_refusal(model, variant_name, name, hardware, constraints)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
@@ -242,12 +244,6 @@ def with_place(
     place = Candidate(name, topology.hardware[name], variant, model.variants[variant], (), here[0].reason)
     kept = sorted([*candidates, place], key=lambda one: (one.hardware_class, one.variant_name))
     return kept, [one for one in refusals if one not in here]
-
-
-def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClass, str, Variant]]:
-    for name, hardware in sorted(topology.hardware.items()):
-        for variant_name, variant in sorted(model.variants.items()):
-            yield name, hardware, variant_name, variant
 
 
 def _class_refusal(

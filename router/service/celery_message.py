@@ -89,16 +89,12 @@ def after_failure(envelope: Envelope, job: str, error: TaxiwayError, most: int) 
     links = links[:_MOST_FOLLOWERS] if isinstance(links, list) else []
     calls = [call for link in links if (call := _call_of(link, job)) is not None]
     if envelope.properties.get(BRIDGED):
-        calls = [(AMQP_OUTBOX, _sent_on(call, queue)) for queue, call in calls]
+        for queue, message in calls:  # for the bridge to publish in that queue of RabbitMQ
+            message.properties[DESTINATION] = {"queue": queue}
+        calls = [(AMQP_OUTBOX, message) for _, message in calls]
     return After(
         tuple(Ending(one, state_of(error), failure_meta(one, error), REFUSED_TOKEN) for one in ids), tuple(calls)
     )
-
-
-def _sent_on(call: Envelope, queue: str) -> Envelope:
-    """The message for the bridge to publish in that queue of RabbitMQ."""
-    call.properties[DESTINATION] = {"queue": queue}
-    return call
 
 
 def _call_of(link: Any, job: str) -> tuple[str, Envelope] | None:

@@ -155,14 +155,12 @@ def tensor(called: str, datatype: Datatype, shape: Sequence[int]) -> TensorSpec:
 
 def fits(announced: Announced) -> bool:
     """Whether its rows can be distinguished: each tensor has a batch axis and a name, and there are not too many."""
-    both = (announced.inputs, announced.outputs)
     if announced.pipeline != "tensors":
         return True
-    return all(0 < len(specs) <= MOST_TENSORS and _have_rows(specs) and _have_names(specs) for specs in both)
-
-
-def _have_rows(specs: Sequence[TensorSpec]) -> bool:
-    return all(spec.shape[:1] == (-1,) for spec in specs)
+    rows = all(spec.shape[:1] == (-1,) for spec in (*announced.inputs, *announced.outputs))
+    return rows and all(
+        0 < len(specs) <= MOST_TENSORS and _have_names(specs) for specs in (announced.inputs, announced.outputs)
+    )
 
 
 def _have_names(specs: Sequence[TensorSpec]) -> bool:

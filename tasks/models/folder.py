@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -91,7 +92,7 @@ class ModelsFolder:
             self._stamps = stamps
             self._read()
             _log(before, self.catalogue)
-            changed = not _alike(before, self.catalogue) or known != self.book
+            changed = _served(before) != _served(self.catalogue) or known != self.book
             if changed:
                 self._log_profiles()
                 self._follower(self.catalogue, self.book)
@@ -107,7 +108,7 @@ class ModelsFolder:
         self._written, self._added = load_catalogue(self.root, self._written, self.discovered), self.discovered
         self.catalogue = with_peers(with_discovered(self._written, self._added), self.queues.topology)
         self.book, self._broken_profiles = load_book(self.root)
-        self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}
+        self.digests = {name: _digest(model) for name, model in self.catalogue.models.items()}
         self.digests |= {name: self.catalogue.resolve(name).id for name in self.catalogue.served_others()}
         self._stamps = {**self._stamp(self._written), **self._stamps}
 
@@ -117,6 +118,14 @@ class ModelsFolder:
             logger.warning("a profile cannot be read", extra={"error": str(error)})
 
 
+_served = attrgetter("models", "disabled", "outdated", "others")
+"""What of a catalogue is served, and by which names."""
+
+
+def _digest(model: Model) -> str:
+    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_DIGEST_DIGITS]
+
+
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:
     """What was `added`, `replaced` and `removed` between two `digests`."""
     return {
@@ -124,16 +133,6 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, li
         "replaced": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
         "removed": sorted(before.keys() - after.keys()),
     }
-
-
-def _alike(one: Catalogue, other: Catalogue) -> bool:
-    """Whether two catalogues serve the same models by the same names, with the same problems of others."""
-    return (one.models, one.disabled, one.outdated, one.others) == (
-        other.models,
-        other.disabled,
-        other.outdated,
-        other.others,
-    )
 
 
 def _log(before: Catalogue, after: Catalogue) -> None:
@@ -147,10 +146,6 @@ def _log(before: Catalogue, after: Catalogue) -> None:
         differ = changes(*({n: str(id(m)) for n, m in one.models.items()} for one in (before, after)))
         if any(differ.values()):
             logger.info("models changed", extra=differ)
-
-
-def _model_digest(model: Model) -> str:
-    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_DIGEST_DIGITS]
 
 
 LIVE = 5

@@ -161,29 +161,16 @@ def is_name(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
-def _is_positive(value: object) -> bool:
-    return _is_number(value) and 0 < value <= sys.float_info.max
-
-
-def _is_deadline(value: object) -> bool:
-    return _is_number(value) and 0 < value <= LONGEST_DEADLINE
-
-
-def _is_share(value: object) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_stream(value: object) -> bool:
-    return isinstance(value, bool) or (isinstance(value, str) and value == "rows")
-
-
 _PRIORITIES = [*get_args(Priority)]
 
 _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "deadline": (_is_deadline, f"a number of seconds > 0 and at most {LONGEST_DEADLINE} (30 days)"),
-    "budget": (_is_positive, "a finite number > 0"),
-    "min_accuracy": (_is_share, "a number from 0 to 1"),
-    "stream": (_is_stream, "true or false"),
+    "deadline": (
+        lambda it: _is_number(it) and 0 < it <= LONGEST_DEADLINE,
+        f"a number of seconds > 0 and at most {LONGEST_DEADLINE} (30 days)",
+    ),
+    "budget": (lambda it: _is_number(it) and 0 < it <= sys.float_info.max, "a finite number > 0"),
+    "min_accuracy": (lambda it: _is_number(it) and 0 <= it <= 1, "a number from 0 to 1"),
+    "stream": (lambda it: isinstance(it, bool) or it == "rows", "true or false"),
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
     **dict.fromkeys(
         ("tenant", "locality", "service", "idempotency_key", "webhook", "model"),

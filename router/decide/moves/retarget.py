@@ -63,7 +63,8 @@ class RetargetConditions:
         _update_condition(self.drained, [name for name in classes if _backlog(name, fleet) <= NEGLIGIBLE], now)
         home = _at_home(fleet.devices)
         _update_condition(self.calm, [name for name in classes if _suffice(name, fleet, topology, home[name] - 1)], now)
-        _update_condition(self.idle, [device.worker for device in fleet.devices if _is_idle(device)], now)
+        idle = [d.worker for d in fleet.devices if d.utilisation < IDLE and not d.running and not d.held]
+        _update_condition(self.idle, idle, now)
         self.notified = {key: at for key, at in self.notified.items() if now - at < SETTLED}
 
     def note(self, decided: Iterable[Retarget], now: float) -> None:
@@ -189,10 +190,6 @@ def _suffice(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) 
 def _at_home(devices: Iterable[DeviceFacts]) -> Counter[str]:
     """The number of devices in each class that serve only their own class."""
     return Counter(device.hardware_class for device in devices if device.classes == (device.hardware_class,))
-
-
-def _is_idle(device: DeviceFacts) -> bool:
-    return device.utilisation < IDLE and not device.running and not device.held
 
 
 def _update_condition(condition: dict[str, float], names: Collection[str], now: float) -> None:
