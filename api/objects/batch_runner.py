@@ -567,5 +567,5 @@ class _Work:
             filename=f"{self.batch.id}_{kind}.jsonl",
             purpose="batch_output",
         )
-        await self._objects.add_output(record, now)
+        await self._objects.add_file(record, now, limited=False)
         return name

@@ -205,10 +205,13 @@ def embeddings(
     assert spec is not None
     rows = array_output(spec, result.outputs[spec.name])
     if dimensions is not None and dimensions < rows.shape[1]:
-        rows = _shortened(rows, dimensions)
+        rows = rows[:, :dimensions]
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        rows = rows / np.where(lengths > 0, lengths, 1)
     tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
+    vectors = [base64.b64encode(row.astype("<f4")).decode("ascii") for row in rows] if packed else rows.tolist()
     return EmbeddingList(
-        data=[Embedding(index, _packed(row) if packed else row.tolist()) for index, row in enumerate(rows)],
+        data=[Embedding(index, vector) for index, vector in enumerate(vectors)],
         model=result.model,
         usage=EmbeddingsUsage(tokens, tokens),
         service_tier=head.tier,
@@ -240,13 +243,3 @@ def _details(counts: Sequence[Mapping[str, Any]], name: str, most: int) -> dict[
 def report_of(job: str, result: Result) -> AnswerReport:
     """The run report with its job."""
     return AnswerReport(job=job, **msgspec.structs.asdict(result.report))
-
-
-def _packed(row: np.ndarray) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
-
-
-def _shortened(rows: np.ndarray, dimensions: int) -> np.ndarray:
-    first = rows[:, :dimensions]
-    lengths = np.linalg.norm(first.astype(np.float64), axis=1, keepdims=True)
-    return first / np.where(lengths > 0, lengths, 1)

@@ -74,10 +74,6 @@ async def _ignore(result: Result) -> None:
     """The default `ended`: does nothing."""
 
 
-async def _keep() -> None:
-    """The `cancel` of a job that continues without its client: does nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class Begun:
     """How a job is answered: `writer` writes the events, and `ended` is awaited before the last ones.
@@ -132,13 +128,7 @@ class Calls:
             TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
         """
         accepted, begun = await self.begin(request, size, begin)
-        job = accepted.job
-
-        async def cancel() -> None:
-            if not begun.stays:
-                await self._cancel(request, job)
-
-        return await self._streamed(job, begun, receive, path, headers_of_placement(accepted), cancel)
+        return await self._streamed(accepted.job, begun, receive, path, headers_of_placement(accepted), request)
 
     async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
         """The answer of a job accepted earlier, from its beginning; the job continues when the client disconnects.
@@ -146,7 +136,7 @@ class Calls:
         Raises:
             TaxiwayError: the job ended with an error before it had an answer.
         """
-        return await self._streamed(job, begun, receive, path, {}, _keep)
+        return await self._streamed(job, begun, receive, path, {}, None)
 
     async def _streamed(
         self,
@@ -155,8 +145,12 @@ class Calls:
         receive: Receive,
         path: str,
         headers: Mapping[str, str],
-        cancel: Callable[[], Awaitable[None]],
+        request: Request | None,
     ) -> Streamed:
+        async def cancel() -> None:
+            if request is not None and not begun.stays:
+                await self._cancel(request, job)
+
         async def ends() -> None:
             await _unless(self._router.results.hurried.wait(), _gone(receive))
             await cancel()

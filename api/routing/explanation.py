@@ -48,6 +48,9 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     """A weak profile's description."""
 
 
+_SECONDS = ("finish", "transfer", "wait", "load", "run", "saved", "at_most")
+
+
 class RefusedCandidate(msgspec.Struct, frozen=True):
     """A hardware class and variant that could not run the request."""
 
@@ -157,13 +160,7 @@ class _Rows:
             variant=table.candidates[index].variant_name,
             chosen=index == self._chosen,
             why_not=None if index == self._chosen else self._why_not(index),
-            finish=round(at.finish, 6),
-            transfer=round(at.transfer, 6),
-            wait=round(at.wait, 6),
-            load=round(at.load, 6),
-            run=round(at.run, 6),
-            saved=round(at.saved, 6),
-            at_most=round(at.at_most, 6),
+            **{name: round(getattr(at, name), 6) for name in _SECONDS},
             cost=float(f"{at.cost:.4g}"),
             warm=bool(table.warm[index] > 0),
             warning=table.warnings[index],

@@ -133,18 +133,17 @@ class Objects:
         """Announce a file's content: it is deleted after a while, if no file of that name is added."""
         await self._expire(ObjectName("file", name, ""), now + _UNRECORDED)
 
-    async def add_file(self, record: FileRecord, created: float) -> None:
-        """Add a file whose content is written.
+    async def add_file(self, record: FileRecord, created: float, *, limited: bool = True) -> None:
+        """Add a file whose content is written, unless it was added before; one of a batch's answers is not `limited`.
 
         Raises:
             RequestTooLargeError: its tenant has no room for it.
         """
-        most = int(self._limits.objects), int(self._limits.files)
-        await self._add_file(record, created, *most)
-
-    async def add_output(self, record: FileRecord, created: float) -> None:
-        """Add a file of a batch's answers, which no limit refuses, unless it was added before."""
-        await self._add_file(record, created, None, None)
+        named, after = ObjectName("file", record.id, record.tenant), _encode(record)
+        most, files = (int(self._limits.objects), int(self._limits.files)) if limited else (None, None)
+        grown = [Grown("objects", len(after), most), Grown("files", record.bytes, files)]
+        expires = record.expires_at or 0
+        await self._put(named, put_call(named, b"", after, grown, place=created, expires=expires))
 
     async def room(self, tenant: str) -> int:
         """The bytes that a tenant's next file may have.
@@ -301,12 +300,6 @@ class Objects:
 
     async def _expire(self, named: ObjectName, at: float) -> None:
         await self._connection.call("ZADD", OBJECTS_EXPIRING, at, named.expiring)
-
-    async def _add_file(self, record: FileRecord, created: float, most: int | None, files: int | None) -> None:
-        named, after = ObjectName("file", record.id, record.tenant), _encode(record)
-        grown = [Grown("objects", len(after), most), Grown("files", record.bytes, files)]
-        expires = record.expires_at or 0
-        await self._put(named, put_call(named, b"", after, grown, place=created, expires=expires))
 
     async def _put(self, named: ObjectName, call: Call) -> tuple[int, int]:
         """The number of the tenant's objects of that kind, and what is counted of them; 0 if it was there before."""

@@ -167,11 +167,10 @@ class ClassQueue:
     def _fetched(self, queue: str, answer: Sequence[bytes]) -> TakenMessages:
         now, take, *rest = answer
         prefix = f"{self._tags}{take.decode()}."
+        each = zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True)
         messages = [
-            FetchedMessage(
-                f"{prefix}{n}", rest[at], rest[at + 1].decode(errors="replace"), _claim(*rest[at + 2 : at + 4])
-            )
-            for n, at in enumerate(range(0, len(rest), 4))
+            FetchedMessage(f"{prefix}{n}", raw, job.decode(errors="replace"), claim_from(*claim) if claim[0] else None)
+            for n, (raw, job, *claim) in enumerate(each)
         ]
         return TakenMessages(queue, float(now), messages)
 
@@ -231,7 +230,3 @@ class ClassQueue:
         connection = self._blocked.pop(name)
         connection.close()
         self._free.append(connection)
-
-
-def _claim(verdict: bytes, value: bytes) -> Claim | None:
-    return claim_from(verdict, value) if verdict else None

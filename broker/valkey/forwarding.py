@@ -121,8 +121,13 @@ def forward_call(
     """
     keys = _Keys(_KEYS)
     args: list[Any] = [*_PREFIXES, packed(_taking(taking, keys)) if taking is not None else b""]
-    args.append(packed([_snapshot(one, keys) for one in snapshots]))
-    args.append(packed(_receipts(receipts, keys)) if receipts is not None else b"")
+    kept = [(snapshot_key(one.name), as_text(one.packed), one.keep) for one in snapshots]
+    args.append(packed([{"key": keys.number(key), "bytes": content, "keep": keep} for key, content, keep in kept]))
+    if receipts is None:
+        args.append(b"")
+    else:
+        lines = [as_text(line) for line in receipts.lines]
+        args.append(packed({"stream": keys.number(RECEIPTS), "lines": lines, "most": receipts.most}))
     for _, alike in groupby(messages, key=_shared):
         group = _group(list(alike), keys, keep)
         if held:
@@ -140,14 +145,6 @@ def _taking(taking: Taking, keys: _Keys) -> dict[str, Any]:
         "most": taking.most,
         "bytes": taking.most_bytes,
     }
-
-
-def _snapshot(snapshot: StoredSnapshot, keys: _Keys) -> dict[str, Any]:
-    return {"key": keys.number(snapshot_key(snapshot.name)), "bytes": as_text(snapshot.packed), "keep": snapshot.keep}
-
-
-def _receipts(receipts: StoredReceipts, keys: _Keys) -> dict[str, Any]:
-    return {"stream": keys.number(RECEIPTS), "lines": [as_text(line) for line in receipts.lines], "most": receipts.most}
 
 
 def _shared(message: Outgoing) -> tuple[Any, ...]:

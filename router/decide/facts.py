@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -121,7 +121,10 @@ def snapshot_from(facts: FleetFacts, outage: WriteOutage = NEVER, starts: Set[st
     `starts` are classes whose devices are started on demand, besides those named in the store's keys.
     """
     live = sorted(name for name, at in facts.heartbeats.items() if outage.lives(at, facts.now))
-    reports = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    reports = []
+    for name in live:
+        with suppress(KeyError, msgspec.MsgspecError):
+            reports.append(_decode_facts(facts.devices[name]))
     devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in reports)
     work, held = work_from(facts.work)
     requested_starts = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
@@ -164,9 +167,3 @@ def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:
 
 def _frozen(work: Mapping[str, list[float]]) -> Work:
     return {name: tuple(levels) for name, levels in work.items()}
-
-
-def _readable(raw: Iterable[bytes]) -> Iterable[DeviceFacts]:
-    for facts in raw:
-        with suppress(msgspec.MsgspecError):
-            yield _decode_facts(facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -48,7 +48,11 @@ def top(*, every: float, once: bool, fleet: AskedFleet) -> None:
     with Live(first, console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             time.sleep(every)
-            before, now, trouble = now, *_look_again(look, now)
+            before, trouble = now, ""
+            try:
+                now = look()
+            except FleetUnavailable as error:  # the last overview, with the reason
+                trouble = error.message
             live.update(page(now, before, rows=_room(console, now), trouble=trouble), refresh=True)
 
 
@@ -69,19 +73,14 @@ def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, r
         parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
     devices = fleet["devices"]
     if sites := _site_rows(fleet):
-        parts.append(_sites(sites))
+        table = _table("site", "class", "offers", ">old", "line")
+        for row in sites:
+            table.add_row(*(str(row[name]) for name in ("site", "class", "offers", "old", "line")))
+        parts.append(table)
     parts.append(_devices(devices[:rows]))
     if len(devices) > rows:
         parts.append(Text(f"… and {len(devices) - rows} more", "dim"))
     return Group(*parts)
-
-
-def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The current overview; while the fleet does not answer, the last one and the reason."""
-    try:
-        return look(), ""
-    except FleetUnavailable as error:
-        return fleet, error.message
 
 
 def _room(console: Console, fleet: Mapping[str, Any]) -> int:
@@ -171,14 +170,6 @@ def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
 
 def _site_rows(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for facts in fleet["devices"] for row in site_rows(facts)]
-
-
-def _sites(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The other fleets that work is handed to, silent ones with the reason."""
-    table = _table("site", "class", "offers", ">old", "line")
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in ("site", "class", "offers", "old", "line")))
-    return table
 
 
 def _moves(moves: Iterable[Mapping[str, Any]], now: float) -> Table:

@@ -57,7 +57,7 @@ def test_the_files_of_a_tenant_have_as_many_bytes_as_the_limit(settings: Setting
         assert (caught.value.status, objects.room("lab")) == (413, 400)
         with pytest.raises(UnknownObjectError):
             objects.get("file", "b", "lab")
-        objects.add_output(file("answers", 5000), 3.0)  # of work that is done: it is kept
+        objects.add_file(file("answers", 5000), 3.0, limited=False)  # of work that is done: it is kept
         with pytest.raises(RequestTooLargeError, match="have 5600 bytes"):
             objects.room("lab")
         objects.delete("file", "answers", "lab", 5000)
