@@ -123,19 +123,20 @@ def show_placement(placement: Mapping[str, Any]) -> None:
         console.print(_table("moved since", [_move_row(row) for row in placement["moves"]]))
     if placement.get("parts"):
         console.print(_table("runs that were cut", [_part_row(row) for row in placement["parts"]]))
-    for line in _profile_warnings(placement.get("considered", ())):
+    for line in _notes(placement.get("considered", ())):
         console.print(line, soft_wrap=True)
 
 
-def _profile_warnings(considered: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
-    """Each warning about a profile once, with the candidates that it is about, and then what helps."""
+def _notes(considered: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """What the figures rest on, each once with the candidates that it is about, and what helps without a profile."""
     about: dict[str, list[str]] = {}
     for row in considered:
         if row["warning"]:
             about.setdefault(row["warning"], []).append(f"{row['hardware_class']}/{row['variant']}")
     for warning, named in about.items():
-        yield Text(f"warning: {', '.join(named)}: {warning}", "yellow")
-    if about:
+        word, style = ("warning", "yellow") if "profile" in warning else ("note", "dim")
+        yield Text(f"{word}: {', '.join(named)}: {warning}", style)
+    if any("profile" in warning for warning in about):
         yield Text("hint: `taxiway profile --model NAME` measures a machine, while nothing else runs on it", "dim")
 
 
