@@ -33,7 +33,10 @@ def field_texts(kind: type[msgspec.Struct]) -> Mapping[str, str]:
 def described(schema: dict[str, Any], *kinds: type[Any]) -> dict[str, Any]:
     """The JSON `schema` of documents of `kinds`, with the text and example of each field."""
     for kind in set(_structs(*kinds)):
-        properties = schema["$defs"][kind.__name__]["properties"]
+        definition = schema["$defs"][kind.__name__]
+        properties = definition["properties"]
+        if "description" in definition:  # a docstring, which Python 3.13 and later store without its indentation
+            definition["description"] = inspect.cleandoc(definition["description"])
         names = dict(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))
         for field, text in field_texts(kind).items():
             name = names[field]
