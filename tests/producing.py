@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
+from celery.canvas import Signature
+from celery.result import AsyncResult
 from kombu import Exchange, Queue, pools
 
 from tasks.settings import Settings
@@ -34,6 +36,16 @@ def stop_listening(app: Celery) -> None:
     backend: Any = app.backend
     backend.result_consumer.stop()
     backend.client.connection_pool.disconnect()
+
+
+def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
+    """A request that is due in a minute."""
+    return producer.signature(INFER, kwargs={"model": model, "inputs": inputs, "deadline": 60}, queue=ARRIVALS)
+
+
+def payload(answer: AsyncResult[Any]) -> Any:
+    """What `echo` answers."""
+    return answer.get(timeout=60)["outputs"]["payload"]
 
 
 def infer_body(*rows: Any, **terms: Any) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 from celery import Celery, chain, chord, group
-from celery.canvas import Signature
 from celery.result import AsyncResult
 from kombu import Connection
 
 from broker.port import DeadLetter
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import ARRIVALS, DEAD, DEFAULT_QUEUE, INFER
+from taxiway.contract.keys import DEAD, DEFAULT_QUEUE, INFER
 from tests.narrowing import present
+from tests.producing import infer, payload
 from tests.routing import eventually, router_process
 from tests.working import LASTING, LONG, Site, Tower, WorkerProcess, inspect, release
 
@@ -42,10 +42,6 @@ def served(site: Site, router: None) -> WorkerProcess:
     return site.worker
 
 
-def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
-    return producer.signature(INFER, kwargs={"model": model, "inputs": inputs, "deadline": 60}, queue=ARRIVALS)
-
-
 def running(producer: Celery, worker: WorkerProcess, inputs: Any = LASTING) -> AsyncResult[Any]:
     """A lasting job that `inspect active` shows."""
     sent = infer(producer, inputs, "slab").apply_async()
@@ -64,10 +60,6 @@ def next_of(connection: Connection, name: str) -> Any:
 
 def state_of(answer: AsyncResult[Any]) -> str:
     return answer.state
-
-
-def payload(answer: AsyncResult[Any]) -> Any:
-    return answer.get(timeout=60)["outputs"]["payload"]
 
 
 def test_a_result_stays_pending_until_it_is_there_and_is_stored_whether_or_not_it_is_ignored(

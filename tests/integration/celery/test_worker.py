@@ -13,7 +13,8 @@ from celery import Celery
 from tasks.settings import Settings
 from taxiway.contract.keys import INFER, job_key, result_key
 from taxiway.errors import ExecutionError
-from tests.integration.celery.test_table import celery_process, infer, payload
+from tests.integration.celery.test_table import celery_process
+from tests.producing import infer, payload
 from tests.routing import eventually, router_process
 from tests.stored import facts_of
 from tests.waiting import until

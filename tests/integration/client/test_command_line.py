@@ -172,13 +172,6 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_a_setting_that_only_the_supervisor_reads_exits_with_2_too(tmp_path: Path) -> None:
-    done = program("taxiway", "up", "--detach", "--no-fetch", "--data", str(tmp_path), TAXIWAY_SECRET="short")
-
-    assert done.returncode == 2
-    assert done.stderr.count("error: ") == 1
-
-
 def test_the_completion_script_completes_verbs() -> None:
     words = {"COMP_WORDS": "taxiway sub", "COMP_CWORD": "1", "_TAXIWAY_COMPLETE": "bash_complete"}
     code = "from taxiway.cli import main; main(prog_name='taxiway')"

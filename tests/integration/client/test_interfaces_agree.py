@@ -108,27 +108,10 @@ def _nested(levels: int) -> Any:
     return [_nested(levels - 1)] if levels else "a"
 
 
-CAUSES: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "unknown model": ("ecko", "a", {}),
-    "unknown version": ("echo:9", "a", {}),
-    "unknown input": ("slab", {"samples": [1], "sead": [1]}, {}),
-    "missing input": ("slab", {"samples": [1]}, {}),
-    "text for numbers": ("slab", {"samples": "many", "seed": 1}, {}),
-    "uneven lists": ("slab", {"samples": [[1], [2, 3]], "seed": [1, 2]}, {}),
-    "another shape": ("slab", {"samples": [[1, 2]], "seed": [1]}, {}),
-    "unequal rows": ("slab", {"samples": [1, 2], "seed": [1]}, {}),
-    "the axis on some": ("slab", {"samples": 1000, "seed": [1]}, {}),
-    "no rows": ("echo", [], {}),
-    "unknown parameter": ("echo", "a", {"parameters": {"loud": True}}),
-    "unknown output": ("echo", "a", {"outputs": ["song"]}),
-    "unknown service": ("echo", "a", {"service": "platinum"}),
-    "no such place": ("echo", "a", {"locality": "moon"}),
-    "a term of another type": ("echo", "a", {"deadline": -1}),
-    "nested too deeply": ("echo", {"payload": [_nested(80)]}, {}),
-}
+DEEP = _nested(80)
 
 
-@pytest.mark.parametrize(("model", "inputs", "terms"), CAUSES.values(), ids=CAUSES)
+@pytest.mark.cases("model, inputs, terms")
 def test_a_cause_has_one_text_at_every_interface(fleet: Fleet, model: str, inputs: Any, terms: dict[str, Any]) -> None:
     errors = {}
     for name, ask in fleet.interfaces.items():

@@ -14,7 +14,7 @@ from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
 from tests.routing import HTTP, RouterProcess, eventually, router_process
 from tests.stored import all_facts
-from tests.working import SLAB, worker_process, worker_settings
+from tests.working import worker_process, worker_settings
 
 HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 9}
 
@@ -59,12 +59,6 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
         engine.models.remove("acme/Talk-7B")
         with pytest.raises(taxiway.TaxiwayError):
             eventually(lambda: not client.infer("talk-7b", HELLO, timeout=60))
-
-
-DEAR = {"device": "cpu", "runtimes": ["python"], "max_batch": 4, "max_wait": 0, "price": {"usd_per_hour": 10}}
-REMOTE = (
-    SLAB[: SLAB.index("  missing")] + "  remote: {runtime: oip, profiles: {endpoint: {base: 0.01, slope: 0.0001}}}\n"
-)
 
 
 def device_facts(settings: Settings) -> list[DeviceFacts]:

@@ -165,15 +165,6 @@ def test_rows_run_side_by_side_and_never_more_than_there_are_slots(site: Site) -
     assert tower.result(jobs[4]).report.batch > 1
 
 
-def test_an_answer_is_streamed_as_it_grows(site: Site) -> None:
-    tower = site.tower
-    job = order(tower, "wait=0.3 one two three", stream=True)
-    first = eventually(lambda: configured(tower, job))
-    assert first == [Piece(1, 0, "one ")]
-    text = tower.result(job).outputs["text"]
-    eventually(lambda: "".join(piece.text for piece in configured(tower, job)) == text)
-
-
 def test_a_cancelled_job_closes_its_connection_at_once(site: Site) -> None:
     tower, engine = site.tower, site.engine
     job, other = order(tower, "one stall"), order(tower, "wait=0.5 one two")

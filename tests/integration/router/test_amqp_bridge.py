@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import redis
 from celery import Celery, chain, chord
-from celery.canvas import Signature
 from kombu import Connection, Queue
 
 from broker.port import DeadLetter
@@ -18,7 +17,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, CANCEL, DEAD, INFER, job_key
 from tests.cable import cable_to
 from tests.command_line import program
-from tests.producing import QUORUM, producing
+from tests.producing import QUORUM, infer, payload, producing
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import record_of
 from tests.working import Tower, worker_process
@@ -31,14 +30,6 @@ def producer(settings: Settings, rabbit: str) -> Iterator[Celery]:
     with producing(settings, rabbit) as app:
         app.conf.task_queues = [QUORUM]
         yield app
-
-
-def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
-    return producer.signature(INFER, kwargs={"model": model, "inputs": inputs, "deadline": 60}, queue=ARRIVALS)
-
-
-def payload(answer: Any) -> Any:
-    return answer.get(timeout=60)["outputs"]["payload"]
 
 
 def channel_of(connection: Connection) -> Any:

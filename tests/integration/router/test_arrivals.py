@@ -38,7 +38,7 @@ from taxiway.contract.keys import (
     spent_key,
 )
 from taxiway.contract.request import Request
-from taxiway.contract.wire import cancel_message, infer_message
+from taxiway.contract.wire import infer_message
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.narrowing import present
 from tests.routing import EchoDevice, EchoFleet, eventually, router_process
@@ -131,18 +131,6 @@ def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest
         (letter,) = eventually(lambda: store.lrange(DEAD, 0, -1))
     assert "signed by a producer" in msgspec.json.decode(letter, type=DeadLetter).reason
     assert not store.exists(job_key(unsigned), result_key(unsigned))
-
-
-@pytest.mark.usefixtures("paused")
-def test_a_cancelled_job_is_revoked_while_it_waits(state: redis.Redis) -> None:
-    job = send(state, deadline=60)
-    eventually(lambda: record_of(state, job).state is JobState.QUEUED)
-
-    state.lpush(ARRIVALS, cancel_message(job, origin="test"))
-
-    meta = read_meta(eventually(lambda: state.get(result_key(job))))
-    assert meta.status == "REVOKED"
-    assert record_of(state, job).state is JobState.CANCELLED
 
 
 @pytest.mark.usefixtures("paused")

@@ -83,12 +83,9 @@ def test_a_job_without_a_deadline_is_overdue_once_no_worker_may_begin_it(store: 
     assert store.client.ttl(job_key("waits")) > 0
 
 
-def test_a_job_that_is_held_without_a_deadline_is_never_overdue(store: Store) -> None:
-    store.forward(placed("j", deadline_at="0.0", placed="0.0", holding="q", state="held", accepted="1.0"))
+def test_a_held_job_is_overdue_too_unless_it_has_no_deadline(store: Store) -> None:
+    store.forward(placed("patient", deadline_at="0.0", placed="0.0", holding="q", state="held", accepted="1.0"))
     assert store.client.zcard(DEADLINES) == 0
-
-
-def test_a_held_job_is_overdue_too(store: Store) -> None:
     store.forward(placed("j", deadline_at="1.5", holding="q", state="held", accepted="1.0"))
     assert overdue(store) == [("j", "")]
 

@@ -138,19 +138,6 @@ def test_a_job_that_ends_later_is_recorded_again_and_its_slice_is_left_alone_aft
     assert states(fleet.read()) == ["succeeded", "failed"]
 
 
-def test_what_is_recorded_stays_when_records_expire_before_all_jobs_ended(fleet: Fleet) -> None:
-    fleet.accept("a", "b", after=1.0)
-    fleet.finish("a")
-    fleet.now = fleet.began + 40
-    fleet.lead()
-    fleet.store.client.delete(job_key("a"))
-    fleet.now = fleet.began + OBSERVED_AGES[0] + 1
-
-    fleet.lead()
-
-    assert states(fleet.read()) == ["succeeded", "queued"]
-
-
 def test_the_next_leader_goes_on_where_the_last_one_was_and_records_nothing_twice(fleet: Fleet) -> None:
     fleet.accept("a", after=1.0)
     fleet.now = fleet.began + 36

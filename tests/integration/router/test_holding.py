@@ -29,23 +29,13 @@ from taxiway.contract.keys import (
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, encode_envelope, infer_message, task_envelope
 from taxiway.errors import DeadlineExceededError
+from tests.builders import recorded
 from tests.routing import HTTP, EchoDevice, RouterProcess, eventually, router_process
 from tests.stored import record_of
 from tests.working import worker_process, worker_settings
 
 HORIZON = 1.0
-QUEUES = f"""
-hardware:
-  cpu.batch: {{device: cpu, runtimes: [echo], max_batch: 2, max_wait: 0.002, horizon: {HORIZON}, warm: [paced],
-              price: {{usd_per_hour: 0.05}}}}
-service:
-  bulk: {{priority: low, preemptible: true}}
-  standard: {{deadline: 600}}
-default_service: standard
-tenants:
-  shop: {{weight: 3}}
-limits: {{lease: 2}}
-"""
+QUEUES = recorded("fleets/holding.yaml")
 ALONE = 0.0051  # device seconds of a `paced` job that runs alone
 BOUND = work_cell("cpu.batch", 3)
 
@@ -76,15 +66,6 @@ def bound_seconds(store: redis.Redis) -> float:
 
 def is_placed_or_held(store: redis.Redis, job: str) -> bool:
     return record_of(store, job).state is not JobState.ACCEPTED
-
-
-def messages(store: redis.Redis) -> int:
-    """Those that are held or wait for the class; a router may release some meanwhile."""
-    with store.pipeline(transaction=True) as at_once:
-        at_once.hlen(HELD)
-        for name in priority_lists("cpu.batch"):
-            at_once.llen(name)
-        return sum(at_once.execute())
 
 
 def holds_fewer_than(store: redis.Redis, count: int) -> bool:
@@ -180,16 +161,6 @@ def test_a_held_job_past_its_deadline_ends_and_what_follows_it_fails_though_no_q
 
     ended = record_of(state, first)
     assert ended.deadline_at - ended.accepted == pytest.approx(4)
-
-
-@pytest.mark.usefixtures("full")
-def test_a_second_arrival_of_a_held_job_is_dropped(lasting: Settings, state: redis.Redis) -> None:
-    job = held(lasting, state)
-    before = messages(state)
-    publish(lasting, [infer_message(job, Request(model="paced", inputs="x"), reply="", origin="test")])
-    last = send(lasting)[0]
-    eventually(lambda: state.exists(job_key(last)))
-    eventually(lambda: messages(state) == before + 1)
 
 
 @pytest.mark.usefixtures("full")
