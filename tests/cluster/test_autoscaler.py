@@ -8,23 +8,11 @@ from typing import Any
 
 import yaml
 
+from tests.builders import recorded
 from tests.cluster.chart import FLEET, Release
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 
-DEFINITION: dict[str, Any] = yaml.safe_load("""
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: wanted.external.metrics.k8s.io, annotations: {api-approved.kubernetes.io: "unapproved, a test"}}
-spec:
-  group: external.metrics.k8s.io
-  scope: Namespaced
-  names: {plural: wanted, singular: wanted, kind: ExternalMetricValue, listKind: ExternalMetricValueList}
-  versions:
-    - name: v1beta1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-""")
+DEFINITION: dict[str, Any] = yaml.safe_load(recorded("charts/metric.yaml"))
 """Serves what an adapter for Prometheus would; the name of a resource may have no underscore."""
 
 

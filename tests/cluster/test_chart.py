@@ -16,36 +16,14 @@ from tests.builders import recorded
 from tests.cluster.chart import CHART, FLEET, rendered, template
 
 OURS = yaml.safe_load((TREE / "queues.yaml").read_text())
-ON_GKE: dict[str, Any] = {
-    "cloud": "gke",
-    "classes": {
-        "gpu.realtime": {"accelerator": "nvidia-l4"},
-        "tpu.bulk": {"accelerator": "tpu-v5-lite-podslice"},
-        "gpu.spot": {"accelerator": "nvidia-l4"},
-    },
-}
+VALUES: dict[str, Any] = yaml.safe_load(recorded("charts/values.yaml"))
+ON_GKE = VALUES["on_gke"]
 OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
 ENGINES: dict[str, Any] = yaml.safe_load(recorded("charts/engines.yaml"))
-ANOTHER_FLEET: dict[str, Any] = {
-    "device": "endpoint",
-    "endpoint": {
-        "protocol": "taxiway",
-        "url": "https://fleet.example.org:8443",
-        "slots": 64,
-        "models": {"echo": "echo"},
-        "key_env": "CLOUD_KEY",
-    },
-}
-LOCAL = "http://localhost:8000/v1"
-WITH_ENGINES = {
-    "hardware": ENGINES,
-    "classes": {
-        "gpu.vllm": {
-            "accelerator": "nvidia-l4",
-            "engine": {"preset": "vllm", "args": ["--model", "/weights/m"], "weights": {"claim": "llama"}},
-        }
-    },
-}
+ANOTHER_FLEET = VALUES["another_fleet"]
+OUR_CORES = OURS["hardware"]["cpu.batch"]
+BESIDE = {**ENGINES["far"], "endpoint": {**ENGINES["far"]["endpoint"], "url": "http://localhost:8000/v1"}}
+WITH_ENGINES = {"hardware": ENGINES, "classes": VALUES["engine"]}
 SPOT = {"hardware": {"gpu.spot": FLEET["hardware"]["gpu.spot"]}, "classes": {"gpu.spot": {"accelerator": "nvidia-l4"}}}
 EVERYTHING = (OURS, OURS_ON_GKE, WITH_ENGINES, SPOT)
 RELEASES = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", kubernetes_validate.latest_version())
@@ -97,27 +75,7 @@ def test_pods_read_the_queues_yaml_that_the_chart_was_given(helm: Path) -> None:
     assert found.rebalance.retarget is None
 
 
-@pytest.mark.parametrize(
-    ("values", "complaint"),
-    [
-        ({"classes": {"gpu.realtime": {"accelerator": ""}}}, "classes.gpu.realtime: a cuda class needs `accelerator`"),
-        ({"cloud": "eks"}, "classes.tpu.bulk: a tpu class needs `accelerator`"),
-        ({"classes": {"gpu.nowhere": {"accelerator": "x"}}}, "classes.gpu.nowhere: no such class in queues.yaml"),
-        ({"hardware": {"cpu.batch": {"max_batch": "many"}}}, "at '/hardware/cpu.batch/max_batch': got string"),
-        ({"classes": {"cpu.batch": {"engine": {"preset": "vllm"}}}}, "classes.cpu.batch.engine: the class is not"),
-        ({"hardware": {"gpu-realtime": OURS["hardware"]["cpu.batch"]}}, "would have the same names"),
-        ({"classes": {"tpu.bulk": {"pools": [{"name": "b", "accelerator": "x"}]}}}, "classes.tpu.bulk.pools: only"),
-        (
-            {"hardware": {"far": {**ENGINES["far"], "endpoint": {**ENGINES["far"]["endpoint"], "url": LOCAL}}}},
-            f"hardware.far.endpoint.url: a pod cannot reach {LOCAL}: name a server",
-        ),
-        ({"nonsense": 1}, "additional properties 'nonsense' not allowed"),
-        (
-            {"hardware": {"cpu.batch": {"capacity": "spot"}}},
-            "hardware.cpu.batch.notice.grace: 25 s, but gke ends a spot pod after 15 s",
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.cases("values, complaint")
 def test_wrong_values_are_refused_with_their_place(helm: Path, values: dict[str, Any], complaint: str) -> None:
     done = template(helm, OURS, OURS_ON_GKE, values)
     assert done.returncode != 0

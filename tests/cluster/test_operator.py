@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.builders import recorded
 from tests.cluster.chart import FLEET, Release, nodes_of, ready
 from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, until
 from tests.cluster.operating import Controller, Wishes, operated
@@ -18,18 +20,7 @@ from tests.cluster.operating import Controller, Wishes, operated
 PODS = "/api/v1/namespaces/operated/pods"
 COST = "controller.kubernetes.io/pod-deletion-cost"
 L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
-VALUES: dict[str, Any] = {
-    "cloud": "gke",
-    "autoscaler": "controller",
-    "classes": {
-        "gpu.realtime": {"accelerator": "nvidia-l4"},
-        "gpu.spot": {
-            "accelerator": "nvidia-l4",
-            "pools": [{"name": "other", "accelerator": "nvidia-l4", "capacity": "on-demand"}],
-        },
-    },
-    "controller": {"times": {"stockOut": 8, "retry": 10, "hold": 2}},
-}
+VALUES: dict[str, Any] = yaml.safe_load(recorded("charts/values.yaml"))["operated"]
 QUIET = {"hardware": {name: {"scaling": {"minimum": 0}} for name in ("gpu.realtime", "gpu.spot")}}
 
 

@@ -19,19 +19,7 @@ from tests.lab.test_bound import MIXED
 OURS = Figure("conv", 1.0, 17.0, "taxiway", live=0.95, standard=1.0, bulk=1.0, cost=11.0, bound=10.0)
 
 
-STATIC = {"policy": "static", "cost": 10.5}
-
-
-@pytest.mark.parametrize(
-    ("ours", "other", "holds"),
-    [
-        ({}, STATIC, [True, False, True, False]),  # as good, and cheaper
-        ({}, {**STATIC, "standard": 0.9}, [True, True, True, True]),  # it answers less
-        ({}, {**STATIC, "cost": 10.9}, [True, False, True, True]),
-        ({}, {"policy": "clairvoyant-edf", "live": 0.97, "cost": 1.0}, [False, True, True, True]),  # by live work alone
-        ({"bound": 9.0}, None, [True, True, False, True]),  # far above the bound
-    ],
-)
+@pytest.mark.cases("ours, other, holds")
 def test_a_target_fails_where_a_baseline_is_as_good_and_cheaper_or_the_bound_far_below(
     ours: dict[str, Any], other: dict[str, Any] | None, holds: list[bool]
 ) -> None:

@@ -175,13 +175,7 @@ def test_when_the_fleets_state_is_gone_only_the_reason_is_left_and_a_note_says_s
     assert "limits.keep_explanation" in placement["note"]
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "note"),
-    [
-        ("variant", "gone", r"^it was placed on cpu\.batch/gone; .*cpu\.batch/echo: cheapest"),
-        ("model", "gone:1", r"gone:1 is no longer in the catalogue"),
-    ],
-)
+@pytest.mark.cases("field, value, note")
 def test_a_choice_that_would_differ_now_or_cannot_be_made_is_reported(
     http: httpx.Client, state: redis.Redis, field: str, value: str, note: str
 ) -> None:

@@ -174,16 +174,7 @@ async def test_the_keyboard_reads_the_charts_and_finds_a_job_s_path(fleet: tuple
         assert page.errors == []
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "dark"),
-    [
-        ("light", 1280, False),
-        ("dark", 1280, True),
-        ("phone", 390, False),
-        ("phone-dark", 390, True),
-        ("wide", 2560, True),
-    ],
-)
+@pytest.mark.cases("name, width, dark")
 async def test_everybody_can_use_the_page_light_and_dark_from_phone_to_wall(
     fleet: tuple[str, str], axe: str, name: str, width: int, dark: bool
 ) -> None:

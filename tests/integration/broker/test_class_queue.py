@@ -251,16 +251,7 @@ def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_cl
     assert (taken.claim.verdict, taken.claim.blamed) == (Verdict.RUN, 1)
 
 
-@pytest.mark.parametrize(
-    ("facts", "ago"),
-    [
-        (b"", 0.1),
-        (b'{"hardware_class": "gpu.realtime"}', 0.1),
-        (b'{"hardware_class": "cpu.batch", "draining": true}', 0.1),
-        (b'{"hardware_class": "cpu.batch"}', 5.1),
-    ],
-    ids=["no other is live", "another class", "it drains", "it left the job for long"],
-)
+@pytest.mark.cases("facts, ago")
 def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
     queue: ClassQueue, broker: redis.Redis, facts: bytes, ago: float
 ) -> None:

@@ -151,13 +151,7 @@ def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables"),
-    [
-        (["--no-fetch", "--detach", "--data", "{file}/data"], {}),
-        (["--data", "{folder}"], {"TAXIWAY_CACHE": "{file}/cache"}),
-    ],
-)
+@pytest.mark.cases("arguments, variables")
 def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
     tmp_path: Path, arguments: list[str], variables: dict[str, Any]
 ) -> None:

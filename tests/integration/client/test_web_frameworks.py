@@ -14,8 +14,6 @@ import pytest
 from tasks.settings import TREE
 from tests.routing import HTTP, EchoFleet, eventually
 
-UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--loop"]
-GUNICORN = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class"]
 APPS = "tests.integration.client.webapps"
 FASTAPI, FLASK, DJANGO = (f"{APPS}.{name}_app:app" for name in ("fastapi", "flask", "django"))
 
@@ -70,19 +68,7 @@ def answers(url: str, views: Sequence[str]) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("command", "app", "views"),
-    [
-        ([*UVICORN, "uvloop"], FASTAPI, ["async", "def", "blocking"]),
-        ([*UVICORN, "asyncio"], FASTAPI, ["async", "def", "blocking"]),
-        ([*UVICORN, "uvloop"], DJANGO, ["async", "def"]),
-        ([*GUNICORN, "sync"], FLASK, ["def"]),
-        ([*GUNICORN, "gthread", "--threads", "8"], FLASK, ["def"]),
-        ([*GUNICORN, "gevent"], FLASK, ["def"]),
-        ([*GUNICORN, "gthread", "--threads", "8", "--preload"], FLASK, ["def"]),
-    ],
-    ids=["FastAPI on uvloop", "FastAPI on asyncio", "Django on uvloop", "sync", "gthread", "gevent", "preload"],
-)
+@pytest.mark.cases("command, app, views")
 def test_a_client_at_module_level_answers_every_request(
     interfaces: str, command: Sequence[str], app: str, views: Sequence[str], tmp_path: Path
 ) -> None:
@@ -99,7 +85,8 @@ def test_a_job_that_the_parent_submitted_before_the_fork_is_awaited_in_every_chi
     interfaces: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with served([*GUNICORN, "sync", "--preload"], FLASK, log, ADDRESSES=interfaces, BEFORE_FORK="1") as url:
+    command = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class", "sync", "--preload"]
+    with served(command, FLASK, log, ADDRESSES=interfaces, BEFORE_FORK="1") as url:
         found = answers(url, ["early", "def"])
 
     wanted = {"early": {"early"}, "def": set(map(str, range(REQUESTS)))}

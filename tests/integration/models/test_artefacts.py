@@ -164,25 +164,17 @@ def test_a_file_is_fetched_once_and_kept_under_its_hash(source: str, network: Ne
     assert list((tmp_path / "cache" / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("source", [https(sha=OTHER), hub(sha=OTHER)])
-def test_a_file_with_another_hash_is_refused_and_removed(source: str, network: Network, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=f"m:1: artefact 'weights': expected sha256 {OTHER}, got {SHA}"):
-        ArtefactStore(tmp_path / "cache", network).path(model(source, tmp_path), "weights")
-    assert left(tmp_path / "cache") == []
-
-
-@pytest.mark.parametrize("source", [https("absent"), hub("absent")])
-def test_a_file_that_the_server_does_not_have_is_named(source: str, network: Network, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': .*absent"):
-        ArtefactStore(tmp_path / "cache", network).path(model(source, tmp_path), "weights")
-    assert left(tmp_path / "cache") == []
-
-
-@pytest.mark.parametrize("source", [https(), https("long"), hub()])
-def test_a_file_over_the_limit_is_refused(source: str, network: Network, tmp_path: Path) -> None:
-    small = replace(network, limit=100)
-    with pytest.raises(ArtefactError, match="expected at most 100 bytes"):
-        ArtefactStore(tmp_path / "cache", small).path(model(source, tmp_path), "weights")
+@pytest.mark.parametrize(
+    ("source", "limit", "message"),
+    [(one(sha=OTHER), 2**20, f"m:1: artefact 'weights': expected sha256 {OTHER}, got {SHA}") for one in (https, hub)]
+    + [(one("absent"), 2**20, r"m:1: artefact 'weights': .*absent") for one in (https, hub)]
+    + [(one, 100, "expected at most 100 bytes") for one in (https(), https("long"), hub())],
+)
+def test_a_file_that_is_another_not_there_or_too_large_is_refused_and_removed(
+    source: str, limit: int, message: str, network: Network, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        ArtefactStore(tmp_path / "cache", replace(network, limit=limit)).path(model(source, tmp_path), "weights")
     assert left(tmp_path / "cache") == []
 
 
@@ -195,13 +187,13 @@ def test_a_download_that_was_interrupted_goes_on_where_it_ended(
     [partial] = (tmp_path / "cache" / "tmp" / SHA).iterdir()
     assert partial.read_bytes() == CONTENT[: len(CONTENT) // 2]
 
-    seen: list[tuple[int, int | None]] = []
+    seen: list[tuple[str, int, int | None]] = []
     store = ArtefactStore(tmp_path / "cache", network)
-    path = store.path(described, "weights", lambda what, done, total: seen.append((done, total)))
+    path = store.path(described, "weights", lambda *values: seen.append(values))
 
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert seen[-1] == ("fetching m:1 weights", len(CONTENT), len(CONTENT))
     assert list((tmp_path / "cache" / "tmp").iterdir()) == []
 
 
@@ -225,15 +217,6 @@ def test_a_file_that_changed_in_the_cache_is_fetched_again(network: Network, tmp
     store.path(described, "weights").write_bytes(CONTENT[:-1] + b"!")
     again = store if lives else ArtefactStore(tmp_path / "cache", network)
     assert again.path(described, "weights").read_bytes() == CONTENT
-
-
-def test_progress_counts_bytes_up_to_the_whole(network: Network, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int | None]] = []
-    store = ArtefactStore(tmp_path / "cache", network)
-    store.path(model(https(), tmp_path), "weights", lambda *values: seen.append(values))
-    assert {what for what, _, _ in seen} == {"fetching m:1 weights"}
-    assert seen[0][1:] == (0, None)
-    assert seen[-1][1:] == (len(CONTENT), len(CONTENT))
 
 
 def test_a_local_file_is_used_where_it_lies(tmp_path: Path) -> None:
@@ -390,13 +373,7 @@ def test_a_derived_key_changes_with_source_recipe_options_and_packages(graph: st
     assert derived_key(model(changed[0], tmp_path), "weights") in keys
 
 
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ("minilm-onnx", r"m:1: artefact 'weights': recipe 'minilm-onnx' failed .*weights"),
-        ("alchemy", r"no recipe 'alchemy': expected one of .*onnx-int8.* put alchemy\.py"),
-    ],
-)
+@pytest.mark.cases("recipe, message")
 def test_a_recipe_that_fails_or_is_unknown_is_named(graph: str, tmp_path: Path, recipe: str, message: str) -> None:
     with pytest.raises(ArtefactError, match=message):
         ArtefactStore(tmp_path / "cache").path(model(f"{graph}, {derived(recipe=recipe)}", tmp_path), "weights")

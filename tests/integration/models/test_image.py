@@ -238,16 +238,7 @@ def test_a_checkpoint_by_hand_is_read_as_it_is_meant(tmp_path: Path) -> None:
     assert read["w"].tolist() == [[7, 7, 7], [7, 7, 7]]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"count": 2**40}, "its storages: expected at most the bytes of the file"),
-        ({"count": -1}, "its storages"),
-        ({"shape": (2**20, 2**20)}, "expected tensors of at most 4 times its"),
-        ({"packed": zipfile.ZIP_DEFLATED}, "expected an archive that is not compressed"),
-    ],
-    ids=["storage", "negative", "views", "archive"],
-)
+@pytest.mark.cases("changes, message")
 def test_a_checkpoint_that_would_unpack_to_more_than_it_is_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

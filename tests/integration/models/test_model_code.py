@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tasks.check import check_configuration
@@ -19,7 +18,6 @@ from tasks.settings import Settings
 from tests import installed
 from tests.builders import recorded
 from tests.working import QUEUES, Tower, worker_process, worker_settings
-from workers.port import Placed, open_runtime
 
 SHORTEN = """
 def make(inputs, output, options):
@@ -136,13 +134,3 @@ def test_a_runtime_that_is_not_installed_here_is_a_warning(package: Path, folder
     expected = "no runtime 'abacos': expected one of abacus, echo, "
     assert expected in warnings["lab:1/abacus"]
     assert expected in warnings["queues.yaml"]
-
-
-def ran(runtime: str, placed: Placed, **inputs: list[float]) -> dict[str, list[float]]:
-    opened = open_runtime(runtime, placed)
-    opened.load()
-    try:
-        answers = opened.run({name: np.array(values) for name, values in inputs.items()})
-        return {name: array.tolist() for name, array in answers.items()}
-    finally:
-        opened.unload()

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, Variant
 from tasks.settings import TREE, Settings, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from tests.builders import recorded
 from tests.working import QUEUES, Tower, worker_process
 from workers.port import ModelLoadError, Pipeline, Placed, Row, Runtime, open_pipeline, open_runtime
 
@@ -22,34 +24,7 @@ CATALOGUE = load_catalogue(TREE / "models")
 CASES = [(model, name) for model in ("embed", "sentiment") for name in CATALOGUE.resolve(model).variants]
 BATCHES = (1, 5, 2, 8, 3, 4, 7)
 
-TEXTS = (
-    "Yes.",
-    "no",
-    "🙂🙂",
-    "Wunderbar, einfach wunderbar!",
-    "The tea was cold.",
-    "I'd go again tomorrow if I could.",
-    "ALL CAPS AND VERY ANGRY ABOUT IT!!!",
-    "It rained.\n\nThen it stopped.\tWe walked home.",
-    "Unfortunately the second volume never lives up to the promise of the first, though the drawings are superb.",
-    "x" * 300,
-    "e = mc² and ∫f(x)dx",
-    "The pilot thanked the tower for the short taxi and the long patience.",
-    "Refund refused, twice, without a reason.",
-    "I have rarely been so moved by a school play, and I have seen a great many of them over the years. " * 3,
-    "The report is late because the figures were wrong, and the figures were wrong because nobody asked. " * 6,
-    "good bad good bad good bad",
-    "Please find attached the minutes of last week's meeting.",
-    "Never again, never again, never again.",
-    "A quiet, patient, beautiful film about a bridge.",
-    "Her speech made the whole hall laugh and then cry.",
-    "这家餐厅的菜很好吃",
-    "My phone died after two days and the shop was closed for the holidays.",
-    "What a lovely surprise " + "and what a lovely party " * 30,
-    "https://example.org/a?b=c&d=e returned 502 again",
-    "The best thing about the hotel was leaving it.",
-    "word " * 2000,
-)
+TEXTS: list[str] = yaml.safe_load(recorded("texts.yaml"))
 
 
 @pytest.fixture(scope="module")

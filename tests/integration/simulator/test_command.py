@@ -64,14 +64,7 @@ def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what
     assert [name for name, dollars in slow["usd_by_class"].items() if dollars] == ["cpu.batch"]
 
 
-@pytest.mark.parametrize(
-    ("trace", "queues", "words"),
-    [
-        ("poisson:rate=x", "queues.yaml", "expected rate as a number"),
-        ("no-such-file.csv", "queues.yaml", "no-such-file.csv: expected a readable CSV"),
-        ("poisson:rate=1,duration=9", "no-such.yaml", "no-such.yaml: document: expected a readable file"),
-    ],
-)
+@pytest.mark.cases("trace, queues, words")
 def test_wrong_usage_is_an_error_with_a_hint_and_exit_code_2(trace: str, queues: str, words: str) -> None:
     shown = simulator("simulate", "--trace", trace, "--model", "echo", "--queues", str(TREE / queues))
     assert shown.exit_code == 2
@@ -161,20 +154,7 @@ def test_a_plan_prints_one_object_or_tables() -> None:
     assert "cpu.batch" in shown and "classes, best first" in shown
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (("--rate", "chess=2", *SLO), "nothing can be replayed"),
-        (("--trace", "poisson:rate=1", "--rate", "sentiment=1", *SLO), "give either --trace or --rate"),
-        (("--rate", "sentiment=1", "--slo", "live=2"), "a share above 0, at most 1, got live=2"),
-        (
-            ("--rate", "sentiment=1", "--slo", "nobody=0.5"),
-            "expected one of live, standard, bulk, interactive, urgent",
-        ),
-        (("--rate", "sentiment=1,service=x", *SLO), "nothing can be replayed"),
-        (("--rate", "sentiment=1,service=live,duration=10", "--slo", "live=1", "--queues", "no.yaml"), "readable file"),
-    ],
-)
+@pytest.mark.cases("given, words")
 def test_a_wrong_plan_is_an_error_with_exit_code_2(given: tuple[str, ...], words: str) -> None:
     done = simulator("plan", *given)
     assert (done.exit_code, done.stdout) == (2, "")

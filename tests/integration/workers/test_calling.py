@@ -19,8 +19,7 @@ from hypothesis.extra import numpy as arrays
 
 from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
-from tests.waiting import BUSY, gone, until
-from workers.calling.callee import TEXT
+from tests.waiting import gone, until
 from workers.calling.channel import (
     INLINE,
     SHARED_BYTES_KEPT,
@@ -32,7 +31,7 @@ from workers.calling.channel import (
     ProcessLostError,
     shared_memory,
 )
-from workers.calling.child import KILL_AFTER, Child, FollowedRun
+from workers.calling.child import Child, FollowedRun
 
 DEEDS = Code("tests.callables.deeds:call")
 LIMIT = 256 * 2**20
@@ -169,15 +168,6 @@ def test_whatever_a_callable_raises_or_gives_ends_the_call_alone(lasting: Child,
     assert ask(lasting, "echo", 2) == 2
 
 
-def test_an_error_has_a_short_text_and_the_callable_s_own_traceback(lasting: Child) -> None:
-    with pytest.raises(CallError) as raised:
-        ask(lasting, "long")
-    assert len(str(raised.value)) == TEXT
-    with pytest.raises(CallError) as raised:
-        ask(lasting, "surrogate")
-    assert "deeds.py" in raised.value.traceback and "in act" in raised.value.traceback
-
-
 def test_an_error_of_ours_comes_back_as_itself(lasting: Child) -> None:
     with pytest.raises(InvalidRequestError, match="not this number") as raised:
         ask(lasting, "refuse")
@@ -190,16 +180,6 @@ def test_a_value_too_deep_to_send_is_an_error_and_no_crash(child: Child) -> None
         ask(child, "nest", 100_000)
 
 
-def test_what_a_callable_prints_is_in_the_log_and_not_on_the_worker_s_stdout(
-    capfd: pytest.CaptureFixture[str], notes: Path
-) -> None:
-    child = started()
-    assert ask(child, "print") == 1
-    child.end()
-    written = capfd.readouterr()
-    assert written.out == "" and "\\ud800 printed" in written.err and '{"ready"' in written.err
-
-
 def test_a_callable_that_comes_back_from_a_fork_answers_once(child: Child) -> None:
     assert [ask(child, "fork", 5), ask(child, "echo", 6), ask(child, "echo", 7)] == [5, 6, 7]
 
@@ -210,16 +190,6 @@ def test_a_callable_sees_none_of_the_worker_s_secrets(monkeypatch: pytest.Monkey
     child = started()
     assert ask(child, "secrets").tolist() == []
     child.end()
-
-
-@pytest.mark.parametrize("deed", ["sleep", "spin"])
-def test_a_call_without_a_waiter_is_ended_with_its_process(child: Child, notes: Path, deed: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(NotWantedError):
-        ask(child, deed, 600, after(0.2, NotWantedError()))
-    assert time.monotonic() - began < 0.2 + KILL_AFTER + BUSY
-    assert not child.alive and gone(child.pid)
-    assert pids(notes, 1) == [child.pid]
 
 
 def test_what_a_callable_started_ends_with_it_though_it_ignores_sigterm(child: Child, notes: Path) -> None:

@@ -17,7 +17,7 @@ from taxiway.contract.wire import CLAIMABLE
 from taxiway.errors import DeadlineExceededError, ExecutionError, JobCancelledError, TaxiwayError
 from tests.routing import eventually
 from tests.stored import facts_of, record_of
-from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, release, worker_process
+from tests.working import CLASS, LASTING, LONG, Site, Tower, WorkerProcess, inspect, is_running, release
 
 
 @pytest.fixture
@@ -155,13 +155,6 @@ def test_a_message_is_claimed_for_the_job_of_its_ticket_alone(tower: Tower) -> N
     assert tower.result(message.headers["id"]).outputs["payload"] == "its own"
     assert tower.state.hget(job_key("another"), "holder") == b""
     assert tower.state.exists(result_key("another")) == 0
-
-
-def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) -> None:
-    job = tower.order("slab", {"samples": [40_000_000], "seed": [1]})
-    with worker_process(fleet, "--device", "cpu:1"):
-        assert tower.result(job, within=60).report.run_time > 1.0
-    assert tower.state.hget(job_key(job), "attempts") == b"1"
 
 
 def test_a_ticket_for_another_class_is_parked(tower: Tower) -> None:
