@@ -169,7 +169,7 @@ async def request_of(job: RunningJob, item: AskItem, target: Target, timeout: fl
         generation.restart("the endpoint cannot continue a text")
         return item.ask
     try:
-        ask = await target.link.continued(item.go_on(generation.kept), timeout)
+        ask = await target.link.converse(item.go_on(generation.kept), timeout, base=target.link.root)
     except EndpointError as error:
         generation.restart(error.reason)
         return item.ask

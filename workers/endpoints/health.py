@@ -160,7 +160,8 @@ class EndpointHealth:
             listed = self._protocol.announced(body) if self._lists else None
             if listed != self.listed or began >= self._discover_at:
                 self.extensions = await self._extensions(body if self._lists else b"")
-                self.models = await self._discovered() if self._discovers else {}
+                if self._discovers:
+                    self.models = await self._link.converse(self._protocol.discover(), self._timeout)
                 self._discover_at = time.monotonic() + DISCOVER_EVERY
             self.listed = listed
             self._announced(self)
@@ -210,17 +211,6 @@ class EndpointHealth:
             )
             return self._protocol.extensions(answer)
         return ()
-
-    async def _discovered(self) -> Mapping[str, Announced]:
-        """All models that the endpoint has."""
-        asking, body = self._protocol.discover(), None
-        try:
-            while True:
-                method, path = next(asking) if body is None else asking.send(body)
-                body = await self._link.probe(path, self._timeout, method)
-        except StopIteration as found:
-            models: Mapping[str, Announced] = found.value
-            return models
 
     def _set(self, breaker: Breaker) -> None:
         before, self._breaker = self._breaker, breaker

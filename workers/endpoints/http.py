@@ -19,12 +19,12 @@ from tasks.queues.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import (
     MAX_REFUSAL,
-    Continuing,
+    Conversation,
     EndpointError,
-    EngineRequest,
     Exchange,
     FaultKind,
     Tell,
+    Value,
     refused,
     unready,
 )
@@ -160,19 +160,15 @@ class EndpointLink:
         except TaxiwayError as error:
             raise EndpointError(FaultKind.UNREACHED, f"the endpoint refuses a probe: {error.message}") from error
 
-    async def continued(self, continuing: Continuing, timeout: float) -> EngineRequest | Row:
-        """The request for the rest of an answer that was cut, or the answer.
-
-        Raises:
-            EndpointError: it cannot be had.
-        """
+    async def converse(self, talk: Conversation[Value], timeout: float, *, base: str = "") -> Value:
+        """What comes of small requests that depend on each other's answers. Raises `EndpointError`."""
         try:
-            path, body = next(continuing)
+            method, path, body = next(talk)
             while True:
-                path, body = continuing.send(await self.probe(path, timeout, "POST", base=self.root, body=body))
+                method, path, body = talk.send(await self.probe(path, timeout, method, base=base, body=body))
         except StopIteration as found:
-            going: EngineRequest | Row = found.value
-            return going
+            value: Value = found.value
+            return value
 
     @contextlib.asynccontextmanager
     async def _request(

@@ -103,11 +103,11 @@ def announced(body: bytes) -> Sequence[str] | None:
 
 def discover() -> Discovery:
     """See `protocol.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
-    index = decoded(_index, (yield "POST", "/v2/repository/index"))
+    index = decoded(_index, (yield "POST", "/v2/repository/index", b"{}"))
     found: dict[str, Announced] = {}
     for one in index[:MOST_MODELS]:
         if one.state in ("", "READY") and one.name not in found:
-            described = decoded(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}"))
+            described = decoded(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}", b""))
             announced = Announced("tensors", _specs(described.inputs), _specs(described.outputs))
             if fits(announced):
                 found[one.name] = announced

@@ -252,7 +252,7 @@ def announced(body: bytes) -> Sequence[str] | None:
 
 def discover() -> Discovery:
     """See `protocol.EndpointProtocol`. A model chats, unless the server says that it only embeds (llama.cpp does)."""
-    listed = decoded(_models, (yield "GET", HEALTH))
+    listed = decoded(_models, (yield "GET", HEALTH, b""))
     embed = {
         one.name for one in listed.models if "embedding" in one.capabilities and "completion" not in one.capabilities
     }

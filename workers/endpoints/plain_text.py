@@ -80,7 +80,7 @@ class PlainText:
         if "prompt" in body:
             body["prompt"] += kept.text
         elif LLAMA_CPP in self.engine:
-            answer = yield TEMPLATE, msgspec.json.encode({"messages": body.pop("messages")})
+            answer = yield "POST", TEMPLATE, msgspec.json.encode({"messages": body.pop("messages")})
             body["prompt"] = decoded(_decode_template, answer).prompt + kept.text
         else:
             path = "/chat/completions"

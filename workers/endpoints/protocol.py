@@ -254,11 +254,16 @@ class Exchange:
         return self.reader.tokens
 
 
-Continuing = Generator[tuple[str, bytes], bytes, EngineRequest | Row]
-"""Continues an answer that was cut: yields paths at the server's root and bodies to post there, and gets the answers.
+Conversation = Generator[tuple[str, str, bytes], bytes, Value]
+"""Yields the method, path and body of small requests, gets their answers, and ends with what comes of them.
 
-It ends with the request for the rest, or with the whole answer if nothing is left of it. Raises `EndpointError` where
-what it gets is malformed.
+Raises `EndpointError` where an answer is malformed.
+"""
+
+Continuing = Conversation[EngineRequest | Row]
+"""Continues an answer that was cut, by requests at the server's root.
+
+It ends with the request for the rest, or with the whole answer if nothing is left of it.
 """
 
 
@@ -275,11 +280,8 @@ class AskItem(Item):
     seed: int | None = None
 
 
-Discovery = Generator[tuple[str, str], bytes, dict[str, Announced]]
-"""Yields the method and path of requests, gets their answers, and ends with models by what the server calls them.
-
-Raises `EndpointError` where an answer is malformed.
-"""
+Discovery = Conversation[dict[str, Announced]]
+"""Ends with models by what the server calls them."""
 
 
 class ServedModel(NamedTuple):

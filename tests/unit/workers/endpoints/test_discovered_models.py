@@ -21,10 +21,10 @@ FORMS = [Announced(), Announced(context=300), Announced("text"), Announced("tens
 
 def asked(asking: Discovery, answers: dict[tuple[str, str], object]) -> dict[str, Announced]:
     """What a server with these answers is found to have."""
-    request = next(asking)
+    method, path, _ = next(asking)
     try:
         while True:
-            request = asking.send(json.dumps(answers[request]).encode())
+            method, path, _ = asking.send(json.dumps(answers[method, path]).encode())
     except StopIteration as found:
         models: dict[str, Announced] = found.value
         return models

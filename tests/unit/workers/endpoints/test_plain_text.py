@@ -31,7 +31,7 @@ def rest_of(item: AskItem, kept: CutGeneration = KEPT, template: str = "") -> tu
     assert item.go_on is not None
     going = item.go_on(kept)
     try:
-        path, _ = next(going)
+        _, path, _ = next(going)
         assert path == TEMPLATE
         going.send(json.dumps({"prompt": template}).encode())
     except StopIteration as found:
