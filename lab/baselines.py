@@ -11,14 +11,14 @@ from router.decide.fairness import RELEASE_TICK
 from simulator.class_queue import Order
 from simulator.engine import RunSummary, simulate
 from simulator.fleet import SERVICES
-from simulator.policies.policy import Assignment, ByLevel, Fixed, Held, Shift, able
+from simulator.policies.policy import Assignment, Fixed, Held, Policy, Shift, able
 from simulator.policies.taxiway import POLICIES, Maker
 from simulator.pool import Pool
 from simulator.tuning.opponents import PLAYS, first_assignment, known_half
 from simulator.workload import SimulatedJob, Workload
 
 
-class Random(ByLevel):
+class Random(Policy):
     """A uniformly random class."""
 
     def __init__(self, seed: int) -> None:
@@ -29,7 +29,7 @@ class Random(ByLevel):
         return self._random.choice(able(job, pools)).index
 
 
-class RoundRobin(ByLevel):
+class RoundRobin(Policy):
     """One class after the other."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class RoundRobin(ByLevel):
         return mine[self._turn % len(mine)].index
 
 
-class AlwaysFastest(ByLevel):
+class AlwaysFastest(Policy):
     """The class that would answer first if all were idle."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
@@ -50,7 +50,7 @@ class AlwaysFastest(ByLevel):
         return job.alone.index(min(job.alone))
 
 
-class AlwaysCheapest(ByLevel):
+class AlwaysCheapest(Policy):
     """The class whose device seconds cost least."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
@@ -58,7 +58,7 @@ class AlwaysCheapest(ByLevel):
         return min(able(job, pools), key=lambda pool: (pool.cost(job), pool.index)).index
 
 
-class JoinShortestQueue(ByLevel):
+class JoinShortestQueue(Policy):
     """The class with the fewest jobs per device (Haight, 1958)."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
@@ -66,13 +66,13 @@ class JoinShortestQueue(ByLevel):
         return min(able(job, pools), key=_crowd).index
 
 
-class ByDeadline(ByLevel):
+class ByDeadline(Policy):
     """The same with queues served by deadline."""
 
     order: Order = "deadline"
 
 
-class PowerOfTwo(ByLevel):
+class PowerOfTwo(Policy):
     """The shorter of two random queues (Mitzenmacher, 2001)."""
 
     def __init__(self, seed: int) -> None:
@@ -92,7 +92,7 @@ THRESHOLD = 2.0
 """Device seconds that may wait per device before work spills."""
 
 
-class ThresholdSpill(ByLevel):
+class ThresholdSpill(Policy):
     """The cheapest class whose queue is under a threshold, else the shortest (as autoscalers' spill rules do)."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
@@ -103,7 +103,7 @@ class ThresholdSpill(ByLevel):
         return under[0].index if under else mine[ahead.index(min(ahead))].index
 
 
-class InfaasLike(ByLevel):
+class InfaasLike(Policy):
     """The cheapest running and unsaturated class that meets the deadline by its profile.
 
     Else the cheapest that would meet it after a start; else the fastest. Queues are ignored. Source: after Romero et
@@ -146,7 +146,7 @@ DEPTH = 64
 """Jobs at the head of the queue considered for a free device: the first may be late on it, or cost more."""
 
 
-class Central(ByLevel):
+class Central(Policy):
     """All jobs wait by deadline, and each is bound at the last moment.
 
     A job goes to the cheapest class that has capacity now and finishes it in time in a full batch, else to the fastest

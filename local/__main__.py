@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -27,7 +28,6 @@ from local.fleet import (
     stop_fleet,
     supervisor_pid,
 )
-from local.join import joined
 from local.plan import PortTakenError, StartPlan, StartPlanError, check_ports, plan_fleet
 from local.sites import options_of, run_sites
 from local.supervisor import StartError, ended_with, in_tree, own_command
@@ -38,14 +38,57 @@ from tasks.machine import look
 from tasks.models.artefacts import ArtefactError
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
-from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
+from tasks.queues.queues_file import PublishedQueues
+from tasks.settings import Settings, SettingsError, cache_directory, models_folder, queues_file, settings_from
 from tasks.telemetry import log_to_stderr
-from tasks.topology import Topology, load_topology
+from tasks.topology import Topology, load_topology, parse_topology
 from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.address import print_json
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
+from taxiway.connection import ConnectionPool
+from taxiway.contract import keys
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
+from taxiway.release import release
+
+
+def joined(url: str, hardware_class: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker that serves the class of the fleet whose broker has this address.
+
+    Raises:
+        SettingsError: the address, or the fleet's key in `environment`, is missing or wrong.
+        BrokerUnavailableError: the broker does not answer, or refuses the account.
+        CommandError: no router of a fleet is there, it is of another release, or it has no such class.
+    """
+    settings = settings_from({**environment, "TAXIWAY_BROKER": url})
+    published = _published(settings)
+    if published.release != release():
+        raise CommandError(
+            f"the fleet runs taxiway {published.release}, this machine has {release()}",
+            hint="use the checkout or image of the fleet's version",
+            code=MISSING,
+        )
+    topology = parse_topology(published.text)
+    if hardware_class not in topology.hardware:
+        expected = f"expected one of {', '.join(sorted(topology.hardware))}, got {hardware_class!r}"
+        raise CommandError(f"--class: {expected}", hint="", code=USAGE)
+    content = published.text.encode()
+    file = settings.cache / "joined" / f"{hashlib.sha256(content).hexdigest()[:16]}.yaml"
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return settings.environment() | {"TAXIWAY_QUEUES": str(file), "TAXIWAY_JOINED": "1"}
+
+
+def _published(settings: Settings) -> PublishedQueues:
+    raw = ConnectionPool(settings.broker, server="broker").call("GET", keys.QUEUES)
+    if raw is None:
+        raise CommandError(
+            "no router has published a queues.yaml at this broker",
+            hint="start a router of the fleet; it publishes within seconds",
+            code=UNAVAILABLE,
+        )
+    return msgspec.json.decode(raw, type=PublishedQueues)
+
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     AlreadyRunningError: (USAGE, "`taxiway down` stops it; --data names another directory"),

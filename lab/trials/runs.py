@@ -105,7 +105,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     changes: dict[str, int] = {}
 
 
-class Watched:
+class Watched(Policy):
     """A policy whose choices for live requests are recorded."""
 
     def __init__(self, policy: Policy) -> None:

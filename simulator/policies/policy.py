@@ -7,9 +7,8 @@ decision, and the policies by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from router.decide.plan import ScalingRule
 from simulator.class_queue import Order
@@ -40,44 +39,28 @@ class Shift:
     target: int | None
 
 
-class Policy(Protocol):
-    """Decides where a job runs. One instance serves one run."""
+class Policy:
+    """Decides where a job runs; one instance serves one run. Unless it says otherwise, it decides once.
 
-    @property
-    def order(self) -> Order:
-        """How the class queues are served."""
+    With `yields`, running generations yield to more urgent ones.
+    """
 
-    @property
-    def yields(self) -> bool:
-        """Whether running generations yield to more urgent ones."""
-
-    @property
-    def beat(self) -> float:
-        """Seconds between two calls of `look`; infinite for a policy that decides once."""
+    order: Order = "level"
+    """How the class queues are served: as the product's."""
+    yields: bool = False
+    beat: float = math.inf
+    """Seconds between two calls of `look`; infinite for a policy that decides once."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:
         """The index of a pool that runs the job, `REFUSED_JOB`, or `Held`. At least one pool can run it."""
+        raise NotImplementedError
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterable[Shift]:
         """Changes for waiting jobs; each is applied before the next is requested."""
+        return ()
 
     def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
         """A job was answered, or dropped past its deadline, this many seconds after its arrival."""
-
-
-class ByLevel:
-    """Defaults of a policy: the product's queue, one decision per job, and nothing learned."""
-
-    order: Order = "level"
-    yields = False
-    beat = math.inf
-
-    def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
-        """As `Policy.look`."""
-        return iter(())
-
-    def ended(self, job: SimulatedJob, pool: Pool, seconds: float) -> None:
-        """As `Policy.ended`."""
 
 
 def able(job: SimulatedJob, pools: Sequence[Pool]) -> list[Pool]:
@@ -88,7 +71,7 @@ def able(job: SimulatedJob, pools: Sequence[Pool]) -> list[Pool]:
 LIVE, STANDARD = 0, 1
 
 
-class Static(ByLevel):
+class Static(Policy):
     """A fixed class per service, as with Celery's `task_routes`.
 
     Live work goes to the fastest class, bulk to the cheapest, standard to the cheapest that takes at most twice the
@@ -106,7 +89,7 @@ class Static(ByLevel):
         return min(mine, key=lambda pool: (pool.cost(job), pool.index)).index
 
 
-class LeastWork(ByLevel):
+class LeastWork(Policy):
     """The class with the fewest device seconds ahead, including this job's (Harchol-Balter, 2013, chapter 24)."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
@@ -138,7 +121,7 @@ class Assignment:
         return set(self.classes.values())
 
 
-class Fixed(ByLevel):
+class Fixed(Policy):
     """Every job goes to its cell's class, which scales by the assignment's rule."""
 
     def __init__(self, assignment: Assignment) -> None:

@@ -22,7 +22,6 @@ from simulator.fleet import SERVICES, USABLE, Fleet, Stepping
 from simulator.policies.policy import (
     LIVE,
     REFUSED_JOB,
-    ByLevel,
     Fixed,
     Held,
     LeastWork,
@@ -66,7 +65,7 @@ from taxiway.errors import OverloadedError, UnplaceableError
 _NO_DEADLINE = 1e9
 
 
-class Taxiway(ByLevel):
+class Taxiway(Policy):
     """`router.decide.placement.choose` on a working snapshot, read four times a second and updated in between.
 
     Held jobs are released, and waiting jobs moved, as the router does. A class without devices can be started: if live

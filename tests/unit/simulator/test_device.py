@@ -10,7 +10,7 @@ from lab.rows import make_trace
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, WAITING, Simulation, simulate
 from simulator.fleet import SERVICES, Stepping, WholeBatches
-from simulator.policies.policy import ByLevel
+from simulator.policies.policy import Policy
 from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
 from simulator.workload import SimulatedJob, Workload, prepare
@@ -83,7 +83,7 @@ def test_a_model_in_use_is_not_unloaded_for_another() -> None:
     assert set(device.resident) == {1}
 
 
-class First(ByLevel):
+class First(Policy):
     """All jobs go to the first class."""
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:

@@ -15,7 +15,7 @@ from simulator import yielding
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, DROPPED, OutcomeColumns, Simulation
 from simulator.fleet import SERVICES, Stepping
-from simulator.policies.policy import ByLevel
+from simulator.policies.policy import Policy
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms
@@ -34,7 +34,7 @@ Asked = tuple[float, str, int]
 """When a request arrives, its service, and the tokens of its answer."""
 
 
-class Yielding(ByLevel):
+class Yielding(Policy):
     """All jobs go to the first class, whose generations yield."""
 
     yields = True
