@@ -85,12 +85,6 @@ batches = st.lists(
 ).map(lambda found: [OpenBatch(f"batch-{n}", *one) for n, one in enumerate(found)])
 
 
-def test_one_batch_of_a_tenant_runs_before_the_second_one_of_another() -> None:
-    working = [OpenBatch(f"a{n}", "lab", True, NOW) for n in range(4)]
-    waiting = [OpenBatch(f"b{n}", "lab", False, 0.0) for n in range(30)]
-    assert next_batches([*working, *waiting, OpenBatch("c", "shop", False, NOW)], NOW, 4) == ["a0", "c", "a1", "a2"]
-
-
 def test_a_batch_that_would_begin_again_does_not_give_way_after_its_turn() -> None:
     working, waiting = OpenBatch("a", "lab", True, NOW - TURN_SECONDS), OpenBatch("b", "shop", False, NOW)
     assert next_batches([working, waiting], NOW, 1) == ["b"]

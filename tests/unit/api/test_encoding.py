@@ -12,19 +12,10 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 @given(st.binary(max_size=300))
 def test_what_was_compressed_comes_out_as_it_was_and_any_other_bytes_are_refused(content: bytes) -> None:
     assert inflate(gzip.compress(content), len(content), 100) == content
-    for sent in (content, b"\x1f\x8b\x08\x00" + content, gzip.compress(content)[:-1], gzip.compress(content) + b"x"):
-        with pytest.raises(InvalidRequestError):
+    whole = gzip.compress(content)
+    for sent in (content, b"", b"\x1f\x8b\x08\x00" + content, whole[:-1], whole + b"x", whole * 2):
+        with pytest.raises(InvalidRequestError, match=r"expected .*gzip"):
             inflate(sent, 2**16, 100)
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x", gzip.compress(b"a") * 2, b""],
-    ids=["cut", "with a byte more", "twice", "empty"],
-)
-def test_a_part_of_a_member_and_more_than_one_are_refused(sent: bytes) -> None:
-    with pytest.raises(InvalidRequestError, match=r"expected .*gzip"):
-        inflate(sent, 2**16, 100)
 
 
 def test_a_bomb_is_refused_in_little_memory() -> None:

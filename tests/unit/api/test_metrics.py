@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.operators.metrics import Latency, exposition
@@ -17,8 +18,6 @@ from tests.builders import a_device
 from tests.unit.router.decide.test_rebalance import two_classes
 
 ROOT = Path(__file__).parents[3]
-
-DASHBOARD = json.loads((ROOT / "docker" / "grafana" / "taxiway.json").read_text())
 
 
 def figures(*seconds: float) -> list[float]:
@@ -72,20 +71,20 @@ def a_class(**changes: object) -> ClassView:
     return ClassView(**(facts | changes))  # type: ignore[arg-type]
 
 
-def samples(view: FleetView) -> dict[tuple[str, ...], float]:
-    families = text_string_to_metric_families(exposition(view, COUNTED, LATENCY).decode())
-    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+def families(**changes: object) -> list[Metric]:
+    """What Prometheus reads of a fleet of one class."""
+    devices = (*two_classes()[2].devices, ENDPOINT)
+    classes = {"gpu": a_class(**changes)}
+    view = FleetView(stale=False, now=0.0, held=3, dead=1, classes=classes, devices=devices, moves=())
+    return [*text_string_to_metric_families(exposition(view, COUNTED, LATENCY).decode())]
 
 
-def view(**classes: ClassView) -> FleetView:
-    _, _, fleet = two_classes()
-    return FleetView(
-        stale=False, now=0.0, held=3, dead=1, classes=classes, devices=(*fleet.devices, ENDPOINT), moves=()
-    )
+def samples(**changes: object) -> dict[tuple[str, ...], float]:
+    return {(s.name, *s.labels.values()): s.value for family in families(**changes) for s in family.samples}
 
 
 def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
-    found = samples(view(gpu=a_class()))
+    found = samples()
     assert found["taxiway_devices", "gpu"] == 2
     assert found["taxiway_waiting", "gpu", "3"] == 4
     assert found["taxiway_held_seconds", "gpu", "3"] == 9
@@ -102,12 +101,11 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
     assert found["taxiway_usd_total", "gpu", "talk:1", "lab"] == 0.5
     assert found["taxiway_aborts_total", "gpu", "talk:1"] == 1
     assert found["taxiway_endpoints", "gpu", "half-open"] == 1
-    unknown = samples(view(gpu=a_class(replicas=None)))
-    assert ("taxiway_wanted_replicas", "gpu") not in unknown
+    assert ("taxiway_wanted_replicas", "gpu") not in samples(replicas=None)
 
 
 def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
-    found = samples(view(gpu=a_class()))
+    found = samples()
     assert found["taxiway_run_seconds_bucket", "gpu", "0.025"] == 0
     assert found["taxiway_run_seconds_bucket", "gpu", "0.05"] == 1
     assert found["taxiway_run_seconds_bucket", "gpu", "+Inf"] == 2
@@ -116,31 +114,15 @@ def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> 
     assert ("taxiway_latency_seconds_sum", "gpu") in found
 
 
-def test_the_metrics_page_lists_each_metric_and_no_other() -> None:
-    assert set(documented()) == exposed()
+def test_the_metrics_page_and_the_dashboard_name_each_metric_and_its_labels_and_no_other() -> None:
+    documented = re.findall(r"^\| `(taxiway_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    asked = " ".join(queries(json.loads((ROOT / "docker" / "grafana" / "taxiway.json").read_text())))
+    grouped = {name.strip() for names in re.findall(r"by \(([^)]*)\)", asked) for name in names.split(",")}
+    exposed = {f"{one.name}_total" if one.type == "counter" else one.name for one in families() if one.samples}
 
-
-def test_the_dashboard_names_metrics_that_are_exposed_and_leaves_none_out() -> None:
-    asked = {name for query in queries(DASHBOARD) for name in re.findall(r"taxiway_\w+", query)}
-    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} == exposed()
-
-
-def test_every_label_in_the_dashboards_queries_is_one_of_its_metrics() -> None:
-    families = text_string_to_metric_families(exposition(view(gpu=a_class()), COUNTED, LATENCY).decode())
-    labels = {name for family in families for sample in family.samples for name in sample.labels}
-    grouped = {
-        name.strip()
-        for query in queries(DASHBOARD)
-        for names in re.findall(r"by \(([^)]*)\)", query)
-        for name in names.split(",")
-    }
-    assert grouped <= labels
-
-
-def exposed() -> set[str]:
-    """The metrics that have samples, each histogram as one."""
-    families = text_string_to_metric_families(exposition(view(gpu=a_class()), COUNTED, LATENCY).decode())
-    return {f"{one.name}_total" if one.type == "counter" else one.name for one in families if one.samples}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"taxiway_\w+", asked)} == exposed
+    assert {*documented} == exposed
+    assert grouped <= {name for family in families() for sample in family.samples for name in sample.labels}
 
 
 def queries(node: Any) -> Iterator[str]:
@@ -150,12 +132,6 @@ def queries(node: Any) -> Iterator[str]:
         yield from (query for below in node.values() for query in queries(below))
     elif isinstance(node, list):
         yield from (query for below in node for query in queries(below))
-
-
-def documented() -> Iterator[str]:
-    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
-        if line.startswith("| `taxiway_"):
-            yield line.split("`")[1]
 
 
 def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:

@@ -63,34 +63,20 @@ async def ended(asked: list[asyncio.Future[ForwardOutcome]]) -> list[ForwardOutc
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
-async def test_submissions_during_a_call_share_the_next_one() -> None:
-    interface = Interface()
-    first = interface.ask("a")
-    jobs, answer = await interface.lane.call()
-    assert jobs == ["a"]
-    others = interface.ask("b", "c")
-    answer.set_result([NEW])
-    assert await ended(first) == [NEW]
-    jobs, answer = await interface.lane.call()
-    assert jobs == ["b", "c"]
-    answer.set_result([NEW, COPY])
-    assert await ended(others) == [NEW, COPY]
-
-
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
-async def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
+async def test_an_error_reaches_those_whose_call_it_ended_and_those_that_came_meanwhile_share_the_next_call(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
     interface = Interface()
     failing = interface.ask("a", "b")
     _, answer = await interface.lane.call()
-    beside = interface.ask("c")
+    beside = interface.ask("c", "d")
     answer.set_exception(error)
     reply = await ended(failing)
     jobs, answer = await interface.lane.call()
-    assert jobs == ["c"]
-    answer.set_result([NEW])
-    assert await ended(beside) == [NEW]
+    assert jobs == ["c", "d"]
+    answer.set_result([NEW, COPY])
+    assert await ended(beside) == [NEW, COPY]
     later = interface.ask("d")
     (await interface.lane.call())[1].set_result([NEW])
     assert await ended(later) == [NEW]

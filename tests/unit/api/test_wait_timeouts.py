@@ -31,12 +31,6 @@ async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
     assert (came, late, type(never)) == ("came", "late", TimeoutError)
 
 
-async def test_a_wait_after_others_had_ended_ends_too() -> None:
-    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
-    answer = [await ended([timeout.wait(loop.create_future(), 0.0)]) for _ in range(3)]
-    assert [type(error) for (error,) in answer] == [TimeoutError] * 3
-
-
 async def test_time_for_which_the_event_loop_stood_still_is_not_counted() -> None:
     timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()

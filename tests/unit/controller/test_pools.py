@@ -51,13 +51,6 @@ def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
         assert sum(allotted.replicas) >= wanted
 
 
-@given(wanted=st.integers(0, 40), pools=st.integers(1, 4))
-def test_pools_without_trouble_leave_all_to_the_first(wanted: int, pools: int) -> None:
-    seen = [PoolState(str(index), 0, 0) for index in range(pools)]
-    allotted = allot(wanted, seen, [PoolTrust()] * pools, 100, RULES)
-    assert allotted.replicas == (wanted, *[0] * (pools - 1))
-
-
 @dataclass
 class World:
     """Pools with so many nodes; a pod runs `START` seconds after it found one, and is reclaimed with its node."""
@@ -113,13 +106,8 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
     world, looks = played([(8, 8), (0, 8), (8, 8), (8, 8), (8, 8)], wanted, 40)
     assert looks[-1] == (wanted, 0)
     assert world.trusts[0].phase == "trusted"
-
-
-@given(wanted=st.integers(1, 8))
-def test_going_back_never_takes_a_pod_away_before_another_serves(wanted: int) -> None:
-    _, looks = played([(8, 8), (0, 8), (8, 8), (8, 8), (8, 8)], wanted, 40)
     moved = looks.index((0, wanted))
-    assert all(sum(one) >= wanted for one in looks[moved:])
+    assert all(sum(one) >= wanted for one in looks[moved:]), "none goes before another serves"
 
 
 @given(

@@ -68,13 +68,9 @@ def test_each_replica_of_an_endpoint_gets_a_worker_wherever_it_is_driven_from() 
     workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
     assert [(w.device, w.computes_on_cpu) for w in workers] == [("endpoint:0", False), ("endpoint:1", False)]
     assert absent(with_endpoint(), LAPTOP) == ("gpu.realtime", "tpu.bulk")
+    assert absent(TOPOLOGY, WORKSTATION) == ("tpu.bulk",)
     with pytest.raises(StartPlanError, match="engine runs on its endpoint: there is nothing to emulate"):
         plan_fleet(with_endpoint(), LAPTOP, emulate=["engine"])
-
-
-def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_device() -> None:
-    assert absent(TOPOLOGY, LAPTOP) == ("gpu.realtime", "tpu.bulk")
-    assert absent(TOPOLOGY, WORKSTATION) == ("tpu.bulk",)
 
 
 @pytest.mark.cases("asked, expected")

@@ -1,17 +1,32 @@
 """What a request's values may be is one rule, which the client and the router go by before anything is run."""
 
 import json
+import math
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.limits import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values, surely_fits
+from taxiway.contract.limits import (
+    DEEPEST,
+    ELEMENTS,
+    LARGE,
+    MOST_CONTAINERS,
+    MOST_VALUES,
+    RANK,
+    check_json,
+    check_values,
+    count_values,
+    elements_of,
+    surely_fits,
+)
 from taxiway.contract.request import parse_request
-from taxiway.contract.values import from_wire
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.contract.values import from_wire, to_array
+from taxiway.contract.wire import decode_envelope
+from taxiway.errors import QUOTED, InvalidRequestError, RequestTooLargeError, TaxiwayError, quoted
 
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.integers() | st.text(st.characters(exclude_categories=())) | st.binary(),
@@ -84,3 +99,69 @@ def test_a_million_numbers_are_looked_at_in_less_time_than_they_take_to_read() -
     began = time.process_time()
     check_values(numbers, "inputs")
     assert time.process_time() - began < 0.1
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(),
+    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(), below, max_size=4),
+)
+
+
+def values_in(value: object) -> int:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(values_in, below))
+
+
+@given(JSON)
+def test_json_has_no_more_values_than_its_commas_and_brackets_say(value: object) -> None:
+    assert values_in(value) <= count_values(msgspec.json.encode(value))
+
+
+def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
+    check_json(b'["' + b"a" * 2**24 + b'"]', 10)
+    check_json(msgspec.json.encode({"inputs": ',[{\\" 1e308 ' * ELEMENTS}))
+    with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as caught:
+        check_json(b"1," * LARGE, 10)
+    assert caught.value.details["limit"] == "elements"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["x", [-1], [1.0], [True], [None], [2**63], [10**5000], [1] * (RANK + 1), [2**32, 2**32], [2**62, 2]],
+)
+def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
+    began = time.thread_time()
+    with pytest.raises(InvalidRequestError, match="expected a shape") as caught:
+        elements_of(shape, "inputs.x")
+    assert time.thread_time() - began < 0.1
+    assert len(caught.value.message) < 2 * QUOTED
+
+
+@given(st.lists(st.integers(0, 40), max_size=5))
+def test_a_shape_has_the_product_of_its_lengths(shape: list[int]) -> None:
+    assert elements_of(shape, "x") == math.prod(shape)
+    assert elements_of([0, 2**62, 2**62], "x") == 0, "lengths of no elements may be long"
+
+
+@pytest.mark.parametrize("data", [b"\x00" * 8, [1.0, 2.0]])
+def test_a_tensor_whose_data_does_not_fill_its_shape_names_both_figures(data: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"expected 3 elements of FP32 for shape \[3\], got 2"):
+        to_array({"shape": [3], "datatype": "FP32", "data": data}, "inputs.x")
+
+
+@given(st.recursive(JSON | st.binary(), lambda below: st.lists(below) | st.tuples(below)))
+def test_a_value_is_quoted_in_few_characters(value: object) -> None:
+    assert len(quoted(value)) <= QUOTED
+
+
+def test_a_large_value_is_quoted_without_a_look_at_all_of_it() -> None:
+    integer, mapping = 10**100_000, dict.fromkeys(range(10**6))
+    for value in ("a" * 2**24, b"a" * 2**24, integer, [integer] * 5, [[1] * 10**6] * 5, mapping):
+        began = time.thread_time()
+        assert 0 < len(quoted(value)) <= QUOTED
+        assert time.thread_time() - began < 0.01, type(value)
+
+
+def test_a_message_of_too_many_headers_is_no_message() -> None:
+    with pytest.raises(InvalidRequestError, match=f"at most {ELEMENTS} values"):
+        decode_envelope(b'{"body":"","headers":{"a":[%s]},"properties":{}}' % b",".join([b"1"] * (ELEMENTS + 1)))

@@ -9,9 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.contract.tensors import SIZE, array, body, decode_outputs, encode_inputs, nest, placed, plain, split
+from taxiway.contract.tensors import (
+    HEADER,
+    SIZE,
+    Framed,
+    array,
+    body,
+    bytes_elements,
+    bytes_part,
+    decode_outputs,
+    encode_inputs,
+    nest,
+    pieces,
+    placed,
+    plain,
+    split,
+)
 from taxiway.contract.values import DATATYPES, from_wire, to_wire
 from taxiway.errors import InvalidRequestError
+from tests.narrowing import present
 
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 POINT = {"name": "point", "datatype": "FP32", "shape": [-1, 2]}
@@ -76,7 +92,7 @@ def test_an_array_travels_behind_the_json_as_it_lies_in_memory(given: np.ndarray
     framed = body({"parameters": {}}, tensors)
     text, rest = split(framed.body, str(framed.header_length))
     (back,) = placed(json.loads(bytes(text))["inputs"], rest)
-    assert np.array_equal(array(back), given)
+    assert np.array_equal(array(back), given) and array(back).dtype == given.dtype, "which the router judges"
     assert plain(back) == given.tolist()
 
 
@@ -116,11 +132,6 @@ def test_a_batch_axis_is_added_where_it_is_missing(
     assert alone is single
 
 
-def test_an_array_keeps_its_own_datatype_for_the_router_to_judge() -> None:
-    (tensor,), _ = encode_inputs([POINT], np.zeros(2, np.float64))
-    assert tensor["datatype"] == "FP64"
-
-
 @pytest.mark.parametrize(
     ("specs", "inputs", "tensors", "single"),
     [
@@ -139,11 +150,6 @@ def test_an_array_keeps_its_own_datatype_for_the_router_to_judge() -> None:
 )
 def test_inputs_of_every_form_are_tensors(specs: list[Any], inputs: Any, tensors: list[Any], single: bool) -> None:
     assert encode_inputs(specs, inputs) == (tensors, single)
-
-
-def test_several_inputs_are_named_by_a_mapping() -> None:
-    named, _ = encode_inputs([TEXT, STEPS], {"steps": 3, "text": "a"})
-    assert [tensor["name"] for tensor in named] == ["steps", "text"]
 
 
 @pytest.mark.parametrize(
@@ -167,3 +173,41 @@ def test_outputs_in_base64_are_bytes() -> None:
     image: dict[str, Any] = {"name": "image", "shape": [2], "datatype": "BYTES", "data": ["AA==", "/w=="]}
     image["parameters"] = {"content_type": "base64"}
     assert decode_outputs([image], False, plain) == {"image": [b"\x00", b"\xff"]}
+
+
+@given(st.binary(min_size=1), st.lists(st.binary()))
+def test_what_is_framed_is_split_into_the_same_parts(text: bytes, parts: list[bytes]) -> None:
+    whole = Framed(text, parts)
+    head, rest = split(whole.body, whole.headers.get(HEADER))
+    assert bytes(head) == text
+    assert [bytes(present(piece)) for piece in pieces([len(part) for part in parts], rest)] == parts
+
+
+@given(st.lists(st.binary()))
+def test_bytes_elements_are_the_same_after_their_way(elements: list[bytes]) -> None:
+    assert bytes_elements(memoryview(bytes_part(elements)), len(elements), "x") == elements
+
+
+@given(st.binary(), st.integers(0, 5))
+def test_any_bytes_are_elements_or_refused(part: bytes, count: int) -> None:
+    try:
+        elements = bytes_elements(memoryview(part), count, "x")
+    except InvalidRequestError:
+        return
+    assert bytes_part(elements) == part
+
+
+@pytest.mark.parametrize("length", ["0", "4", "-1", "x", "", "1.0", "²"])
+def test_a_header_that_bounds_no_json_is_refused(length: str) -> None:
+    with pytest.raises(InvalidRequestError, match=HEADER):
+        split(b"abc", length)
+
+
+@pytest.mark.parametrize("sizes", [[4], [2], [-1], ["3"], [True], [1.0], [2, 2], []])
+def test_sizes_that_do_not_add_up_are_refused(sizes: list[object]) -> None:
+    with pytest.raises(InvalidRequestError, match="binary_data_size"):
+        list(pieces(sizes, memoryview(b"abc")))
+
+
+def test_a_tensor_whose_data_is_in_the_json_takes_no_piece() -> None:
+    assert list(pieces([None, 0, None], memoryview(b""))) == [None, b"", None]

@@ -46,10 +46,6 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert set(re.findall(r"── (\w+)", tree)) == {kind.__name__ for kind in KINDS} - {"TaxiwayError"}
 
 
-def test_each_code_names_one_error() -> None:
-    assert len({kind.code for kind in KINDS}) == len(KINDS)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_comes_back_by_its_name_by_its_code_and_from_a_pickle(kind: type[TaxiwayError]) -> None:
     details = {"field": "deadline", "message": "kept", "self": 1}

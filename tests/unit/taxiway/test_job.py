@@ -2,13 +2,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from celery import Celery
-from celery.backends.base import Backend
 from hypothesis import given
 
 from taxiway.contract import job
 from taxiway.contract.values import to_wire
-from taxiway.errors import ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
+from taxiway.errors import ExecutionError, JobCancelledError, TaxiwayError
 from tests.builders import a_result
 from tests.unit.strategies import json_values
 
@@ -17,12 +15,6 @@ RESULT = a_result("sentiment:1", label=["a", b"\xff"])
 
 def stored(result: job.Result) -> bytes:
     return job.success_meta("job-1", msgspec.structs.replace(result, outputs=to_wire(result.outputs)))
-
-
-@pytest.fixture(scope="module")
-def backend() -> Backend:
-    """Celery's own reader of results, as a plain producer has it."""
-    return Celery("plain", broker="memory://", backend="cache+memory://", set_as_current=False).backend
 
 
 @pytest.mark.cases("kind, state, celery")
@@ -45,19 +37,6 @@ def test_every_state_has_its_word_in_celery() -> None:
 
 def test_a_result_is_read_as_it_was_written() -> None:
     assert job.read_result(job.read_meta(stored(RESULT))) == RESULT
-
-
-def test_celery_reads_a_result_as_success(backend: Backend) -> None:
-    meta = backend.decode_result(stored(RESULT))
-    assert meta["status"] == "SUCCESS"
-    assert meta["result"]["outputs"] == {"label": ["a", b"\xff"]}
-    assert meta["task_id"] == "job-1"
-
-
-def test_celery_raises_the_error_itself_where_taxiway_is_installed(backend: Backend) -> None:
-    meta = backend.meta_from_decoded(backend.decode(job.failure_meta("job-1", InvalidRequestError("no such field"))))
-    assert isinstance(meta["result"], InvalidRequestError)
-    assert str(meta["result"]) == "no such field"
 
 
 @pytest.mark.parametrize(

@@ -51,14 +51,11 @@ def test_what_a_class_did_a_second_is_known_from_two_looks() -> None:
     assert "-" not in "".join(drawn(a_fleet(now=110.0, done=0), a_fleet(now=100.0, done=50))), "a worker restarted"
 
 
-def test_devices_that_find_no_room_are_counted() -> None:
+def test_devices_that_find_no_room_are_counted_and_those_of_several_hosts_show_theirs() -> None:
     lines = drawn(a_fleet(devices=12), rows=4)
     assert lines[-1] == "… and 8 more"
     assert sum("cuda:" in line for line in lines) == 4
-
-
-def test_devices_of_several_hosts_show_theirs() -> None:
-    assert any(line.startswith("cuda:1@rack1 ") for line in drawn(a_fleet()))
+    assert any(line.startswith("cuda:1@rack1 ") for line in lines)
     assert not any("@" in line for line in drawn(a_fleet(devices=1)))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.valkey import LARGE, Address, AnswerParser, Value, packed, parse
+from taxiway.valkey import LARGE, Address, AnswerParser, packed, parse
 from tests.narrowing import present
 
 
@@ -64,10 +64,6 @@ def test_a_server_named_as_primary_must_be_one() -> None:
         address.primary_of(None)
 
 
-def test_a_password_is_not_shown() -> None:
-    assert "secret" not in repr(parse("redis://u:secret@h"))
-
-
 def test_certificates_are_verified_unless_the_address_says_otherwise() -> None:
     verified = present(parse("rediss://h").context())
     assert (verified.verify_mode, verified.check_hostname) == (ssl.CERT_REQUIRED, True)
@@ -90,19 +86,6 @@ def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_n
 def test_a_large_value_is_sent_without_a_copy() -> None:
     view = memoryview(bytearray(LONG))
     assert any(isinstance(piece, memoryview) and piece.obj is view.obj for piece in packed(["SET", "k", view]))
-
-
-@given(st.binary(), st.data())
-def test_a_value_is_complete_once_nothing_of_it_is_missing(content: bytes, data: st.DataObject) -> None:
-    line = content + b"\r\n"
-    begin = data.draw(st.integers(0, len(line)))
-    value = Value(len(content), line[:begin])
-    while value.missing:
-        count = data.draw(st.integers(1, len(value.missing)))
-        at = len(line) - len(value.missing)
-        value.missing[:count] = line[at : at + count]
-        value.received(count)
-    assert value.content == content
 
 
 answers = st.recursive(
@@ -144,12 +127,3 @@ def test_answers_are_the_same_wherever_what_is_received_was_cut(
         place[:count], sent = sent[:count], sent[count:]
         found += [plain(answer) for answer in reader.received(count)]
     assert found == given
-
-
-def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer() -> None:
-    reader = AnswerParser()
-    found: list[object] = []
-    for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
-        reader.buffer()[: len(piece)] = piece
-        found += reader.received(len(piece))
-    assert found == [[b"a", b"b", b"c"], b"d"]

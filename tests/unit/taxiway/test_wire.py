@@ -2,18 +2,12 @@ import base64
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from celery import Celery
-from celery.worker.request import Request as CeleryRequest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kombu.transport.virtual import Channel
-from kombu.transport.virtual.base import Message
-from kombu.utils.json import dumps, loads
 
 from taxiway.contract import wire
-from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.keys import INFER
 from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
@@ -25,61 +19,12 @@ REQUEST = Request(model="sentiment", inputs=["a", b"\xff"], deadline=2.0, tenant
 MESSAGE = wire.infer_message("job-1", REQUEST, reply="client-1", origin="me@host")
 
 
-@pytest.fixture(scope="module")
-def app() -> Celery:
-    app = Celery("plain", broker="memory://", set_as_current=False)
-    app.conf.accept_content = ["json"]
-
-    @app.task(name=INFER, shared=False)
-    def infer(**fields: Any) -> None:
-        """Never runs here."""
-
-    return app
-
-
-def as_kombu_reads(raw: bytes, app: Celery) -> Message:
-    """The message as kombu's transport for Valkey delivers it."""
-    with app.connection_for_read() as connection, connection.channel() as channel:
-        assert isinstance(channel, Channel)
-        message: Message = channel.message_to_python(loads(raw))
-        message.accept = {JSON}
-        return message
-
-
-def test_kombu_reads_the_message_of_a_request(app: Celery) -> None:
-    message = as_kombu_reads(MESSAGE, app)
-    args, kwargs, embed = message.decode()
-    assert args == []
-    asked = {"model": "sentiment", "inputs": ["a", b"\xff"], "deadline": 2.0, "tenant": "lab", "outputs": ["label"]}
-    assert kwargs == asked
-    assert embed == {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    assert message.delivery_info == {"exchange": "", "routing_key": ARRIVALS}
-
-
-def test_celery_makes_its_own_request_of_the_message(app: Celery) -> None:
-    request = CeleryRequest(as_kombu_reads(MESSAGE, app), app=app, task=app.tasks[INFER])
-    assert (request.id, request.name, request.correlation_id) == ("job-1", INFER, "job-1")
-    assert request.kwargs["model"] == "sentiment"
-
-
 def test_what_was_asked_is_what_is_read_and_a_message_says_where_its_client_listens() -> None:
     envelope = wire.decode_envelope(MESSAGE)
     assert wire.encode_envelope(envelope) == MESSAGE
     assert wire.read_request(envelope.payload(), envelope.content_type) == REQUEST
     assert envelope.headers[wire.HEADER] == {"reply": "client-1"}
     assert (envelope.headers["id"], envelope.headers["task"]) == ("job-1", INFER)
-
-
-def test_an_array_travels_as_a_tensor() -> None:
-    request = wire.read_request(wire.request_body(Request(model="m", inputs=np.ones((2, 1), np.float32))), JSON)
-    assert request.inputs == {"shape": [2, 1], "datatype": "FP32", "data": np.ones(2, np.float32).tobytes()}
-
-
-def test_the_message_of_a_plain_celery_producer_is_read(app: Celery) -> None:
-    message = app.amqp.as_task_v2("job-1", INFER, ("sentiment", [b"\xff", b"text"]), {"deadline": 3, "tenant": None})
-    assert wire.read_request(dumps(message.body).encode(), JSON) == Request(
-        model="sentiment", inputs=[b"\xff", b"text"], deadline=3.0
-    )
 
 
 @pytest.mark.cases(
@@ -150,30 +95,14 @@ def test_inputs_that_have_no_form_on_the_wire_are_refused_before_they_are_sent(i
     assert caught.value.details["field"] == "inputs"
 
 
-ASKED = {"model": "sentiment", "inputs": "I like it"}
+ASKED: dict[str, Any] = {"model": "sentiment", "inputs": "I like it"}
 
 
-def test_a_model_and_inputs_are_a_request_with_every_term_left_open() -> None:
-    request = parse_request(ASKED)
-    assert request == Request(model="sentiment", inputs="I like it")
-    assert (request.deadline, request.service, request.priority, request.tenant) == (None, None, None, "default")
-    assert parse_request(ASKED | dict.fromkeys(("parameters", "outputs", "deadline", "tenant", "priority"))) == request
-
-
-def test_every_field_is_read() -> None:
-    fields = ASKED | {
-        "parameters": {"max_tokens": 5},
-        "outputs": ["label"],
-        "deadline": 2,
-        "service": "live",
-        "priority": "high",
-        "budget": 0.01,
-        "tenant": "lab",
-        "locality": "edge",
-        "idempotency_key": "order-7",
-    }
-    request = parse_request(fields)
-    assert {name: getattr(request, name) for name in fields} == fields | {"outputs": ("label",)}
+def test_a_term_that_is_left_out_or_none_is_open_and_every_other_is_read() -> None:
+    terms: dict[str, Any] = {"parameters": {"max_tokens": 5}, "outputs": ["label"], "deadline": 2, "budget": 0.01}
+    terms |= {"service": "live", "priority": "high", "tenant": "lab", "locality": "edge", "idempotency_key": "order-7"}
+    assert parse_request(ASKED | dict.fromkeys(terms)) == parse_request(ASKED) == Request(**ASKED)
+    assert parse_request(ASKED | terms) == Request(**ASKED, **(terms | {"outputs": ("label",)}))
 
 
 @pytest.mark.cases(

@@ -96,13 +96,6 @@ def test_a_job_is_worth_more_the_longer_it_waits(waiters: list[Waiter], occupant
         assert waiter.loss(1.0) <= waiter.loss(1.0 + more) <= waiter.penalty
 
 
-def test_what_waits_no_longer_than_for_a_yield_or_is_late_anyway_makes_nobody_yield() -> None:
-    soon = replace(BULK, left=SWITCH)
-    assert preempt([LIVE], [soon], most=MOST) == []
-    assert preempt([replace(LIVE, left=1.1)], [BULK], most=MOST) == []
-    assert [one.occupant for one in preempt([LIVE], [BULK], most=MOST)] == [BULK]
-
-
 def test_the_slot_that_is_free_next_is_left_to_one_and_only_one() -> None:
     second = replace(LIVE, job="second")
     decided = preempt([LIVE, second], [replace(BULK, job="soon", left=SWITCH), BULK], most=MOST)

@@ -128,11 +128,6 @@ def test_a_holding_queues_name_says_what_its_jobs_have_in_common(kind: HeldKind)
     assert kind_of(kind.queue) == kind
 
 
-@given(kind=kinds, other=kinds)
-def test_jobs_of_unlike_kinds_are_held_apart(kind: HeldKind, other: HeldKind) -> None:
-    assert (kind.queue == other.queue) == (kind == other)
-
-
 def test_a_queue_that_another_release_named_is_left_alone() -> None:
     assert kind_of("bulk|lab") is None
 

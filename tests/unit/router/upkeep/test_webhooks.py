@@ -35,14 +35,6 @@ def endpoint(name: str = "one", *types: EventType, **more: Any) -> webhooks.Webh
     )
 
 
-def test_a_signature_is_that_of_the_specifications_example() -> None:
-    message = webhooks.WebhookMessage("msg_loFOjxBNrRLzqYUf", b'{"event_type":"ping","data":{"success":true}}')
-    headers = webhooks.headers_of(message, ["whsec_plJ3nmyCDGBKInavdOK15jsl"], 1731705121.9)
-    assert headers["webhook-id"] == "msg_loFOjxBNrRLzqYUf"
-    assert headers["webhook-timestamp"] == "1731705121"
-    assert headers["webhook-signature"] == "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="
-
-
 @given(body=st.binary(max_size=200), own=st.lists(keys, min_size=1, max_size=3), now=st.floats(0, 4e9))
 def test_each_secret_signs_as_it_does_alone(body: bytes, own: list[bytes], now: float) -> None:
     message, secrets = (
@@ -174,8 +166,5 @@ def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> No
             "error": {"code": "execution_failed"},
         },
     }
-
-
-def test_a_reason_that_cannot_be_read_is_left_out() -> None:
-    message = webhooks.message_of(WebhookEvent("1", "job", "failed", 5.5, job_key("j"), "talk:1", "failed", "not JSON"))
-    assert "error" not in msgspec.json.decode(message.body)["data"]
+    odd = webhooks.message_of(msgspec.structs.replace(event, meta="not JSON"))
+    assert "error" not in msgspec.json.decode(odd.body)["data"]
