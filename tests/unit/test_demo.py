@@ -74,7 +74,4 @@ def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:
     assert "…" not in lines[0]
     assert said.count(REASON) == 4
     assert "failed: embed" in said
-
-
-def test_every_answer_is_shown_if_that_is_asked_for() -> None:
     assert " ".join(" ".join(shown(every=True)).split()).count(REASON) == 6

@@ -69,17 +69,12 @@ def test_a_batch_has_as_many_of_the_most_urgent_rows_as_its_policy_allows_where_
 
 
 @given(rows=waiting, policy=policies)
-def test_no_row_is_late_for_the_company_in_its_batch(rows: list[batcher.Row], policy: batcher.BatchPolicy) -> None:
-    batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
-    assert 1 <= len(batch) <= policy.max_batch
-    assert not able or together(rows, batch) <= min(rows[place].deadline for place in batch)
-
-
-@given(rows=waiting, policy=policies)
-def test_the_most_urgent_row_that_can_be_in_time_runs_next_unless_twice_as_many_others_gain(
+def test_no_row_is_late_for_its_company_and_the_most_urgent_one_runs_next_unless_twice_as_many_others_gain(
     rows: list[batcher.Row], policy: batcher.BatchPolicy
 ) -> None:
     batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
+    assert 1 <= len(batch) <= policy.max_batch
+    assert not able or together(rows, batch) <= min(rows[place].deadline for place in batch)
     if able and able[0] not in batch:
         others = [place for place in batch if rows[place].level == rows[able[0]].level]
         assert len(others) / together(rows, batch) > batcher.GIVE_UP / takes(1, rows[able[0]].size)
@@ -95,16 +90,14 @@ def test_no_row_of_a_higher_level_waits_for_a_batch_of_lower_ones(
     assert not left or rows[left[0]].level >= max(rows[place].level for place in batch)
 
 
-def test_rows_that_are_late_in_any_case_do_not_keep_others_waiting() -> None:
+def test_rows_that_are_late_anyway_keep_nobody_waiting_and_a_batch_is_short_for_a_row_that_the_others_can_follow() -> (
+    None
+):
     late, in_time = batcher.Row(0, 0.005, 1), batcher.Row(0, 0.02, 1)
     assert batcher.form([late, in_time], POLICY, takes, 0.0) == [1]
     assert batcher.form([late, late], POLICY, takes, 0.0) == [0, 1]  # if predictions are right, nothing is lost
-
-
-def test_a_batch_is_kept_short_for_its_most_urgent_row_if_the_others_can_follow() -> None:
     rows = [batcher.Row(1, 0.016, 1), *[batcher.Row(1, 0.1, 1)] * 15]
     assert batcher.form(rows, POLICY, takes, 0.0) == [0, 1, 2, 3]
-    assert batcher.form([rows[0], *[batcher.Row(1, 0.02, 1)] * 15], POLICY, takes, 0.0) == [0, 1, 2, 3]
 
 
 def served_after_a_stall(policy: batcher.BatchPolicy, takes: batcher.Takes) -> float:

@@ -31,10 +31,6 @@ def stepped(breaker: Breaker, event: str, now: float) -> Breaker:
     return breaker.answered() if event == "answered" else breaker.probed()
 
 
-def test_nothing_passes_until_the_first_probe() -> None:
-    assert [Breaker().slots(8), Breaker().probed().slots(8)] == [0, 8]
-
-
 FAILED = ["failed"] * (FAILURES - 1)
 PASSING: list[tuple[list[str], int]] = [
     (FAILED, 8),
@@ -51,15 +47,10 @@ def test_failures_in_a_row_open_it_and_an_answer_after_a_probe_closes_it(events:
     assert after(*events).slots(8) == slots
 
 
-def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_says_why() -> None:
-    breaker = after("unreached")
-    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", PROBES.first)
-
-
-def test_late_answers_and_failures_of_what_was_in_flight_change_nothing() -> None:
+def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_late_answers_and_failures_change_nothing() -> None:
     opened = after("unreached")
-    assert opened.answered() == opened
-    assert opened.failed("too", 0.1) == opened.unreached("too", 0.1) == opened
+    assert (opened.state, opened.reason, opened.probe_at) == (State.OPEN, "nobody there", PROBES.first)
+    assert opened.answered() == opened.failed("too", 0.1) == opened.unreached("too", 0.1) == opened
 
 
 def test_each_opening_waits_twice_as_long_up_to_a_bound() -> None:
@@ -102,6 +93,7 @@ def test_requests_that_fail_after_each_probe_make_the_pauses_grow() -> None:
 @given(taken=steps)
 def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step]) -> None:
     breaker, now = Breaker(), 0.0
+    assert breaker.slots(8) == 0, "before the first probe"
     for event, later in taken:
         now += later
         breaker = stepped(breaker, event, now)

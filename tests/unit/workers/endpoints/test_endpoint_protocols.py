@@ -193,20 +193,6 @@ def test_a_malformed_stream_is_the_endpoints_fault(raw: bytes, reason: str) -> N
         read(piece(content="so far") + raw)
 
 
-def test_the_pieces_of_tool_calls_are_put_together() -> None:
-    first = {"index": 0, "id": "a", "type": "function", "function": {"name": "see", "arguments": ""}}
-    second = {"index": 1, "id": "b", "function": {"name": "hear", "arguments": "{}"}}
-    more = [{"index": 0, "function": {"arguments": part}} for part in ('{"x"', ": 1}")]
-    raw = piece(tool_calls=[first]) + b"".join(piece(tool_calls=[one]) for one in (more[0], second, more[1]))
-    received, answer = read(raw + piece("tool_calls"))
-    calls = answer["message"]["tool_calls"]
-    assert [(call["id"], call["function"]) for call in calls] == [
-        ("a", {"name": "see", "arguments": '{"x": 1}'}),
-        ("b", {"name": "hear", "arguments": "{}"}),
-    ]
-    assert (received, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
-
-
 @pytest.mark.parametrize(
     ("usage", "tokens", "excess"),
     [

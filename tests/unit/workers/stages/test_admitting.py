@@ -4,7 +4,8 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
 from tasks.models.profiles import KnownProfile, ProfileBook
+from tasks.models.signature import bind
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import PATIENT
@@ -113,3 +115,27 @@ def test_the_size_of_a_prepared_row_is_one_that_estimates_can_bear(size: int) ->
     job = a_running_job(model, rows=({},))
     prepare(job, loaded)
     assert math.isfinite(known.profile.latency(1, sum(item.size for item in job.items) / 1))
+
+
+class Noted:
+    """A pipeline that notes the seed of each prompt."""
+
+    def __init__(self) -> None:
+        self.seeds: list[tuple[Any, Any]] = []
+
+    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
+        self.seeds.append((row["prompt"], parameters["seed"]))
+        return Item({}, 1, parameters)
+
+
+def seeds_of(prompts: Any, **parameters: Any) -> list[tuple[Any, Any]]:
+    model, pipeline = MODELS.resolve("generate"), Noted()
+    bound = bind(model, prompts, parameters)
+    job = a_running_job(model, rows=bound.rows, parameters=bound.parameters)
+    prepare(job, cast(Loaded, SimpleNamespace(key=job.key, pipeline=pipeline)))
+    return pipeline.seeds
+
+
+def test_a_prompt_that_comes_again_in_a_job_has_a_seed_one_higher_each_time() -> None:
+    assert seeds_of(["a", "a"]) == [("a", None), ("a", None)], "left to chance"
+    assert seeds_of(["a", "a", "b", b"c", "a"], seed=5) == [("a", 5), ("a", 6), ("b", 5), (b"c", 5), ("a", 7)]

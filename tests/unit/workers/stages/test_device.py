@@ -1,12 +1,13 @@
-"""What a device is found to be, and what is refused."""
+"""What a device is found to be and is told, and what is refused."""
 
 import psutil
 import pytest
 
 from tasks.machine import look
-from tasks.settings import TREE
+from tasks.settings import TREE, SettingsError
 from tasks.topology import HardwareClass, load_topology
-from workers.device import DeviceMissingError, find_device, memory_free, utilisation
+from tests.builders import a_class, a_topology
+from workers.device import USD_PER_HOUR, DeviceMissingError, find_device, memory_free, options_from, utilisation
 
 HARDWARE = load_topology(TREE / "queues.yaml").hardware
 
@@ -59,3 +60,17 @@ def test_an_nvidia_device_is_found_with_its_memory_and_capability() -> None:
     assert 0 < memory_free(device) <= device.memory
     share = utilisation(device)
     assert share is not None and 0 <= share <= 1
+
+
+TOPOLOGY = a_topology(cpu=a_class())
+
+
+def test_a_worker_may_be_told_what_its_node_costs() -> None:
+    assert options_from({"TAXIWAY_CLASS": "cpu"}, TOPOLOGY).usd_per_hour is None
+    assert options_from({"TAXIWAY_CLASS": "cpu", USD_PER_HOUR: "0.28"}, TOPOLOGY).usd_per_hour == 0.28
+
+
+@pytest.mark.parametrize("price", ["0", "-1", "nan", "inf", "free"])
+def test_a_price_that_is_none_is_refused_by_name(price: str) -> None:
+    with pytest.raises(SettingsError, match="TAXIWAY_USD_PER_HOUR: expected US dollars an hour, above 0"):
+        options_from({"TAXIWAY_CLASS": "cpu", USD_PER_HOUR: price}, TOPOLOGY)

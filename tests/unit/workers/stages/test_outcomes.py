@@ -4,6 +4,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from broker.valkey.claims import Claim, Verdict
 from tasks.heartbeat import BOUNDS, Use, held_of
 from tasks.ticket import Promise
 from taxiway.contract.job import Result, Tokens
@@ -80,3 +81,14 @@ def test_a_promise_counts_for_its_class_and_as_broken_if_a_job_expired_after_it(
     for seconds, expired in [(1.5, False), (2.5, False), (3.0, True), (1.9, True)]:
         counters.judge(promise, seconds, expired=expired)
     assert held_of(counters.totals()["gpu"].latency["bound"]) == (1, 3), "what expired within it tells nothing"
+
+
+@pytest.mark.parametrize(
+    ("message", "record", "due"),
+    [(60.0, 30.0, 30.0), (30.0, 60.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0), (0, 0, 0), (30.0, None, 30.0)],
+)
+def test_a_job_is_due_at_the_earlier_deadline_of_its_message_and_its_record(
+    message: float, record: float | None, due: float
+) -> None:
+    claim = None if record is None else Claim(Verdict.RUN, "worker#1", deadline_at=record)
+    assert a_delivery(a_ticket(deadline_at=message), claim=claim).deadline_at == due
