@@ -39,10 +39,6 @@ def ran(times: LearnedTimes, one: Loaded, seconds: float, *, batches: int = 1) -
         times.observe(one, [item], [{}], rows=1, seconds=seconds)
 
 
-def test_nothing_is_reported_of_a_variant_that_has_not_run() -> None:
-    assert LearnedTimes().reported([loaded()]) == {"pace": {}, "loading": {}, "residual": {}, "drifted": ()}
-
-
 def test_what_runs_tells_of_the_device_unless_it_is_too_short_for_that() -> None:
     times, long, short = LearnedTimes(), loaded(), loaded("echo:1/echo", base=1e-5)
     ran(times, short, 1.0)

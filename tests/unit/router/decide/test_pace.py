@@ -40,12 +40,6 @@ def test_a_device_that_is_slower_than_its_profile_is_found_out(ratios: list[floa
     assert track.drifted is drifted
 
 
-def test_a_residual_starts_at_its_profiles_and_stays_until_enough_was_seen() -> None:
-    assert 2.0 <= residual(begin()) < 2.2
-    assert 1.2 <= residual(begin(1.2)) < 1.32
-    assert residual(after(begin(), [1.0] * 10)) >= 2.0
-
-
 def test_a_residual_is_about_the_pace_and_not_about_the_profile() -> None:
     assert residual(after(begin(), [3.0] * 150)) < 1.2
     assert residual(after(begin(), [1.0] * 180 + [3.0] * 20)) >= 1.5
@@ -107,16 +101,6 @@ def test_one_odd_batch_counts_in_part_for_other_variants() -> None:
     assert math.isclose(odd.hedged, 4 ** (2 / 3))
     assert often.hedged > 3.8
     assert begin().hedged == 1.0
-
-
-@given(st.lists(st.floats(0.1, 300), min_size=20, max_size=200))
-def test_all_but_a_few_jobs_like_those_before_keep_within_the_residual(ratios: list[float]) -> None:
-    histograms = unseen(1.0)
-    for ratio in ratios * 3:
-        histograms = seen(histograms, ratio, {LEVEL})
-    bound = residuals(histograms)[LEVEL]
-    assert sum(ratio <= bound for ratio in ratios) >= 0.9 * len(ratios) or bound > 250
-    assert residuals(histograms)[LEVEL + 1] == residuals(unseen(1.0))[LEVEL + 1]
 
 
 def test_a_miss_raises_what_the_next_job_takes_at_most() -> None:

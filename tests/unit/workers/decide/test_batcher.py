@@ -61,14 +61,6 @@ def test_no_batch_is_held_past_max_wait_or_the_moment_that_its_most_urgent_deadl
 
 
 @given(rows=waiting, policy=policies)
-def test_a_batch_has_as_many_of_the_most_urgent_rows_as_its_policy_allows_where_no_deadline_binds(
-    rows: list[batcher.Row], policy: batcher.BatchPolicy
-) -> None:
-    patient = sorted(one._replace(deadline=one.deadline + 1000) for one in rows)
-    assert batcher.form(patient, policy, takes, 0.0) == list(range(min(policy.max_batch, len(rows))))
-
-
-@given(rows=waiting, policy=policies)
 def test_no_row_is_late_for_its_company_and_the_most_urgent_one_runs_next_unless_twice_as_many_others_gain(
     rows: list[batcher.Row], policy: batcher.BatchPolicy
 ) -> None:
@@ -134,12 +126,6 @@ def test_a_batch_of_several_rows_is_over_max_run_only_where_its_first_row_is(
     assert rows == 1 or batch <= max(policy.max_run, RUN_STRETCH * first)
     if rows < min(len(sizes), policy.max_batch):  # it holds as many as it may
         assert takes(rows + 1, sum(sizes[: rows + 1])) > max(policy.max_run, RUN_STRETCH * first)
-
-
-def test_rows_that_cost_little_beside_what_all_share_run_together_though_one_alone_takes_long() -> None:
-    policy, rows = batcher.BatchPolicy(max_batch=16, max_wait=0.0, max_run=0.05), [batcher.Row(2, math.inf, 1)] * 40
-    assert len(batcher.form(rows, policy, lambda rows, total: 0.5 + 0.001 * total, 0.0)) == 16
-    assert len(batcher.form(rows, policy, lambda rows, total: 0.5 * total, 0.0)) == 1
 
 
 BOUNDED = replace(POLICY, max_run=0.02)

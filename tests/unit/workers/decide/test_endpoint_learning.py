@@ -16,7 +16,6 @@ from workers.decide.endpoints import (
     curve_of,
     duration,
     learned,
-    minute_bucket,
     rates_of,
 )
 
@@ -53,38 +52,10 @@ def test_what_an_engine_takes_is_learned_by_prompt_answer_and_load(true: Profile
         assert curve.latency(rows, read + written, read) == pytest.approx(wanted, rel=0.35)
 
 
-@given(true=true_profiles, seed=st.integers(0, 99), count=st.integers(0, 60))
-def test_no_figure_of_a_learned_curve_is_negative(true: Profile, seed: int, count: int) -> None:
-    curve = curve_of(taught(true, count, seed, noise=0.9), PRIOR, SLOTS)
-    assert min(curve.base, curve.step, curve.slope, *curve.of_prompt) >= 0
-
-
 def test_an_engine_that_is_slower_than_its_profile_is_so_where_nothing_was_seen() -> None:
     true = Profile(base=1.0, slope=0.005, step=0.04)
     curve = curve_of(taught(true, 60, 3, noise=0.0, longest=64), PRIOR, SLOTS)
     assert curve.latency(1, 4000, 4000) > 5 * PRIOR.latency(1, 4000, 4000)
-
-
-def test_an_engine_that_changes_is_learned_again() -> None:
-    learned = taught(Profile(base=0.1, slope=0.0, step=0.01), 200, 1)
-    draw = random.Random(2)
-    for _ in range(150):
-        read, written = draw.randint(1, 500), draw.randint(2, 100)
-        first = 0.5 + 0.0001 * read
-        learned = after(
-            learned, PRIOR, read=read, written=written, rows=2, first=first, seconds=first + 0.03 * (written - 1)
-        )
-    curve = curve_of(learned, PRIOR, SLOTS)
-    assert curve.latency(2, 300, 200) == pytest.approx(0.52 + 3.0, rel=0.15)
-
-
-def test_an_answer_that_is_not_streamed_is_all_prompt() -> None:
-    learned = Learned()
-    for size in range(10, 110, 10):
-        learned = after(
-            learned, PRIOR, read=size, written=0, rows=1, first=0.05 + 0.001 * size, seconds=0.05 + 0.001 * size
-        )
-    assert curve_of(learned, PRIOR, SLOTS).latency(1, 60, 60) == pytest.approx(0.11, rel=0.15)
 
 
 def test_a_law_weighs_each_answer_by_its_seconds_and_starts_from_the_profile() -> None:
@@ -207,20 +178,3 @@ def test_whatever_an_endpoint_states_the_wait_is_finite(stated: list[dict[str, s
         rates = learned(rates, one, float(now)).taken(tokens, float(now))
     assert 0 <= rates.wait(tokens, 10.0) < 1e9
     assert rates.free(tokens, 10.0) >= 0
-
-
-@given(
-    limit=st.floats(1, 1e6),
-    taken=st.lists(st.floats(0, 1e4), max_size=20),
-    amount=st.floats(0, 1e4),
-    now=st.floats(0, 1e8),
-)
-def test_whoever_waits_for_a_rate_as_long_as_told_may_send_then(
-    limit: float, taken: list[float], amount: float, now: float
-) -> None:
-    bucket = minute_bucket(limit, now)
-    for more in taken:
-        bucket = bucket.taken(more, now)
-    later = now + bucket.wait(amount, now)
-    wait = bucket.wait(amount, later)
-    assert wait == 0 or later + wait > later

@@ -56,13 +56,6 @@ def test_no_variant_leaves_before_one_that_is_worth_less(loaded: list[Resident],
     assert not gone or all(values[-1] <= resident.value(NOW) for resident in stayed)
 
 
-@given(loaded=residents, need=st.integers(0, 100), data=st.data())
-def test_evictions_do_not_depend_on_the_order_of_loading(
-    loaded: list[Resident], need: int, data: st.DataObject
-) -> None:
-    assert leaving(loaded, need, 100) == leaving(data.draw(st.permutations(loaded)), need, 100)
-
-
 def test_nothing_leaves_where_there_is_room_and_a_variant_larger_than_the_device_is_refused() -> None:
     assert evict([Resident("a", 40, Uses(1.0, NOW), 1.0)], 50, 100, NOW) == []
     with pytest.raises(NoRoomError, match="needs 200 bytes, the device has 100"):
