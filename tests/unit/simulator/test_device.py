@@ -103,16 +103,6 @@ def test_a_model_does_not_wait_for_jobs_of_another() -> None:
     assert outcome.latency[9] < 1 < outcome.latency[:9].min()
 
 
-def test_a_class_that_becomes_slower_takes_longer() -> None:
-    rows = ((0.0, "image"), (20.0, "image"))
-    usual = Simulation(workload(*rows), First(), seed=1).run().latency
-    slow = (
-        Simulation(workload(*rows, events="events: [{at: 10, class: gpu, slower: 3}]"), First(), seed=1).run().latency
-    )
-    assert slow[0] == usual[0]
-    assert slow[1] == pytest.approx(3 * usual[1], rel=0.01)
-
-
 @pytest.mark.parametrize("change", ["reclaimed: true", "available: 1"])
 def test_jobs_on_a_lost_device_are_answered_by_another(change: str) -> None:
     rows = [(0.0, "image"), *((0.1 * n, "embed") for n in range(9))]

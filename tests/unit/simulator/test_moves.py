@@ -42,36 +42,18 @@ def some_jobs(*terms: tuple[int, float]) -> list[SimulatedJob]:
     return list(jobs(workload(rows, horizon=1)))
 
 
-def indices(found: Sequence[SimulatedJob]) -> list[int]:
-    return [job.index for job in found]
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30)
 
 
-def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None:
-    queue = SimulatedQueue("level")
-    waiting = some_jobs((2, 100), (1, 100), (2, 100), (1, 100))
-    for job in waiting:
-        queue.push(job)
-    assert indices(queue.front(0, 3)) == [1, 3, 0]
-    assert indices(list(queue.back(1))) == [3, 2]
-    queue.take(waiting[3])
-    assert indices(queue.front(0, 9)) == [1, 0, 2]
-    assert (len(queue), queue.count(0)) == (3, 3)
+@pytest.mark.parametrize("order", ["level", "deadline"])
+@given(steps=STEPS)
+def test_a_queue_serves_each_model_in_its_order_and_then_that_of_joining_and_any_job_may_leave(
+    order: Any, steps: list[tuple[int, int, int, bool]]
+) -> None:
+    def key(job: SimulatedJob) -> float:
+        return job.level if order == "level" else job.arrival + job.deadline
 
-
-def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -> None:
-    queue = SimulatedQueue("deadline")
-    waiting = some_jobs((1, 300), (1, 100), (1, 200))
-    for job in waiting:
-        queue.push(job)
-    queue.take(waiting[2])
-    assert indices(queue.front(0, 9)) == [1, 0]
-    queue.take(waiting[1])
-    assert queue.heads() == [waiting[0]]
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30))
-def test_a_queue_serves_each_model_by_level_and_order_of_joining(steps: list[tuple[int, int, int, bool]]) -> None:
-    queue, inside = SimulatedQueue("level"), list[SimulatedJob]()
+    queue, inside = SimulatedQueue(order), list[SimulatedJob]()
     made = some_jobs(*((level, due) for level, due, _, _ in steps)) if steps else []
     for (_, _, model, leaves), job in zip(steps, made, strict=True):
         job.model = model
@@ -79,12 +61,13 @@ def test_a_queue_serves_each_model_by_level_and_order_of_joining(steps: list[tup
         inside.append(job)
         if leaves:
             queue.take(inside.pop(len(inside) // 2))
-    served = sorted(inside, key=lambda job: (job.level, job.index))
+    served = sorted(inside, key=lambda job: (key(job), job.index))
+    assert len(queue) == len(inside)
     for model in range(3):
         assert queue.front(model, 99) == [job for job in served if job.model == model]
     firsts = [next(job for job in served if job.model == model) for model in {job.model for job in served}]
-    assert queue.heads() == sorted(firsts, key=lambda job: (job.level, job.index))
-    assert list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
+    assert queue.heads() == sorted(firsts, key=lambda job: (key(job), job.index))
+    assert order == "deadline" or list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
 
 
 class Watched(Taxiway):

@@ -89,19 +89,6 @@ def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
         assert cheapest(offered, load, counts).usd_per_hour == pytest.approx(cost)
 
 
-@given(programme=programmes(), factor=st.floats(1, 3))
-def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
-    programme: tuple[list[Offer], Figures, dict[str, int]], factor: float
-) -> None:
-    offered, load, counts = programme
-    roomy = dict.fromkeys(counts, 1000)
-    less, more = cheapest(offered, load, roomy), cheapest(offered, load * factor, roomy)
-    assert more.usd_per_hour >= less.usd_per_hour - 1e-6
-    for mix, asked in ((less, load), (more, load * factor)):
-        assert carries(asked, devices_of(mix, list(counts)))
-        assert all(number >= 0 for number in mix.counts)
-
-
 @given(programme=programmes())
 def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported_to_lack(
     programme: tuple[list[Offer], Figures, dict[str, int]],

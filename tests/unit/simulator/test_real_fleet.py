@@ -86,14 +86,10 @@ def test_arrivals_of_models_and_services_that_are_gone_are_left_out() -> None:
     assert one.workload.trace.service.tolist() == [0, 0, 0, 2]
     assert one.workload.trace.size.tolist() == [20] * 4
     assert one.span == 10.0
+    until_the_last = recorded(EVERY, a_known(), 1000.0)
+    assert until_the_last is not None and (until_the_last.span, type(until_the_last.span)) == (3.0, float)
     assert recorded(arrivals((1, 0, 0, 1.0)), a_known(), 1010.0) is None
     assert recorded(arrivals(), a_known(), 1010.0) is None
-
-
-def test_a_span_that_ends_with_the_last_arrival_is_a_number_that_a_plan_can_hold() -> None:
-    one = recorded(EVERY, a_known(), 1000.0)
-    assert one is not None
-    assert (one.span, type(one.span)) == (3.0, float)
 
 
 def test_the_twin_cannot_place_private_data_elsewhere_nor_firm_work_on_spot_capacity() -> None:

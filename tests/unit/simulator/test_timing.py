@@ -49,17 +49,12 @@ def test_reading_a_long_prompt_is_bound_by_compute_and_a_step_by_bandwidth() -> 
     assert timing.step(16, 0) == timing.step(1, 0)
 
 
-def test_company_makes_an_answer_slower_and_its_device_time_shorter() -> None:
+def test_an_answer_alone_is_its_prompt_and_its_steps_and_company_makes_it_slower_and_its_device_time_shorter() -> None:
     timing = stepping(PHI, A100)
-    size, output = np.array([1000.0]), np.array([130.0])
+    size, output = np.array([1000.0]), np.array([100.0])
     alone, together = timing.answer(size, output, 1)[0], timing.answer(size, output, 8)[0]
+    assert alone == pytest.approx(timing.prefill(1000) + 100 * timing.step(1, 1050))
     assert alone < together < 8 * alone
-
-
-def test_an_answer_alone_is_its_prompt_and_its_steps() -> None:
-    timing = stepping(PHI, A100)
-    expected = timing.prefill(1000) + 100 * timing.step(1, 1050)
-    assert timing.answer(np.array([1000.0]), np.array([100.0]), 1)[0] == pytest.approx(expected)
 
 
 def test_a_measured_curve_is_never_under_its_floor() -> None:

@@ -22,7 +22,6 @@ from simulator.traces import joined, synthetic_trace
 from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms, DeviceState
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
-    HYSTERESIS,
     PERIODS,
     REST,
     TUNE_EVERY,
@@ -150,13 +149,6 @@ def test_live_work_that_would_be_late_leaves_a_class_that_became_slow() -> None:
     slow = Search(twin(pace=20.0), seed=1).find(everything_on(1), plays=40).assignment
     heavy = workload().trace.models.index("heavy")
     assert slow.classes[heavy, 0] == 0
-
-
-def test_a_window_begins_at_zero_and_holds_its_arrivals() -> None:
-    window = twin(40.0, 80.0).window
-    arrivals = [job.arrival for job in window.jobs]
-    assert arrivals == sorted(arrivals)
-    assert 0 <= arrivals[0] < arrivals[-1] < window.span == 40.0
 
 
 @given(seed=st.integers(0, 2**32 - 1), begin=st.floats(0, 60), span=st.floats(1, 300))
@@ -363,15 +355,6 @@ def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
     assert (pool.powered, pool.serving) == (1, 1)
 
 
-def test_a_plan_is_kept_unless_another_is_clearly_better() -> None:
-    tuner, now, first = tuned_once()
-    again = tuner.tune(now.window, now.conditions, 300.0, plays=20)
-    assert again.after > again.before * (1 - HYSTERESIS) or again.adopted
-    assert not again.adopted
-    assert again.assignment.key == first.assignment.key
-    assert again.moves == {}
-
-
 def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     steady = synthetic_trace("poisson:rate=4,duration=40,size=1,output=0,seed=1", model="quick")
     burst = synthetic_trace("poisson:rate=180,duration=8,size=1,output=0,seed=2", model="heavy")
@@ -387,13 +370,16 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     assert any(decision.begin[place] > 1 for place in places)
 
 
-@pytest.mark.parametrize("factor", [0.95, 1.05])
-def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
+@pytest.mark.parametrize("factor", [0.95, 1.0, 1.05])
+def test_a_plan_is_kept_unless_another_is_clearly_better_and_five_per_cent_of_load_change_nothing(
+    factor: float,
+) -> None:
     tuner, now, first = tuned_once()
     window = now.window
     trace = replace(window.workload.trace, arrival=window.workload.trace.arrival * factor)
     shifted = Window.all(replace(window.workload, trace=trace), window.span * factor)
-    assert tuner.tune(shifted, now.conditions, 300.0, plays=10).assignment.key == first.assignment.key
+    again = tuner.tune(shifted, now.conditions, 300.0, plays=10)
+    assert (again.adopted, again.moves, again.assignment.key) == (False, {}, first.assignment.key)
 
 
 def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
