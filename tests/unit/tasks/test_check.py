@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,19 @@ def checked(folder: Path, **hardware: Any) -> list[CheckVerdict]:
     return [verdict for verdict in found if verdict.level != "ok"]
 
 
+def checked_with_engine(folder: Path, **fields: Any) -> Sequence[CheckVerdict]:
+    """What the check says with a class of an engine, too."""
+    endpoint = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, **fields}
+    engine = {"device": "endpoint", "endpoint": endpoint, "price": {"usd_per_hour": 1}}
+    described = {**TOPOLOGY, "hardware": {**TOPOLOGY["hardware"], "engine": engine}}
+    (folder / "queues.yaml").write_text(yaml.safe_dump(described))
+    return check_configuration(folder / "queues.yaml", folder / "models")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_model(tmp_path / "models", "embed", scale_graph(2.0), **SCALE_SPECS)
     return tmp_path
-
-
-def test_a_sound_fleet_has_nothing_that_is_not_ok(folder: Path) -> None:
-    assert checked(folder) == []
 
 
 def test_a_warm_model_that_does_not_exist_is_an_error_with_the_name_that_was_meant(folder: Path) -> None:
@@ -42,27 +48,16 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
     (folder / "models" / "stand-in" / "model.yaml").write_text("name: stand-in\nalias: elsewhere\n")
     (found,) = checked(folder)
     assert (found.subject, found.level) == ("stand-in", "error")
-    engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "discover": True}
-    hardware = {
-        **TOPOLOGY["hardware"],
-        "engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}},
-    }
-    (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": hardware}))
-    verdicts = check_configuration(folder / "queues.yaml", folder / "models")
+    verdicts = checked_with_engine(folder, discover=True)
     assert [one.level for one in verdicts if one.subject == "stand-in"] == ["warning"]
     assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
 
 def test_a_model_that_an_endpoint_names_and_does_not_exist_is_an_error(folder: Path) -> None:
-    engine = {"protocol": "openai", "url": "http://engine/v1", "slots": 4, "models": {"embed": "a", "lit-chat": "b"}}
-    hardware = {"engine": {"device": "endpoint", "endpoint": engine, "price": {"usd_per_hour": 1}}}
-    (folder / "queues.yaml").write_text(yaml.safe_dump({**TOPOLOGY, "hardware": {**TOPOLOGY["hardware"], **hardware}}))
-    verdicts = check_configuration(folder / "queues.yaml", folder / "models")
-    found = {one.text: one.level for one in verdicts if one.subject == QUEUES}
-    assert (
-        found["hardware.engine.endpoint.models.lit-chat: expected a model of the catalogue, got 'lit-chat'"] == "error"
-    )
-    assert found["hardware.engine.endpoint.models.embed: the class runs openai, and no variant of embed:1 does"]
+    verdicts = checked_with_engine(folder, models={"embed": "a", "lit-chat": "b"})
+    found = {one.text.removeprefix("hardware.engine.endpoint.models."): one.level for one in verdicts}
+    assert found["lit-chat: expected a model of the catalogue, got 'lit-chat'"] == "error"
+    assert found["embed: the class runs openai, and no variant of embed:1 does"]
 
 
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:

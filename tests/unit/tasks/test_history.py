@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,17 +58,6 @@ def test_a_slice_is_read_back_as_it_was_stored(arrivals: history.Arrivals) -> No
     assert np.abs(read.jobs["arrival"] - arrivals.jobs["arrival"]).max(initial=0) <= 1e-6
     read.jobs["arrival"] = arrivals.jobs["arrival"]
     assert rows(read) == rows(arrivals)
-
-
-@given(slices())
-def test_each_job_counts_once_for_the_latency_of_its_service(arrivals: history.Arrivals) -> None:
-    found = history.latencies(BEGIN, arrivals)
-    assert sum(one.jobs + one.refused for one in found) == len(arrivals)
-    assert len({one.service for one in found}) == len(found)
-    for one in found:
-        assert 0 <= one.late <= one.jobs
-        assert (one.median is None) == (one.slowest is None)
-        assert one.median is None or one.slowest is None or one.median <= one.slowest
 
 
 def test_a_late_answer_and_an_expired_job_missed_their_deadline_and_a_refused_one_counts_by_itself() -> None:
@@ -139,11 +127,6 @@ def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: 
     terms = terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
     assert terms[:5] == ("live", locality or "", 2, 50, 100)
     assert level_of(deadline, history.PRIORITIES[terms.priority]) == level
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
-def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
-    assert terms_of(text) == history.PlacedTerms()
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e5), st.integers(1, 9), st.integers(1, 40)), unique_by=lambda one: one[:2]))

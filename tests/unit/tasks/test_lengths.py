@@ -27,17 +27,6 @@ def test_an_answer_is_predicted_within_what_it_may_be_and_never_shorter_where_it
     assert predicted(lengths, most) <= predicted(lengths, most + more)
 
 
-@given(lengths=WEIGHTS, most=st.integers(0, 100_000), tokens=TOKENS, longer=TOKENS)
-def test_longer_answers_before_never_make_the_next_one_predicted_shorter(
-    lengths: dict[int, float], most: int, tokens: int, longer: int
-) -> None:
-    def after(answer: int) -> int:
-        place = bin_of(answer)
-        return predicted({**lengths, place: lengths.get(place, 0.0) + 1}, most)
-
-    assert after(min(tokens, longer)) <= after(max(tokens, longer))
-
-
 @given(tokens=st.integers(0, 400), most=st.integers(400, 4000))
 def test_a_tenant_whose_answers_are_all_alike_is_predicted_one_more(tokens: int, most: int) -> None:
     assert tokens <= predicted({bin_of(tokens): 100.0}, most) <= tokens * 1.19

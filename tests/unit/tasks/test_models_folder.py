@@ -11,7 +11,6 @@ from tasks.models.folder import CatalogueReport, ModelsFolder, Reporter, Watched
 from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
-from taxiway.errors import ModelUnavailableError
 from tests.builders import recorded
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
@@ -30,12 +29,6 @@ def folder(tmp_path: Path) -> ModelsFolder:
 
 def base(folder: ModelsFolder) -> float:
     return folder.book.lookup(folder.catalogue.resolve("scale"), "onnx", "cpu", "Some CPU").profile.base
-
-
-def test_nothing_is_read_again_while_nothing_changes(folder: ModelsFolder) -> None:
-    before = folder.catalogue
-    assert not folder.look()
-    assert folder.catalogue is before
 
 
 def test_a_new_model_is_there_with_the_next_check_and_followers_are_notified(folder: ModelsFolder) -> None:
@@ -145,12 +138,6 @@ def test_a_second_name_may_be_what_clients_of_openai_call_a_model(folder: Models
 def test_a_second_name_is_never_like_a_version_or_a_path(folder: ModelsFolder, name: str) -> None:
     name_it(folder, "alias: scale", name, "stand-in")
     assert folder.catalogue.disabled["stand-in"].startswith("stand-in/model.yaml: name: expected")
-
-
-def test_a_second_name_whose_file_is_wrong_is_disabled_by_its_own_name(folder: ModelsFolder) -> None:
-    name_it(folder, "alias: [scale]", "llama3:8b", "llama3--8b")
-    with pytest.raises(ModelUnavailableError, match=r"llama3--8b/model\.yaml: alias: expected"):
-        folder.catalogue.resolve("llama3:8b")
 
 
 @pytest.mark.cases("text, reason")

@@ -17,7 +17,6 @@ from tasks.models.profiles import (
     Measurement,
     Point,
     Processor,
-    ProfileBook,
     ProfileError,
     Residuals,
     device_slug,
@@ -31,7 +30,6 @@ from tasks.settings import TREE
 from tests.builders import a_text_model, recorded
 from workers.profiling.report import MeasuredOutcome, write
 
-TODAY = datetime.date(2026, 6, 1)
 DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
 MODEL = a_text_model(fast=Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT}))
 FILE = parse_profile(recorded("documents/measured.yaml"))
@@ -65,10 +63,6 @@ files = st.builds(
     assumed=st.lists(texts, max_size=2).map(tuple),
     variants=st.dictionaries(st.sampled_from(["fast", "exact"]), measurements, min_size=1),
 )
-
-
-def book(*profiles: DeviceProfile) -> ProfileBook:
-    return make_book(profiles)
 
 
 def changed(**fields: Any) -> DeviceProfile:
@@ -111,23 +105,27 @@ LOOKUPS: dict[str, tuple[list[DeviceProfile], Model, str, str, KnownProfile]] = 
 def test_a_variant_has_the_profile_of_its_device_else_another_with_a_warning(
     files: list[DeviceProfile], model: Model, kind: Any, device: str, expected: KnownProfile
 ) -> None:
-    assert book(*files).lookup(model, "fast", kind, device) == expected
-    nothing = book(*files).lookup(model, "fast", "tpu", "")
+    assert make_book(files).lookup(model, "fast", kind, device) == expected
+    nothing = make_book(files).lookup(model, "fast", "tpu", "")
     assert (nothing.profile, "any tpu device" in str(nothing.warning)) == (DEFAULT, True)
 
 
 def test_a_derived_profile_says_so_and_gives_way_to_a_measured_one() -> None:
     derived = msgspec.structs.replace(changed(base=9.0), source="derived", rows=("a row",))
-    assert "derived from public figures" in str(book(derived).lookup(MODEL, "fast", "cpu", "EPYC").warning)
+    assert "derived from public figures" in str(make_book([derived]).lookup(MODEL, "fast", "cpu", "EPYC").warning)
     other = msgspec.structs.replace(FILE, device=Processor(kind="cpu", name="Xeon"))
-    assert book(derived, other).lookup(MODEL, "fast", "cpu", "Ampere").profile.base == 0.002
+    assert make_book([derived, other]).lookup(MODEL, "fast", "cpu", "Ampere").profile.base == 0.002
 
 
-@given(st.lists(files, max_size=4), st.sampled_from(["cpu", "cuda", "tpu"]), texts)
-def test_a_lookup_always_answers_and_doubts_nothing_but_a_measurement(
-    found: list[DeviceProfile], kind: Any, name: str
+several = st.lists(files, max_size=4, unique_by=lambda f: (f.device.name, f.device.kind, f.model))
+
+
+@given(several, st.sampled_from(["cpu", "cuda", "tpu"]), texts, st.data())
+def test_a_lookup_always_answers_in_any_order_of_files_and_doubts_nothing_but_a_measurement(
+    found: list[DeviceProfile], kind: Any, name: str, data: st.DataObject
 ) -> None:
     known = make_book(found).lookup(MODEL, "fast", kind, name)
+    assert make_book(data.draw(st.permutations(found))).lookup(MODEL, "fast", kind, name) == known
     assert known.profile.latency(1, 1) >= 0
     assert known.residual >= 1
     own = [f for f in found if f.device.name == name and f.device.kind == kind and "fast" in f.variants]
@@ -135,13 +133,6 @@ def test_a_lookup_always_answers_and_doubts_nothing_but_a_measurement(
         assert any(f.source == "measured" and f.model == "sentiment:1" for f in own)
     else:
         assert known.residual >= UNSURE
-
-
-@given(st.lists(files, max_size=4, unique_by=lambda f: (f.device.name, f.device.kind, f.model)), st.data())
-def test_a_lookup_does_not_depend_on_the_order_of_the_files(found: list[DeviceProfile], data: Any) -> None:
-    other = data.draw(st.permutations(found))
-    first, second = make_book(found), make_book(other)
-    assert first.lookup(MODEL, "fast", "cpu", "L4") == second.lookup(MODEL, "fast", "cpu", "L4")
 
 
 def test_a_broken_file_is_reported_and_the_others_are_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import load_catalogue
-from tasks.queues.locality import Locality
+from tasks.queues.locality import Locality, joined, missing
 from tasks.queues.receipts import Chain, PlacementReceipt, flaws, lacking, rules_by_label
 from tasks.settings import TREE
 from tasks.topology import Tenant, Topology
@@ -114,3 +114,17 @@ def test_receipts_without_a_key_and_of_another_key_and_of_a_forked_chain_are_nam
 
 def read(line: bytes) -> PlacementReceipt:
     return msgspec.convert(msgspec.json.decode(line)["receipt"], PlacementReceipt)
+
+
+LABELS = st.sampled_from(["cloud", "edge", "eu", "ward"])
+localities = st.none() | st.lists(LABELS, min_size=1, max_size=3).map("+".join)
+
+
+@given(st.lists(localities, max_size=4), localities, st.sets(LABELS))
+def test_a_source_of_labels_can_only_keep_data_closer(
+    sources: list[str | None], more: str | None, has: set[str]
+) -> None:
+    before, after = joined(*sources), joined(*sources, more)
+    assert set(missing(before, has)) <= set(missing(after, has))
+    assert joined(more, *sources) == joined(*reversed(sources), more) == joined(after, before)
+    assert missing(after, has) or not missing(more, has)

@@ -82,15 +82,6 @@ def test_of_several_rows_the_wrong_one_is_named() -> None:
         measured(ISING, {"sweeps": [5, 20_000_000], "seed": [1, 2]})
 
 
-def test_routers_and_workers_refuse_a_row_with_the_same_text() -> None:
-    row = bind(ISING, {"sweeps": 20_000_000, "seed": 1, "size": 16, "temperature": 2.0}, {}).rows[0]
-    with pytest.raises(RequestTooLargeError) as here:
-        measured(ISING, {"sweeps": 20_000_000, "seed": 1})
-    with pytest.raises(RequestTooLargeError) as there:
-        TensorPipeline(ISING).prepare(row, {})
-    assert (here.value.message, here.value.details) == (there.value.message, there.value.details)
-
-
 def test_a_tensor_counts_by_its_shape_whatever_is_in_it() -> None:
     blob = {"name": "ids", "shape": [4, 96], "datatype": "INT64", "ref": "0" * 32, "bytes": 3072}
     assert measured(sized("ids", IDS), [blob]) == 96

@@ -50,11 +50,6 @@ def returns_or_refuses(text: str) -> None:
         assert len(str(error)) < 1000
 
 
-@given(text=st.text() | st.text("[]{}:,-&*!\n a1'\"|>?%@#~.\t"))
-def test_any_text_is_a_topology_or_a_topology_error(text: str) -> None:
-    returns_or_refuses(text)
-
-
 @given(path=st.sampled_from(PATHS), value=json_values | st.just(MISSING) | st.floats() | st.dates())
 def test_any_change_to_the_shipped_file_is_a_topology_or_a_topology_error(path: tuple[Any, ...], value: Any) -> None:
     returns_or_refuses(changed(path, value))
@@ -72,12 +67,6 @@ def test_a_wrong_topology_says_where_and_what_was_expected(path: tuple[Any, ...]
     assert message in str(caught.value)
 
 
-def test_the_shipped_file_is_a_topology_with_the_four_classes() -> None:
-    topology = load_topology(TREE / "queues.yaml")
-    assert sorted(topology.hardware) == ["cpu.batch", "cpu.llama", "gpu.realtime", "tpu.bulk"]
-    assert topology.hardware["gpu.realtime"].memory == 24 * 2**30
-
-
 def test_a_batch_may_take_a_quarter_of_the_tightest_deadline_that_its_class_may_serve() -> None:
     text = (TREE / "queues.yaml").read_text()
     spot = "capacity: spot\n    max_batch: 16"
@@ -87,13 +76,6 @@ def test_a_batch_may_take_a_quarter_of_the_tightest_deadline_that_its_class_may_
     assert {one.max_run for one in parse_topology(text).hardware.values()} == {0.0625}
     assert (given.hardware["tpu.bulk"].max_run, given.hardware["cpu.batch"].max_run) == (2, 900)  # bulk alone
     assert endless.hardware["cpu.batch"].runs_at_most == math.inf
-
-
-def test_a_tenant_has_the_rules_that_are_written_and_no_others() -> None:
-    rules = {"lab": {"classes": ["cpu.batch"]}, "shop": {"usd_per_day": 2}}
-    tenants = parse_topology(changed(("tenants",), rules)).tenants
-    assert (tenants["lab"].classes, tenants["lab"].usd_per_day) == (("cpu.batch",), None)
-    assert (tenants["shop"].classes, tenants["shop"].usd_per_day) == (None, 2.0)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
