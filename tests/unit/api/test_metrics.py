@@ -102,15 +102,8 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
     assert found["taxiway_aborts_total", "gpu", "talk:1"] == 1
     assert found["taxiway_endpoints", "gpu", "half-open"] == 1
     assert ("taxiway_wanted_replicas", "gpu") not in samples(replicas=None)
-
-
-def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
-    found = samples()
-    assert found["taxiway_run_seconds_bucket", "gpu", "0.025"] == 0
-    assert found["taxiway_run_seconds_bucket", "gpu", "0.05"] == 1
-    assert found["taxiway_run_seconds_bucket", "gpu", "+Inf"] == 2
-    assert found["taxiway_run_seconds_count", "gpu"] == 2
-    assert found["taxiway_run_seconds_sum", "gpu"] == pytest.approx(9000.03)
+    assert [found["taxiway_run_seconds_bucket", "gpu", most] for most in ("0.025", "0.05", "+Inf")] == [0, 1, 2]
+    assert (found["taxiway_run_seconds_count", "gpu"], found["taxiway_run_seconds_sum", "gpu"]) == (2, 9000.03)
     assert ("taxiway_latency_seconds_sum", "gpu") in found
 
 

@@ -155,6 +155,7 @@ def test_what_is_beside_the_text_is_passed_on_as_it_comes() -> None:
     message = reader.answer()["message"]
     assert (message["reasoning_content"], message["content"]) == ("hm", "a")
     assert message["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    assert (reader.answer()["tokens"], reader.answer()["usage"]) == (4, None)
 
 
 def test_probabilities_of_a_completions_tokens_have_the_form_of_a_chats() -> None:
@@ -350,14 +351,6 @@ def test_of_an_engines_traceback_the_last_line_is_told(form: Callable[[str], byt
     error = protocol.refused(500, {}, form(trace), 0.0)
     assert isinstance(error, protocol.EndpointError)
     assert error.reason == "the endpoint failed: 500: ValueError: bad"
-
-
-@given(
-    status=st.integers(201, 599),
-    body=st.binary(max_size=40) | st.sampled_from([b'{"error": 1}', b"[]", b'{"error": {"code": []}}']),
-)
-def test_any_status_and_body_is_a_named_error(status: int, body: bytes) -> None:
-    assert str(protocol.refused(status, {"Retry-After": "soon"}, body, 0.0))
 
 
 @pytest.mark.cases(
