@@ -68,13 +68,6 @@ def test_a_closed_class_takes_work_that_can_wait_until_it_opens() -> None:
     assert not table_of(hardware=night, now=23 * 3600.0).live.any()  # it is open, and has no device
 
 
-def test_a_device_that_is_lent_counts_in_both_classes_and_one_that_serves_nothing_in_none() -> None:
-    lent, idle = (msgspec.structs.replace(WARM, serves=serves) for serves in (("cpu", "other"), ()))
-    fleet = FleetSnapshot((lent, idle))
-    assert fleet.of_class("cpu") == fleet.of_class("other") == (lent,)
-    assert (len(fleet.own("cpu")), len(fleet.own("other"))) == (2, 0)
-
-
 GENERATING = msgspec.structs.replace(
     MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
 )
@@ -102,13 +95,6 @@ def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
     assert many.cost < few.cost
 
 
-def test_a_devices_observed_pace_corrects_its_profile() -> None:
-    slow = msgspec.structs.replace(WARM, pace={KEY: 3.0})
-    assert estimated(slow).run == pytest.approx(0.6)
-    assert estimated(slow, WARM).run == pytest.approx(0.6), "what is slow there is likely to be slow elsewhere"
-    assert estimated(slow, msgspec.structs.replace(WARM, pace={KEY: 1.0})).run == pytest.approx(0.4)
-
-
 def test_a_job_takes_at_most_what_is_expected_times_the_residual_of_its_variant_else_of_its_device() -> None:
     sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,), ANY: (9.0,)})
     strays = msgspec.structs.replace(COLD, residual={ANY: (5.0,)})
@@ -125,12 +111,6 @@ def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_lo
     assert estimated(slow).run == pytest.approx(3 * estimated(COLD).run)
     assert estimated(slow).load == pytest.approx(4 * 2.0)
     assert estimated(msgspec.structs.replace(slow, loading={KEY: 1.5, ANY: 4.0})).load == pytest.approx(1.5 * 2.0)
-
-
-@pytest.mark.parametrize(("level", "residual"), [(0, 1.25), (1, 1.5), (3, 1.5)])
-def test_the_last_residual_that_a_device_reports_holds_for_the_levels_after_it(level: int, residual: float) -> None:
-    learned = msgspec.structs.replace(WARM, residual={KEY: (1.25, 1.5)})
-    assert learned.residual_of(KEY, level) == residual
 
 
 def test_each_device_is_reckoned_by_its_own_kind() -> None:

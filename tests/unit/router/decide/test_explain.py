@@ -56,7 +56,9 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
 
 
 @given(situation=situations())
-def test_a_table_has_the_choice_or_the_error_of_placing(situation: Situation) -> None:
+def test_a_table_has_the_choice_or_the_error_of_placing_and_each_finish_is_the_sum_of_its_parts(
+    situation: Situation,
+) -> None:
     table = explained(situation)
     chosen = [(c.hardware_class, c.variant) for c in table.considered if c.chosen]
     try:
@@ -67,11 +69,7 @@ def test_a_table_has_the_choice_or_the_error_of_placing(situation: Situation) ->
         candidate = placement.candidate
         assert chosen == ([] if placement.held else [(candidate.hardware_class, candidate.variant_name)])
         assert (table.error, table.reason) == (None, placement.reason)
-
-
-@given(situation=situations())
-def test_a_finish_is_the_sum_of_its_parts(situation: Situation) -> None:
-    for row in explained(situation).considered:
+    for row in table.considered:
         assert abs(row.finish - (row.transfer + row.wait + row.load + row.run)) < 1e-5
         assert row.at_most >= 0
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.peers.offers import changed, offers_of
-from router.decide.candidates import beside_each_other, build_table
+from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.placement import choose, seed_of
@@ -73,16 +73,8 @@ def test_its_finish_is_the_offer_and_the_round_trip_and_its_cost_the_price() -> 
     assert placed.at_most == pytest.approx(1.5 * placed.finish)
     assert placed.cost == pytest.approx(0.001 + 0.0001 * 10)
     assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 70 rows/s"
-
-
-@given(rate=st.floats(1e-6, 1e9), seconds=st.floats(0, 1e9), slots=st.integers(1, 4096))
-def test_as_many_rows_run_beside_each_other_as_the_site_serves_and_the_slots_allow(
-    rate: float, seconds: float, slots: int
-) -> None:
-    rows = beside_each_other(rate, seconds, slots)
-    assert 1 <= rows <= slots
-    if 1 < rows < slots:
-        assert seconds / rows == pytest.approx(1 / rate), "a burst leaves at the rate that is offered"
+    signed = build_table(model, Constraints(), topology, fleet({"": OFFER}, signed_at=1e9), BOOK).warnings
+    assert "0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away" in signed[placed.index]
 
 
 def two_cells(rates: Mapping[str, float], price: float = 1.0) -> tuple[Topology, Model, FleetSnapshot]:
@@ -124,13 +116,6 @@ def test_a_burst_is_shared_by_what_each_site_takes(east: float, share: float, ro
 
 def test_a_site_that_is_surely_cheaper_gets_all_that_it_has_in_time() -> None:
     assert shared(two_cells({"east": 100, "west": 100}, price=1.6), rows=1) == {"east": 200}
-
-
-def test_when_an_offer_was_signed_is_explained() -> None:
-    topology = a_peer()
-    table = build_table(handed(topology), Constraints(), topology, fleet({"": OFFER}, signed_at=1e9), BOOK)
-    warning = "offer of site cloud, 0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away: it takes 70 rows/s"
-    assert warning in table.warnings
 
 
 @pytest.mark.parametrize(("stated", "measured", "carries"), [(None, 0.0, 1e9), (None, 2e6, 2e6), (4e6, 2e6, 4e6)])

@@ -88,13 +88,6 @@ def test_the_pace_of_a_variant_that_has_not_run_is_its_own_elsewhere_times_that_
     assert math.isclose(expected(table, "v0")[0], wanted)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=4), several)
-def test_where_all_that_ran_is_as_slow_so_is_what_has_not_run(ran: list[bool], pace: float) -> None:
-    devices = [{"x": pace, ANY: pace} if has_run else {} for has_run in ran]
-    usual = pace if any(ran) else 1.0
-    assert all(math.isclose(found, usual) for found in expected(devices, "other"))
-
-
 def test_one_odd_batch_counts_in_part_for_other_variants() -> None:
     odd, often = (after(begin(), [4.0] * times) for times in (1, 30))
     assert odd.pace == 4.0

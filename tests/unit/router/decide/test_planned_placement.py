@@ -20,7 +20,7 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import DeviceKind, Service, Topology
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.builders import a_class, a_device, a_text_model
-from tests.unit.router.decide.choosing import options_of, place
+from tests.unit.router.decide.choosing import place
 from tests.unit.strategies import Situation, plans, situations
 
 HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "horizon": 10.0}
@@ -194,32 +194,6 @@ def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:
 def test_a_stored_snapshot_has_its_plan() -> None:
     fleet = a_fleet(a_plan(a_cell("dear", handover=Handover(former="cheap", devices=1, latest=1.0))))
     assert unpack_snapshot(pack_snapshot(fleet)) == fleet
-
-
-@given(situation=situations(), plan=plans())
-def test_a_plan_never_makes_an_infeasible_candidate_the_choice(situation: Situation, plan: Plan) -> None:
-    model, needs, topology, fleet = situation
-    try:
-        unplanned: Placement | None = place(model, needs, topology, fleet)
-    except OverloadedError:
-        unplanned = None
-    except TaxiwayError as error:
-        with pytest.raises(type(error)):
-            place(model, needs, topology, replace(fleet, plan=plan))
-        return
-    try:
-        planned = place(model, needs, topology, replace(fleet, plan=plan))
-    except OverloadedError:
-        return
-    candidate, limits = planned.candidate, needs.constraints
-    assert candidate.devices
-    assert limits.locality is None or limits.locality in candidate.hardware.labels
-    assert limits.classes is None or candidate.hardware_class in limits.classes
-    assert limits.preemptible or candidate.hardware.capacity != "spot"
-    assert planned.cost <= needs.affordable
-    if unplanned is not None:
-        able = {(option.candidate.hardware_class, option.candidate.variant_name) for option in options_of(unplanned)}
-        assert (candidate.hardware_class, candidate.variant_name) in able
 
 
 @given(situation=situations(), plan=plans())

@@ -36,21 +36,16 @@ BULK = Occupant("bulk", "w#1", left=30.0, redo=0.2, due=3600.0, penalty=0.1, pri
 
 
 @given(WAITERS, OCCUPANTS)
-def test_a_job_yields_once_and_to_one_job_that_is_worth_more(waiters: list[Waiter], occupants: list[Occupant]) -> None:
+def test_a_job_yields_to_one_that_is_worth_more_and_neither_in_vain_nor_too_often_nor_late_for_one_that_is_not(
+    waiters: list[Waiter], occupants: list[Occupant]
+) -> None:
+    assert preempt(waiters, occupants, most=0) == []
     yields = preempt(waiters, occupants, most=MOST)
     assert len({one.occupant.job for one in yields}) == len({one.waiter.job for one in yields}) == len(yields)
     for one in yields:
         assert one.occupant in occupants
         assert one.waiter in waiters
         assert one.occupant.loss(one.waiter) < one.waiter.loss(math.inf) == one.waiter.penalty
-
-
-@given(WAITERS, OCCUPANTS)
-def test_nothing_yields_in_vain_nor_too_often_nor_is_late_by_it_for_one_that_is_worth_no_more(
-    waiters: list[Waiter], occupants: list[Occupant]
-) -> None:
-    assert preempt(waiters, occupants, most=0) == []
-    for one in preempt(waiters, occupants, most=MOST):
         assert one.waiter.left - one.waiter.run >= SWITCH
         assert one.occupant.left > SWITCH
         assert one.occupant.cuts < MOST

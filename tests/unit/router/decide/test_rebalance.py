@@ -1,6 +1,5 @@
 import math
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -9,15 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.decision_speed import WAITING, WORKERS, scene_of, seconds_of
-from router.decide.candidates import CandidateTable, build_table
+from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.moves.rebalance import Flows, Group, Kind, Move, rebalance
-from router.decide.moves.waiting import group_by_kind, window_per_level
+from router.decide.moves.waiting import window_per_level
 from router.decide.placement import reserved_and_busy
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import Backlog, FleetSnapshot
-from router.decide.working_snapshot import WorkingSnapshot
 from tasks.document import Size
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
@@ -53,38 +51,23 @@ Scene = tuple[list[Group], dict[str, list[float]], dict[str, int]]
 
 
 @given(scene=scenes())
-def test_no_job_is_lost_moved_twice_or_invented(scene: Scene) -> None:
-    groups, _, _ = scene
+def test_no_job_is_lost_moved_twice_or_invented_and_a_tick_moves_only_its_share_of_a_queue_to_live_candidates(
+    scene: Scene,
+) -> None:
+    groups, work, depths = scene
     moves = rebalance(*scene, RULES)
-    moved = [job for move in moves for job in move.jobs]
+    moved, of = [job for move in moves for job in move.jobs], {job: group for group in groups for job in group.jobs}
     assert len(moved) == len(set(moved))
-    source = {job: group.source for group in groups for job in group.jobs}
-    assert all(source[job] == move.source != move.target for move in moves for job in move.jobs)
-
-
-@given(scene=scenes())
-def test_a_tick_moves_no_more_than_its_share_of_a_queue_or_what_keeps_the_target_busy(scene: Scene) -> None:
-    groups, _, depths = scene
-    for move in rebalance(*scene, RULES):
-        group = next(one for one in groups if move.jobs[0] in one.jobs)
-        names = [(c.hardware_class, c.variant_name) for c in group.table.candidates]
-        servers = group.table.servers[names.index((move.target, move.variant))]
-        busy = 1 + 2 * RULES.tick * servers / move.work
-        assert len(move.jobs) <= max(depths[move.source] * RULES.max_share_per_tick, busy)
-
-
-@given(scene=scenes())
-def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_others(scene: Scene) -> None:
-    groups, work, _ = scene
-    of = {job: group for group in groups for job in group.jobs}
-    for move in rebalance(*scene, RULES):
-        table = of[move.jobs[0]].table
+    for place, move in enumerate(moves):
+        group = of[move.jobs[0]]
+        table = group.table
         index = [(c.hardware_class, c.variant_name) for c in table.candidates].index((move.target, move.variant))
+        assert all(of[job].source == move.source != move.target for job in move.jobs)
+        busy = 1 + 2 * RULES.tick * table.servers[index] / move.work
+        assert len(move.jobs) <= max(depths[move.source] * RULES.max_share_per_tick, busy)
         assert table.live[index]
-        assert move.cost <= of[move.jobs[0]].needs.affordable
-        ahead = np.array([work[name] for name in table.classes])
-        if move is rebalance(*scene, RULES)[0]:
-            assert not reserved_and_busy(table, ahead)[index]
+        assert move.cost <= group.needs.affordable
+        assert place or not reserved_and_busy(table, np.array([work[name] for name in table.classes]))[index]
 
 
 @given(scene=scenes(), data=st.data())
@@ -134,103 +117,6 @@ def test_a_job_goes_only_where_it_is_surely_in_time_or_would_be_answered_earlier
             assert last * group.table.residual[move.level, there] <= group.left * (1 + 1e-6)
         ledger[move.target][move.level] += len(move.jobs) * move.work
         ledger[move.source][move.level] -= len(move.jobs) * float(figures.work[group.here])
-
-
-@dataclass
-class Job:
-    """A job of a fleet that is played tick by tick, as `Queued`; `path` is its moves: tick, source and target."""
-
-    name: str
-    queue: str
-    level: int
-    due: float
-    work: float
-    path: list[tuple[int, str, str]]
-
-    @property
-    def kind(self) -> tuple[str, int, float]:
-        return self.queue, self.level, self.due
-
-
-@st.composite
-def played(draw: st.DrawFn) -> tuple[WorkingSnapshot, CandidateTable, list[Job]]:
-    """A live fleet of one model, and jobs in its queues."""
-    model, topology = draw(models()), draw(topologies())
-    fleet = replace(draw(fleets(model, topology)), rates={}, work={})
-    working = WorkingSnapshot(topology, ProfileBook(), fleet)
-    table = working.table(model, Constraints(preemptible=True))
-    live = np.flatnonzero(table.live).tolist()
-    assume(live)
-    names = sorted({table.candidates[place].hardware_class for place in live})
-    job = st.tuples(st.sampled_from(names), st.integers(0, LEVELS - 1), st.sampled_from([0.5, 3.0, 20.0, math.inf]))
-    return working, table, [Job(str(n), *it, 1.0, []) for n, it in enumerate(draw(st.lists(job, max_size=40)))]
-
-
-@given(scene=played())
-def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(
-    scene: tuple[WorkingSnapshot, CandidateTable, list[Job]],
-) -> None:
-    working, table, jobs = scene
-    flows, waits, tick = Flows(), jobs, 0
-    bound = sum(float(table.base.max() + table.floor.max() + table.slope.max()) + 1.0 for _ in jobs) / RULES.tick
-    while waits:
-        tick += 1
-        assert tick <= 10 + 2 * bound, "some class with work serves for a tick in each, so that all are served"
-        waits = serve(waits, working)
-        flows.begin()
-        moves = rebalance(*looked_at(waits, working, table), RULES, flows.closed(RULES.still))
-        flows.note(moves)
-        named = {job.name: job for job in waits}
-        for move in moves:
-            for name in move.jobs:
-                job = named[name]
-                assert job.queue == move.source
-                job.queue, job.work = move.target, move.work
-                job.path.append((tick, move.source, move.target))
-        moved = {name for move in moves for name in move.jobs}
-        waits = [job for job in waits if job.name not in moved] + [named[name] for name in sorted(moved)]
-    for job in jobs:
-        assert len(job.path) <= RULES.max_moves_per_job
-        back = [later - at for (at, left, _), (later, _, there) in pairwise(job.path) if there == left]
-        assert all(ticks > RULES.still for ticks in back)
-
-
-def serve(waits: list[Job], working: WorkingSnapshot) -> list[Job]:
-    """Those that still wait after a tick in which every device worked, in the order of their levels."""
-    time = {name: RULES.tick * len(working.fleet.of_class(name)) for name in working.backlog.classes}
-    left = []
-    for job in sorted(waits, key=lambda job: job.level):
-        done = min(time[job.queue], job.work)
-        time[job.queue] -= done
-        job.work -= done
-        if job.work > 1e-9:
-            left.append(job)
-    return [job for job in waits if job in left]
-
-
-def looked_at(
-    waits: list[Job], working: WorkingSnapshot, table: CandidateTable
-) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
-    """What the rebalancer is given: groups, work and depths."""
-    work = {name: [0.0] * LEVELS for name in working.backlog.classes}
-    for job in waits:
-        work[job.queue][job.level] += job.work
-    names = [candidate.hardware_class for candidate in table.candidates]
-    groups = [
-        Group(
-            table,
-            Needs(None if math.isinf(last.due) else last.due, last.level, 1, 1.0),
-            names.index(last.queue),
-            ahead,
-            tuple(job.name for job, _ in reversed(members) if len(job.path) < RULES.max_moves_per_job),
-        )
-        for members in group_by_kind(
-            reversed(waits), Backlog(working.backlog.classes, {n: tuple(w) for n, w in work.items()})
-        )
-        for last, ahead in members[:1]
-    ]
-    depths = {name: sum(job.queue == name for job in waits) for name in work}
-    return [group for group in groups if group.jobs], work, depths
 
 
 def guaranteed(group: Group, work: dict[str, list[float]], came: float) -> float:

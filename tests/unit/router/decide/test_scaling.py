@@ -50,19 +50,6 @@ def test_more_load_or_jobs_never_ask_for_fewer(
     assert size.wanted(load + more, jobs + further, 0.0) >= size.wanted(load, jobs, 0.0)
 
 
-def test_a_device_goes_when_it_was_not_needed_for_the_time_of_a_start() -> None:
-    size = ClassSize(start=60.0)
-    size.need(3, 0.0)
-    size.need(1, 30.0)
-    assert size.kept(3, 0.0, 0, 59.0, 3) == 3
-    assert size.kept(3, 0.0, 0, 60.0, 3) == 1
-    assert size.kept(1, 0.0, 0, 90.0, 3) == 0
-    at_once = ClassSize(start=60.0)
-    at_once.follow(Density(keep=0.0))
-    assert at_once.kept(3, 1.0, 2, 5.0, 3) == 2, "without a keep-alive too what is needed now is kept"
-    assert at_once.kept(2, 0.0, 0, 6.0, 3) == 0
-
-
 def test_a_floor_ends_in_a_long_pause_and_is_back_with_the_next_job() -> None:
     size = ClassSize(start=10.0, minimum=1)
     size.follow(Density(), 3, 100.0, 0.0)
