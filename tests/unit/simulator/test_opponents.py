@@ -13,7 +13,7 @@ from router.decide.plan import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
-from simulator.traces import joined, make_trace, synthetic_trace
+from simulator.traces import joined, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
 from simulator.workload import Workload, prepare
 from tests import builders
