@@ -39,7 +39,6 @@ _COLLECT = 20_000
 A request allocates some 300 objects, which are freed with it. With Python's default of 700 the router spent a fifth of
 its time scanning the requests in progress (256 concurrent, by HTTP)."""
 
-
 AnyRouter = TypeVar("AnyRouter", bound=Router)
 
 

@@ -35,7 +35,6 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _PER_REQUEST = ("httpx", "uvicorn", "celery.worker.strategy", "celery.app.trace")
 """Loggers of libraries that write an INFO line for every request, task or start."""
 
-
 _SECRETS = re.compile(r"(?<=://)[^/@\s\"]*(?=@)|(?<=\btaxiway_)[\w-]{43}(?![\w-])|(?<=\b[Bb]earer )[^\s\",]+")
 """Names and passwords in addresses, and keys of the HTTP API."""
 

@@ -41,10 +41,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
 NoLess = Annotated[float, msgspec.Meta(ge=0)]
 
-
 RUN_SHARE = 0.25
 """Fraction of the tightest deadline that a batch may take; a job that arrives at its start keeps most of its time."""
-
 
 RUN_STRETCH = 1.25
 """Maximum time of a batch as a multiple of its first row alone, if that row already exceeds `max_run`.

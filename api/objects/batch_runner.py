@@ -79,7 +79,6 @@ _ANSWER_BYTES = WINDOW_BYTES // LINES_IN_FLEET  # bytes that an answer is expect
 _BATCHES_AT_ONCE = 8  # batches that one router works on
 _BACKOFF = Backoff(0.2, 5.0)  # before a refused line is retried
 
-
 _Window = deque[asyncio.Task[EndedLine]]
 
 

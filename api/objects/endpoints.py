@@ -153,7 +153,6 @@ def batch_answer(batch: Batch) -> BatchAnswer:
 
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
-
 _BATCH_HEADERS = {name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED_TERMS}
 
 

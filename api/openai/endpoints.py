@@ -46,7 +46,6 @@ Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]
 """Converts a call to the fields of a request for a model."""
 
-
 _USED = ("chat", "generation")
 _STARTED = int(time.time())
 

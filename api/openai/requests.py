@@ -42,7 +42,6 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Likely = Annotated[int, msgspec.Meta(ge=0, le=20)]
 _Texts = Annotated[list[Any], msgspec.Meta(min_length=1)]
 
-
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),

@@ -11,7 +11,6 @@ from taxiway.contract.job import JobState
 Counts = Mapping[tuple[str, ...], float]
 """Counts by the values of a metric's labels."""
 
-
 _TOKENS: Mapping[str, Callable[[Use], int]] = {
     "input": lambda use: use.input - use.cached,
     "cached": lambda use: use.cached,

@@ -29,9 +29,7 @@ from taxiway.contract.keys import (
 REFUSED_TOKEN = "-"
 """The token of a refused job: it ends no job of the same id that has a record."""
 
-
 _KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED, WEBHOOKS_DUE)
-
 
 _PREFIXES = (
     *(reply_channel(""), cancelled_channel(""), holding_key("")),

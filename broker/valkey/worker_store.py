@@ -61,7 +61,6 @@ _FACTS_KEPT = 30 * 86400
 _UNCLAIMED = 600
 """Seconds for which a checkpoint's bytes stay that no record names: its worker died in between."""
 
-
 Answer = TypeVar("Answer")
 
 

@@ -28,7 +28,6 @@ GAIN = 0.5
 DEAREST = 4.0
 """Upper bound of a shadow price, as a multiple of the class's own price."""
 
-
 Figure = TypeVar("Figure")
 
 

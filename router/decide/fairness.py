@@ -22,7 +22,6 @@ from taxiway.errors import OverloadedError, RequestTooLargeError
 RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: several snapshots later."""
 
-
 RELEASE_TICK = 0.02
 """Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
 

@@ -60,7 +60,6 @@ HALF_BUSY = 0.5
 
 Source of both: lab/trials. Leaving for candidates that were only likely to be in time was worse on every trial."""
 
-
 _ANY = 2**31  # runs: no limit of attempts is as high
 
 

@@ -169,7 +169,6 @@ def _moment(text: Any) -> datetime | None:
 _FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
 _DATE = "an ISO 8601 date, from 1970 to the year 9000"
 
-
 _Text = str | None
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None
 _Seconds = Annotated[float, msgspec.Meta(ge=0)] | None

@@ -47,7 +47,6 @@ DISCOVERED = 1024
 
 _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
 
-
 Forward = Callable[
     [Sequence[Outgoing], Sequence[StoredSnapshot], StoredReceipts | None], Awaitable[list[ForwardOutcome]]
 ]

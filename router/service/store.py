@@ -48,7 +48,6 @@ from taxiway.valkey import Command
 PLAN_EVERY = 1.0
 """Seconds between two readings of the plan."""
 
-
 UNWRITTEN = 10_000
 """Receipts that wait for a state store that does not answer; beyond that the oldest are dropped, which leaves a gap."""
 

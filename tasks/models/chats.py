@@ -21,7 +21,6 @@ _LEFT_OUT = ("model", "stream", "stream_options", *_UNREAD)  # taxiway says itse
 _EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 _WORD_OF_IMAGE = 1000  # characters that an image counts for, about: engines make 256 to 1,024 tokens of one
 
-
 TOKENS_OF_MESSAGE = 64
 """Tokens that a template adds to a message, or to a chat, at most: SmolLM2's adds 31 with its system prompt."""
 

@@ -151,7 +151,6 @@ def _log(before: Catalogue, after: Catalogue) -> None:
 LIVE = 5
 """Seconds since its last call within which a process counts as running."""
 
-
 APART = 2
 """Seconds by which a host's clock may differ from the store's: an answer that came late looks like a second."""
 
@@ -348,7 +347,6 @@ class _Loading:
 
 _parsed = lru_cache(maxsize=1024)(parse_file)
 """The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
-
 
 _CURRENT = "model.yaml"
 

@@ -230,7 +230,6 @@ SERVED_BY: Mapping[str, Collection[str]] = {
 _ENGINES_ONLY = ("chat", "generation")
 """The pipelines that nothing in a worker's process runs."""
 
-
 DISCOVERED = "endpoint"
 """The `file` of a model without a model.yaml."""
 

@@ -36,7 +36,6 @@ _DENSEST = 100  # most compression: weights hardly shrink, and what shrinks a th
 _RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
 _PROGRESS_LINE = re.compile(r"^Progress (\d+) of (\d+)$")
 
-
 LARGEST = 2**40
 """Bytes of the largest accepted file: a model of 70 billion parameters has 140 GB in 16 bits."""
 

@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 NO_FLEET = "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL"
 
-
 _PROCESSES = Path("/proc")
 
 

@@ -366,7 +366,6 @@ def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
 USE = {"usd_per_million_input": "M in", "usd_per_million_output": "M out", "usd_per_request": "request"}
 """The prices of an endpoint's use, and what each is for: a million tokens of input or of output, or a request."""
 
-
 TELLING_JOBS = 20
 """Fewest jobs whose share that kept within "at most" is shown."""
 

@@ -263,7 +263,6 @@ unserved_key = _prefix("taxiway:unserved:")
 """Hash of what requests asked for (`tasks.history.UnservedTerms`) to how many were refused for lack of hardware
 in the slice that begins then."""
 
-
 BATCHES_OPEN = "taxiway:batches-open"
 """Sorted set of the batches that have not ended, each as its id, a space and its tenant, by the time it was made."""
 
@@ -292,7 +291,6 @@ stored_key = _prefix("taxiway:stored:")
 
 tenant_batches_key = _prefix("taxiway:tenant-batches:")
 """Set of a tenant's batches that have not ended."""
-
 
 WEBHOOKS = "taxiway:webhooks"
 """Hash of a webhook endpoint's id to what is known of it, its secrets included."""

@@ -50,7 +50,6 @@ _StartingAfter = Annotated[
 ]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
 
-
 _RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
 _RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
 _RESPONSE_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)

@@ -56,7 +56,6 @@ LOGPROBS = "message.output_text.logprobs"
 
 _INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the second is empty: what a model reasoned is not hidden here
 
-
 _ECHOED = (
     *("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "reasoning"),
     *("safety_identifier", "temperature", "top_logprobs", "top_p", "user"),

@@ -24,7 +24,6 @@ SWITCH = 0.25
 """Seconds from a request to yield until another job runs in the slot: llama.cpp frees one 0.09 s after its connection
 is closed (SmolLM2, one thread), and a message and a fetch come before and after."""
 
-
 LET_START = 0.05
 """Seconds that a job has to be taken by a worker with a free slot, and between two looks at those that were not."""
 
