@@ -21,7 +21,6 @@ from pathlib import Path
 
 from api.access import KeysError
 from api.app import make_app
-from api.gate import is_loopback
 from api.keys_file import KeyFile
 from api.objects.stored import StoredObjects
 from api.peers.serving import PeerServing
@@ -29,6 +28,7 @@ from api.routing.router import HttpRouter
 from api.server import HttpServer, digest_of, open_tls
 from router.process import Signals, options, prepare, run, setting, write_ready
 from tasks.settings import SettingsError, cache_directory
+from taxiway.client.http_link import is_loopback
 from taxiway.contract.peers import WaitingLine
 
 logger = logging.getLogger("router")

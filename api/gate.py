@@ -6,8 +6,6 @@ unless it declares otherwise.
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +23,7 @@ from api.errors import error_answer
 from api.keys_file import KeyFile
 from api.openai_errors import is_path as is_openai
 from api.terms import add_terms
+from taxiway.client.http_link import is_loopback
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
 
 Message = Mapping[str, Any]
@@ -154,13 +153,6 @@ def take_terms(scope: Mapping[str, Any], parameters: dict[str, Any], refused: Ma
     """
     add_terms(scope["headers"], parameters, refused)
     claim(caller_of(scope), parameters)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is the loopback."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more: Mapping[str, str] = {}) -> None:

@@ -7,7 +7,8 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -17,7 +18,6 @@ import msgspec
 from tasks.document import Contradictions, DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.models.chats import ORDINARY
 from tasks.models.tensor_spec import TensorSpec
-from tasks.models.units import EXPECTED, Unit, UnitError, read_unit
 from tasks.queues.endpoints import PROTOCOLS
 from taxiway.contract.request import TERMS
 
@@ -220,6 +220,67 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return [name for name in asks if name not in self.honoured]
 
 
+UnitKind = Literal["rows", "tokens", "bytes", "value", "elements", "axis"]
+
+UNITS: tuple[UnitKind, ...] = ("rows", "tokens", "bytes")
+"""Units that do not name an input; an input of the same name cannot be the unit."""
+
+UNITS_EXPECTED = (
+    "rows, tokens (of a text, generation or chat), bytes, or an input: the value of one with an integer a row, "
+    "the elements that a row of another has, or the length of one axis, as in input_ids[1]"
+)
+
+_INTEGERS = ("UINT8", "INT8", "INT16", "INT32", "INT64")
+_INPUT = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<axis>[0-9]{1,2})\])?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a row's size counts; the last three kinds are of the input `name`, and `axis` is an axis of its row."""
+
+    kind: UnitKind
+    name: str = ""
+    axis: int = 0
+
+
+_UNITS: dict[str, Unit] = {word: Unit(word) for word in UNITS}
+
+
+class UnitError(ValueError):
+    """The text names no unit of a model with these inputs."""
+
+
+def read_unit(text: str, inputs: Iterable[TensorSpec], pipeline: str) -> Unit:
+    """The unit that `text` names.
+
+    Raises:
+        UnitError: it names none, or one that this kind of model lacks.
+    """
+    word = _UNITS.get(text)
+    if word is not None:
+        if word.kind == "tokens" and pipeline not in ("text", "generation", "chat"):
+            raise UnitError(text)
+        return word
+    found = _INPUT.match(text)
+    spec = next((i for i in inputs if found is not None and i.name == found["name"]), None)
+    if found is None or spec is None or pipeline not in ("tensors", "image"):
+        raise UnitError(text)
+    return _of_input(spec, int(found["axis"]) if found["axis"] else None)
+
+
+def _of_input(spec: TensorSpec, axis: int | None) -> Unit:
+    batch = spec.batch_axis
+    if axis is not None:
+        if axis == batch or axis >= len(spec.shape):
+            raise UnitError(f"{spec.name}[{axis}]")
+        return Unit("axis", spec.name, axis - (batch is not None and axis > batch))
+    if len(spec.shape) > (batch is not None):
+        return Unit("elements", spec.name)
+    if spec.datatype not in _INTEGERS:
+        raise UnitError(spec.name)
+    return Unit("value", spec.name)
+
+
 SERVED_BY: Mapping[str, Collection[str]] = {
     "openai": ("chat", "generation", "text"),
     "oip": ("tensors",),
@@ -419,7 +480,7 @@ def _size_contradictions(model: Model) -> Contradictions:
     try:
         unit = model.unit
     except UnitError:
-        yield "size_unit", EXPECTED, model.size_unit
+        yield "size_unit", UNITS_EXPECTED, model.size_unit
         return
     if unit.kind == "rows" and model.expected_size != 1:
         yield "expected_size", "1, because size_unit is rows", model.expected_size

@@ -1,4 +1,4 @@
-"""How many rows a request has, and how large they are in the unit of their model (`units`). Pure.
+"""How many rows a request has, and how large they are in the unit of their model (`model.Unit`). Pure.
 
 Routers measure a received request without decoding its values: a value counts by its length, a tensor by its shape, a
 blob by its reference. If none of these suffices, `expected_size` is used. Workers measure the rows that they read.
@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 
 from tasks.models.chats import characters
-from tasks.models.model import Model
+from tasks.models.model import Model, Unit
 from tasks.models.tensor_spec import TensorSpec
-from tasks.models.units import Unit
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 

@@ -168,7 +168,7 @@ COMMANDS = {
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
     "models": ("taxiway.cli.jobs", "List what the fleet can run."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
-    "drain": ("taxiway.cli.drain", "Hand the fleet's work to other fleets."),
+    "drain": ("taxiway.cli.jobs", "Hand the fleet's work to other fleets."),
     "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),

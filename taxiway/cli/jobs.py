@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,7 +16,7 @@ import msgspec
 from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
-from taxiway.contract.job import FINAL, JobState, JobStatus, Result
+from taxiway.contract.job import FINAL, JobRecord, JobState, JobStatus, Result
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import Priority
 from taxiway.contract.stream import Event, Lost, Restarted
@@ -517,3 +518,41 @@ def reload(*, fleet: AskedFleet) -> None:
     wrong = ("disabled", "outdated", "queues_wrong")
     if any(not one["answered"] or any(one.get(name) for name in wrong) for one in processes):
         raise SystemExit(JOB_FAILED)
+
+
+_QUIET = 3.0  # seconds in which no job left a fleet that drains, after which the others stay
+
+
+@click.command()
+@click.option("--end", is_flag=True, help="Serve again.")
+@fleet_options
+def drain(*, end: bool, fleet: AskedFleet) -> None:
+    """Hand the fleet's work to other fleets, its classes of `protocol: taxiway`.
+
+    Waiting jobs whose locality allows it move there, as far as they are offered to be in time, and so does what comes;
+    running jobs end here. Returns once no more leave, with the jobs that stay: they run here.
+    """
+    if end:
+        fleet.echo(fleet.ask(lambda client: client.resume()), "it serves again")
+        return
+    peers = fleet.ask(lambda client: client.drain())["peers"]
+    click.echo(f"work goes to {', '.join(peers)}; these jobs stay:", err=True)
+    fleet.present(fleet.ask(lambda client: _staying(client, peers)), "show_jobs")
+
+
+async def _staying(client: AsyncClient, peers: Collection[str]) -> list[JobRecord]:
+    """The jobs that wait here once none has left for a while, the latest first."""
+    began = latest = (await client.fleet())["now"]
+    now = began
+    while now - latest < _QUIET:
+        await asyncio.sleep(0.5)
+        fleet = await client.fleet()
+        now = fleet["now"]
+        latest = max([began, *(move["at"] for move in fleet["moves"] if move["target"] in peers)])
+    found: list[JobRecord] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await client.jobs(states=("queued", "held"), cursor=cursor)
+        found += (job for job in page.jobs if job.hardware_class not in peers)
+        cursor = page.next
+    return found

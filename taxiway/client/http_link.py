@@ -485,7 +485,7 @@ def _proxy_of(address: URL) -> str | None:
     aiohttp's `trust_env` would read the environment on another thread for every request.
     """
     found, host = getproxies().get(address.scheme), address.host or ""
-    if found is None or _is_loopback(host) or proxy_bypass(host):
+    if found is None or is_loopback(host) or proxy_bypass(host):
         return None
     proxy = found if "://" in found else f"http://{found}"
     if urlsplit(proxy).scheme not in ("http", "https"):
@@ -494,7 +494,8 @@ def _proxy_of(address: URL) -> str | None:
     return proxy
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is the loopback."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

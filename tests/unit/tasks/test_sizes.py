@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.folder import load_catalogue
-from tasks.models.model import Model, ModelError, parse_model
+from tasks.models.model import Model, ModelError, UnitError, parse_model, read_unit
 from tasks.models.signature import bind
 from tasks.models.sizes import measured, quantised, rows_of, size_of_row
 from tasks.models.tensor_spec import TensorSpec
-from tasks.models.units import UnitError, read_unit
 from tasks.settings import TREE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 from workers.pipelines.tensors import TensorPipeline
