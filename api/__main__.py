@@ -30,6 +30,7 @@ from router.process import Signals, options, prepare, run, setting, write_ready
 from tasks.settings import SettingsError, cache_directory
 from taxiway.client.http_link import is_loopback
 from taxiway.contract.peers import WaitingLine
+from taxiway.running import end
 
 logger = logging.getLogger("router")
 
@@ -73,8 +74,7 @@ async def serve(make: Callable[[], HttpRouter], listening: Listening, environmen
     serving = asyncio.create_task(PeerServing(app.desk, environment).run(), name="peers")
     write_ready(http=server.url)
     status = await signals.wait(router)
-    serving.cancel()
-    await asyncio.gather(serving, return_exceptions=True)
+    await end([serving])
     await store.stop()
     await leave(router, server, listening.parting, signals.at_once)
     return status

@@ -49,6 +49,7 @@ from taxiway.contract.wire import (
     encode_envelope,
 )
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, bounded
+from taxiway.running import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,17 +150,9 @@ class AmqpBridge:
         Raises:
             BrokerUnavailableError: it ended.
         """
-        loops = [self._accept(session), self._acknowledge(session), self._send_outbox(session), session.lost.wait()]
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            with amqp_errors():
-                for task in done:
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        loops = self._accept(session), self._acknowledge(session), self._send_outbox(session)
+        with amqp_errors():
+            await first_of(*loops, session.lost.wait())
         raise BrokerUnavailableError("RabbitMQ closed the connection", retry_after=1.0)
 
     async def _accept(self, session: _Session) -> None:

@@ -34,6 +34,7 @@ from taxiway.errors import (
     TaxiwayError,
     wrong_field,
 )
+from taxiway.running import end
 
 STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of every stream; the second one makes nginx pass on each event at once."""
@@ -163,7 +164,5 @@ async def kept_alive(
                 return
         ending.result()
     finally:
-        ending.cancel()
-        coming.cancel()
-        await asyncio.gather(coming, ending, return_exceptions=True)
+        await end((coming, ending))
         await events.aclose()

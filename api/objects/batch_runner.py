@@ -58,6 +58,7 @@ from taxiway.errors import (
     UnknownObjectError,
     quoted,
 )
+from taxiway.running import end, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,7 @@ class BatchRunner:
                     await asyncio.wait_for(self._woken.wait(), _CHECK_EVERY)
                 self._woken.clear()
         finally:
-            for task in self._tasks.values():
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await end(self._tasks.values())
 
     async def _look(self) -> None:
         """Begin the work on those batches whose turn it is, and leave the others."""
@@ -234,15 +233,9 @@ class _Work:
             await self._desk.closed(self.batch)
             return
         await self._change(owner=self._router.name)
-        renewing = asyncio.create_task(self._renew())
-        working = asyncio.create_task(self._steps())
         try:
-            await asyncio.wait((renewing, working), return_when=asyncio.FIRST_COMPLETED)
-            (renewing if renewing.done() else working).result()
+            await first_of(self._renew(), self._steps())
         finally:
-            for task in (working, renewing):
-                task.cancel()
-            await asyncio.gather(working, renewing, return_exceptions=True)
             await self._give_up()
 
     async def _steps(self) -> None:
@@ -369,9 +362,7 @@ class _Work:
                 await self._take(waiting, part)
             await self._end_lines(waiting, part)
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await end(waiting)
             self._desk.lines.add(self.batch.tenant, -self._unwritten)
             self._unwritten = 0
 

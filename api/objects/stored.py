@@ -17,6 +17,7 @@ from api.routing.router import HttpRouter
 from api.storage.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
 from broker.valkey.objects import Kind
 from taxiway.errors import FleetUnavailable, UnknownObjectError
+from taxiway.running import end
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,7 @@ class StoredObjects:
 
     async def stop(self) -> None:
         """Leave the work to other routers, and disconnect."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await end(self._running)
         self.objects.close()
 
     async def _expire(self) -> None:

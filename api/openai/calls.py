@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from api.described import EVENTS
 from api.gate import Receive
@@ -21,6 +20,7 @@ from api.routing.router import HttpRouter
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError
+from taxiway.running import first_of
 
 Value = TypeVar("Value")
 
@@ -102,7 +102,7 @@ class Calls:
         """
         with contextlib.closing(await self._inference.run(request, size)) as running:
             try:
-                meta = await _unless(self._waited(request, running), _gone(receive))
+                meta = await first_of(self._waited(request, running), _gone(receive))
                 return running.job, await self._inference.result(meta)
             except ClientGoneError:
                 await self._cancel(request, running.job)
@@ -152,7 +152,7 @@ class Calls:
                 await self._cancel(request, job)
 
         async def ends() -> None:
-            await _unless(self._router.results.hurried.wait(), _gone(receive))
+            await first_of(self._router.results.hurried.wait(), _gone(receive))
             await cancel()
             raise _stops()
 
@@ -237,7 +237,7 @@ async def awaited(router: HttpRouter, running: Running) -> bytes | None:
     return meta
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: Receive) -> NoReturn:
     """Wait until the client closes its connection.
 
     Raises:
@@ -246,20 +246,6 @@ async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     raise ClientGoneError
-
-
-async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> Value:
-    """The value of `work`, unless `other` raises first."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(other)
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            watching.result()
-        return working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _events_of(

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -65,6 +64,7 @@ from taxiway.errors import (
     cut,
     unreadable,
 )
+from taxiway.running import end, first_of
 
 HELLO_WITHIN = 10.0
 """Seconds within which a peer says who it is."""
@@ -158,17 +158,11 @@ class PeerConnection:
         if first is None:
             return
         hello = self._greet(first)
-        loops: list[Coroutine[Any, Any, None]] = [self._read(receive), self._write(), self._offer(hello)]
-        running = [asyncio.create_task(loop) for loop in loops]
         try:
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await first_of(self._read(receive), self._write(), self._offer(hello))
         finally:
-            ending = [*running, *(job.task for job in self._jobs.values())]
-            for task in ending:
-                task.cancel()
-            await asyncio.gather(*ending, *self._cancels, return_exceptions=True)
+            await end([job.task for job in self._jobs.values()])
+            await asyncio.gather(*self._cancels, return_exceptions=True)
 
     def _greet(self, hello: ToSite) -> PeerHello:
         if not isinstance(hello, PeerHello):

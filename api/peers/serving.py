@@ -16,6 +16,7 @@ from api.peers.connection import PeerConnection, PeerDesk, PeerError
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.peer_messages import MOST_READ
 from taxiway.contract.peers import PATH, VERSION, PeerServe, encode_frames
+from taxiway.running import end
 from workers.endpoints.http import EndpointConfigError, headers_of, tls_context
 from workers.endpoints.site_line import bound_unsent
 
@@ -45,9 +46,7 @@ class PeerServing:
                     running[url] = asyncio.create_task(self._serve(url, wanted[url]))
                 await asyncio.sleep(AGAIN)
         finally:
-            for task in running.values():
-                task.cancel()
-            await asyncio.gather(*running.values(), return_exceptions=True)
+            await end(running.values())
 
     def _wanted(self) -> dict[str, Endpoint]:
         """The endpoints of fleets that are served, by URL."""

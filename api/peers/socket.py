@@ -21,6 +21,7 @@ from api.peers.connection import PeerConnection, PeerDesk, PeerError
 from api.routing.stores import LINE_KEPT_EVERY, ValueStore
 from taxiway.contract.peers import LINE, PATH, VERSION, WRONG_FRAME, WRONG_VERSION, PeerServe, WaitingLine
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, UnknownObjectError
+from taxiway.running import first_of
 
 MOST_WAITING = 64
 """Connections of one peer that wait in one router; the one that has waited longest is closed for a further one."""
@@ -123,16 +124,10 @@ class WaitingLines:
             await oldest.end(oldest.peer_end)
         self._lines[token] = line
         place = WaitingLine(self._reached.url or _address(scope), token, self._reached.certificate)
-        tasks = [asyncio.create_task(one) for one in (line.pass_on(ends[0]), self._tell(place, line, valid))]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await first_of(line.pass_on(ends[0]), self._tell(place, line, valid))
         finally:
             self._lines.pop(token, None)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await line.end(line.worker_end)
 
     async def take(self, token: str, receive: Receive, send: Send) -> None:

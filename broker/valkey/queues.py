@@ -49,6 +49,7 @@ from taxiway.contract.wire import (
     encode_envelope,
 )
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, InvalidRequestError
+from taxiway.running import end
 from taxiway.valkey import parse
 
 LASTS = 5.0
@@ -345,9 +346,7 @@ class ValkeyTransport:
     async def _end_session(self) -> None:
         """Return all in-flight messages to the arrivals, also those taken by an unanswered call."""
         reached = not self._lost and all(map(_reached, self._waits.values()))
-        for wait in self._waits.values():
-            wait.cancel()
-        await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        await end(self._waits.values())
         self._waits.clear()
         self._held.clear()
         self._ahead.clear()

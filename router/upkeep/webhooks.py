@@ -45,6 +45,7 @@ from tasks.webhooks import WebhookEvent
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import WEBHOOKS
 from taxiway.errors import BrokerUnavailableError, cut
+from taxiway.running import end
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +117,7 @@ class WebhookDelivery:
 
     async def close(self) -> None:
         """Stop; events whose attempts are in progress are sent again by another router."""
-        for delivery in self._deliveries.values():
-            delivery.cancel()
-        await asyncio.gather(*self._deliveries.values(), return_exceptions=True)
+        await end(self._deliveries.values())
         if self._session is not None:
             await self._session.close()
         self.connection.close()

@@ -36,6 +36,7 @@ from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
 from taxiway.errors import invalid
 from taxiway.listing import USUAL, JobFilter, JobPage, states_of
+from taxiway.running import end
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""
@@ -76,7 +77,7 @@ async def in_input_order(
             yield await running.popleft()
             progress(count := count + 1)
     finally:
-        await _cancel(running)
+        await end(running)
 
 
 async def _as_async(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -86,13 +87,6 @@ async def _as_async(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator
     else:
         for one in inputs:
             yield one
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    left = list(tasks)
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 class Options(TypedDict, total=False):

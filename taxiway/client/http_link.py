@@ -27,6 +27,7 @@ from yarl import URL
 from taxiway.contract.limits import Buffer
 from taxiway.contract.server_events import EventParser, ServerEvent
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, invalid
+from taxiway.running import end
 
 KEEP_ALIVE = 4.0
 """Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
@@ -211,8 +212,7 @@ class HttpLink:
                     yield event
                     last_good = clock()
             finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+                await end([reading])
             last_good = clock() if clock() - began > self.connect_timeout else last_good
             if not _should_reopen(reading, again=clock() - last_good < self.connect_timeout):
                 return
@@ -221,10 +221,7 @@ class HttpLink:
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
-        tasks = [task for task in (self._watching, self._probing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end((self._watching, self._probing))
         if self._session is not None:
             await self._session.close()
 

@@ -27,6 +27,7 @@ from taxiway.client.greenlets import new_loop, result_of, start_thread
 from taxiway.contract.job import Result
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
+from taxiway.running import end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,10 +108,7 @@ def _stop(loop: asyncio.AbstractEventLoop, ended: Future[None], process: int, la
 
 async def _end(last: Last) -> None:
     await last()
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end(asyncio.all_tasks() - {asyncio.current_task()})
 
 
 class _OnLoop(Generic[Own]):

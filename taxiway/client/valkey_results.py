@@ -18,6 +18,7 @@ from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.progress import result_in
 from taxiway.contract.stream import StreamEntry, read_entries
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
+from taxiway.running import end
 from taxiway.valkey import ServerError
 
 POLL_PAUSE = 3.0
@@ -221,10 +222,7 @@ class Replies:
         self._closed = True
         for future in list(self._waiting.values()):
             future.cancel()
-        tasks = [*self._tasks, *([self._checking] if self._checking else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end((*self._tasks, self._checking))
         self._tasks = []
 
     def _timeout_error(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:

@@ -17,6 +17,7 @@ import msgspec
 from taxiway.contract.deltas import Delta
 from taxiway.contract.job import Result
 from taxiway.contract.progress import RunProgress, read_progress
+from taxiway.running import end
 
 TEXT = "text"
 """The output that is streamed."""
@@ -209,10 +210,7 @@ async def follow(
             yield event
         yield ended.result()
     finally:
-        for task in (ended, reading):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*filter(None, (ended, reading)), return_exceptions=True)
+        await end((ended, reading))
 
 
 def read_entries(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, StreamEntry]]:

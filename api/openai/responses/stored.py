@@ -24,6 +24,7 @@ from api.openai.responses.response import (
 from api.storage.objects import Objects
 from taxiway.contract.job import JobStatus, is_answer
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
+from taxiway.running import end
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +124,7 @@ class Responses:
                     await self._look()
                 await asyncio.sleep(_CHECK_EVERY)
         finally:
-            for task in self._waits.values():
-                task.cancel()
-            await asyncio.gather(*self._waits.values(), return_exceptions=True)
+            await end(self._waits.values())
 
     async def _look(self) -> None:
         """End the responses whose jobs have ended, if no caller here waits for them."""
