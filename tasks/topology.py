@@ -497,16 +497,10 @@ def _limits_below_what_they_hold(topology: Topology) -> Contradictions:
 
 def _malformed_networks(webhooks: Webhooks) -> Contradictions:
     for place, network in enumerate(webhooks.networks):
-        if not _is_network(network):
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
             yield f"webhooks.networks.{place}", "a network such as 10.0.0.0/8", network
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _labels_of_no_class(topology: Topology) -> Contradictions:

@@ -75,14 +75,8 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: list[WantedOutput] = []
 
 
-class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+class OutputTensor(InputTensor, frozen=True, omit_defaults=True):
     """One output; `data` is row-major and flat. Without it, `binary_data_size` bytes after the JSON are the data."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
 
 
 class InferAnswer(msgspec.Struct, frozen=True):

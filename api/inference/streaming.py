@@ -14,8 +14,11 @@ from typing import Any
 import msgspec
 
 from api.inference.infer import Inference
+from api.inference.protocol import answer_of
 from api.jobs import Jobs
+from tasks.large_bodies import beside
 from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.limits import LARGE
 from taxiway.contract.progress import RunProgress
 from taxiway.contract.stream import (
     Event,
@@ -66,23 +69,27 @@ class Streaming:
 
     def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
         """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
-        return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), progress)
+        return follow(self._reader(job), self._result(job), progress)
 
     async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")
         named = {"id": job, "model_name": name, "model_version": version}
-        answer = _Answer(self._jobs, self._inference, job)
         try:
-            async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as events:
+            async with contextlib.aclosing(self.followed(job, progress)) as events:
                 async for event in events:
                     yield (
-                        _event("result", await answer.body())
+                        _event("result", await self._answered(job, event))
                         if isinstance(event, Result)
                         else _encoded(event, named, progress.position)
                     )
         except TaxiwayError as error:
             content = {"error": error.message, "code": error.code, "details": error.details}
             yield _event("error", _encode(content))
+
+    async def _answered(self, job: str, result: Result) -> bytes:
+        """The infer answer in JSON."""
+        served = self._router.rules.model_of(result.model)
+        return (await beside(LARGE + 1, answer_of, served, job, result, lambda _: False)).body
 
     def _reader(self, job: str) -> Any:
         async def read(after: str) -> list[tuple[str, StreamEntry]]:
@@ -94,30 +101,16 @@ class Streaming:
 
         return read
 
-
-class _Answer:
-    """A job's answer, once available."""
-
-    def __init__(self, jobs: Jobs, inference: Inference, job: str) -> None:
-        self._jobs = jobs
-        self._inference = inference
-        self._job = job
-        self._meta = b""
-
-    async def result(self) -> Result:
-        """Wait for it, even while the store is unavailable."""
-        while not self._meta:
+    async def _result(self, job: str) -> Result:
+        """A job's result; waits for it, even while the store is unavailable."""
+        while True:
             try:
-                found = await self._jobs.result(self._job, wait=_QUIET)
+                found = await self._jobs.result(job, wait=_QUIET)
             except BrokerUnavailableError:
                 await asyncio.sleep(_RETRY_PAUSE)
             else:
-                self._meta = b"" if isinstance(found, JobStatus) else found
-        return await self._inference.result(self._meta)
-
-    async def body(self) -> bytes:
-        """The infer answer in JSON."""
-        return (await self._inference.answer(self._job, self._meta, lambda _: False)).body
+                if not isinstance(found, JobStatus):
+                    return await self._inference.result(found)
 
 
 def _position(last: str | None) -> Position:

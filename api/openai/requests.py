@@ -272,9 +272,7 @@ def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str,
     if choices == 1:
         return chat
     seed = chat.get("seed")
-    if seed is None:
-        return [chat] * choices
-    return [{**chat, "seed": seed + index} for index in range(choices)]
+    return [chat if seed is None else {**chat, "seed": seed + index} for index in range(choices)]
 
 
 def _check_choices(choices: int, model: Model) -> None:
