@@ -65,10 +65,13 @@ class StoredObjects:
                 if time.monotonic() - swept > _SWEEP:
                     swept = time.monotonic()
                     await self.contents.delete_unfinished()
-                while found := await self.objects.expired(self.router.store.clock.now(), _EXPIRED_A_CALL):
-                    for kind, name in found:
-                        await self._delete(kind, name)
+                await self._delete_expired()
             await asyncio.sleep(_EXPIRE)
+
+    async def _delete_expired(self) -> None:
+        while found := await self.objects.expired(self.router.store.clock.now(), _EXPIRED_A_CALL):
+            for kind, name in found:
+                await self._delete(kind, name)
 
     async def _delete(self, kind: Kind, name: str) -> None:
         """Delete an expired object, unless another router did."""
