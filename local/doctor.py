@@ -25,14 +25,14 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import APART, load_catalogue
 from tasks.queues.endpoints import HOME, Endpoint
-from tasks.settings import BROKERS, SettingsError, cache_directory, models_folder, queues_file
+from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from tasks.web import NO_ANSWER, ask
 from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
 from taxiway.errors import TaxiwayError
-from taxiway.valkey import ServerError
+from taxiway.valkey import SCHEMES, ServerError
 from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.peers import Origin, open_link
 from workers.endpoints.protocol import EndpointError, Exchange, ServedModel, open_protocol
@@ -319,7 +319,7 @@ def check_servers(environment: Mapping[str, str]) -> None:
     """
     for variable in SERVERS:
         url = environment.get(variable, "")
-        finding = _server(variable, url) if urlsplit(url).scheme in (*BROKERS, *_PORTS) else None
+        finding = _server(variable, url) if urlsplit(url).scheme in (*SCHEMES, *_PORTS) else None
         if finding is not None and not finding.found:
             raise ServerAwayError(f"{variable}: {finding.value}")
 

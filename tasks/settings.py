@@ -8,12 +8,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from taxiway.contract.wire import SHORTEST, read_key
-from taxiway.valkey import parse
+from taxiway.valkey import SCHEMES, parse
 
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
-
-BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
 class SettingsError(ValueError):
@@ -105,10 +103,10 @@ def cache_directory(environment: Mapping[str, str]) -> Path:
 def _url(environment: Mapping[str, str], variable: str) -> str:
     value = environment.get(variable, "")
     scheme, separator, _ = value.partition("://")
-    if not separator or scheme not in BROKERS:
+    if not separator or scheme not in SCHEMES:
         shown = f"{scheme}://…" if separator else value and "another text"  # never a password
         hint = " (routers take a RabbitMQ's arrivals with TAXIWAY_AMQP)" if scheme in ("amqp", "amqps") else ""
-        raise SettingsError(variable, f"an address that starts with {'://, '.join(BROKERS)}://{hint}", shown or None)
+        raise SettingsError(variable, f"an address that starts with {'://, '.join(SCHEMES)}://{hint}", shown or None)
     if scheme.endswith("+sentinel") and "service=" not in value:
         raise SettingsError(variable, "?service=NAME, the name of what the sentinels watch", f"{scheme}://…")
     if (

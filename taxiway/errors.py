@@ -1,34 +1,7 @@
 """The error classes, grouped by cause: request, fleet or job.
 
-    TaxiwayError
-    ├── RequestError               the request is at fault: a retry gives the same answer
-    │   ├── InvalidRequestError        a field is invalid
-    │   ├── UnauthenticatedError       no valid API key
-    │   ├── ForbiddenError             its key lacks the scope
-    │   ├── UnknownModelError          no such model, version or alias
-    │   ├── UnknownJobError            no such job
-    │   ├── UnknownLetterError         no such dead letter
-    │   ├── UnknownObjectError         no such file, batch, response or webhook endpoint
-    │   ├── ResultExpiredError         the job's result has expired
-    │   ├── RequestTooLargeError       it exceeds a named limit
-    │   ├── IdempotencyConflictError   its key was first used for another request
-    │   ├── UnsupportedEncodingError   its body's content encoding is not supported
-    │   ├── UnplaceableError           no device class of this fleet can run it
-    │   └── SealedError                a payload is sealed, and cannot be opened here
-    ├── FleetUnavailable           the fleet is at fault: a retry may succeed
-    │   ├── BrokerUnavailableError     the state store or a router does not answer
-    │   │   └── BrokerFullError            it is out of memory or disk
-    │   ├── NoDeviceError              no suitable device is live
-    │   ├── ModelUnavailableError      the model's description or files are invalid: an operator must repair them
-    │   ├── DeviceFaultError           the device failed while running the job, and so did all retries
-    │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its daily budget
-    │   ├── RateLimitedError           its tenant exceeded its rate limit
-    │   └── ResultTimeoutError         the caller's timeout passed; the job continues
-    └── JobError                   an accepted job ended without an answer
-        ├── DeadlineExceededError      its deadline passed before it had an answer
-        ├── JobCancelledError          it was cancelled
-        ├── ExecutionError             the model failed while running it
-        └── DeadLetteredError          it was given up after repeated deliveries
+A `RequestError` is the request's fault: a retry gives the same answer. `FleetUnavailable` is the fleet's: a retry may
+succeed. A `JobError` ended a job that was accepted.
 
 A class's `status` is the HTTP status, `exit_code` the command line's exit code, and `code` its name at every interface.
 `docs/errors.md` says what to do about each.

@@ -41,11 +41,6 @@ def test_the_table_of_errors_has_every_error_with_its_code_status_and_exit_code(
     assert len(rows) == len(KINDS)
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    tree = (errors.__doc__ or "").partition("TaxiwayError")[2]
-    assert set(re.findall(r"── (\w+)", tree)) == {kind.__name__ for kind in KINDS} - {"TaxiwayError"}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_comes_back_by_its_name_by_its_code_and_from_a_pickle(kind: type[TaxiwayError]) -> None:
     details = {"field": "deadline", "message": "kept", "self": 1}
