@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from router.decide.snapshot import FleetSnapshot
-from simulator.demand import InfeasibleError, offers
+from simulator.demand import InfeasibleError
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet
@@ -325,21 +325,18 @@ def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
 
 def _planned(trace: Trace, fleet: Fleet, slo: dict[str, float], seed: int) -> PlannerReport:
     """The plan for the trace, and those for other loads."""
-    offered = offers(fleet)
     single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
 
     def loaded(load: float, on: Fleet = single) -> Workload:
         return prepare(trace.at_load(load, seed=seed), on, seed=seed)
 
     def planned(load: float) -> MixPlan:
-        return find_plan(
-            loaded(load), offered, slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}")
-        )
+        return find_plan(loaded(load), slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}"))
 
     found = planned(1.0)
     loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
     with _progress("fleet plan", PLAYS) as advance:
-        followed = fleet_plan(loaded(1.0, fleet), offered, found, seed=seed, progress=advance)
+        followed = fleet_plan(loaded(1.0, fleet), found, seed=seed, progress=advance)
     return PlannerReport(slo=slo, plan=found, loads=loads, fleet_plan=followed)
 
 

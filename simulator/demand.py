@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,18 +13,9 @@ from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Devices of a hardware class, at the class's price for each."""
-
-    hardware_class: str
-    usd_per_hour: float
-
-
-def offers(fleet: Fleet) -> tuple[Offer, ...]:
-    """The classes that cost something by the hour."""
-    prices = {name: 3600 * device.usd_per_second for name, device in fleet.classes.items()}
-    return tuple(Offer(name, price) for name, price in prices.items() if price)
+def prices(fleet: Fleet) -> dict[str, float]:
+    """US dollars an hour for a device of each class that costs something by the hour."""
+    return {name: 3600 * device.usd_per_second for name, device in fleet.classes.items() if device.usd_per_second}
 
 
 DEMAND_WINDOW = 60.0
@@ -190,89 +181,75 @@ class FleetTooSmallError(InfeasibleError):
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How many devices of each offer to buy, in the order of the offers."""
+    """How many devices to buy of each class that has a price, in the order of `prices`, which are for one, by class."""
 
-    offers: tuple[Offer, ...]
+    prices: Mapping[str, float] = field(compare=False)
     counts: tuple[int, ...]
 
     @property
     def usd_per_hour(self) -> float:
         """Their total cost."""
-        return sum(number * offer.usd_per_hour for number, offer in zip(self.counts, self.offers, strict=True))
+        return sum(number * price for number, price in zip(self.counts, self.prices.values(), strict=True))
 
     def devices(self) -> dict[str, int]:
         """Devices of each class that has any."""
-        bought = zip(self.offers, self.counts, strict=True)
-        return {offer.hardware_class: number for offer, number in bought if number}
+        return {name: number for name, number in zip(self.prices, self.counts, strict=True) if number}
 
     def changed(self, position: int, by: int) -> Mix:
-        """The mix with `by` more devices of one offer."""
+        """The mix with `by` more devices of one class."""
         counts = (*self.counts[:position], self.counts[position] + by, *self.counts[position + 1 :])
-        return Mix(self.offers, counts)
+        return Mix(self.prices, counts)
 
 
-def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) -> Mix:
+def cheapest(prices: Mapping[str, float], load: Figures, counts: Mapping[str, int]) -> Mix:
     """The mix that carries every group of requests at the least cost per hour.
 
     A group may be split among the classes on which its load is finite; there is at least one.
     A class carries at most the load of the devices bought for it.
 
     Args:
-        offers: what can be bought.
+        prices: of a device of each class that can be bought.
         load: shape (groups, classes): devices that a group keeps busy on each class.
         counts: the most devices of each class, in the order of `load`'s columns.
 
     Raises:
         FleetTooSmallError: the counts do not allow it.
     """
-    found = _solve(offers, load, counts, unlimited=False)
+    ceilings = np.array([number if name in prices else 0 for name, number in counts.items()])
+    found = _solve([prices.get(name, 0.0) for name in counts], load, ceilings, further=0.0)
     if found is None:
-        beyond = _solve(offers, load, counts, unlimited=True)
+        beyond = _solve([0.0] * len(counts), load, ceilings, further=math.inf)
         assert beyond is not None, "with unlimited devices there is always a mix"
-        lacking = {name: int(more) for name, more in zip(counts, beyond[len(offers) :], strict=False) if more}
+        lacking = {name: more for name, more in zip(counts, beyond[len(counts) :], strict=True) if more}
         raise FleetTooSmallError(lacking, counts)
-    return Mix(tuple(offers), tuple(found[: len(offers)]))
+    bought = dict(zip(counts, found, strict=False))
+    return Mix(prices, tuple(bought[name] for name in prices))
 
 
-def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, unlimited: bool) -> list[int] | None:
-    """Whole numbers of each offer, then of further devices of each class; None if there is no solution.
+def _solve(prices: Sequence[float], load: Figures, ceilings: Figures, *, further: float) -> list[int] | None:
+    """Whole numbers of devices of each class, then of further ones, at most `further`; None if there is no solution.
 
-    Variables: devices of each offer, further devices of each class, shares of each group on each of its classes.
-    With `unlimited`, devices cost nothing and each further one 1; otherwise no further devices are available.
+    Variables: devices of each class, its further devices, which cost 1 each, shares of each group on each of its
+    classes.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # now, not above: it is slow to import
 
     group, column = np.nonzero(np.isfinite(load))
-    bought, classes, shares = len(offers), len(counts), len(group)
-    size = bought + classes + shares
-    names = list(counts)
-    served = np.zeros((len(load), size))
-    served[group, bought + classes + np.arange(shares)] = 1
-    carried, limited = np.zeros((classes, size)), np.zeros((classes, size))
-    carried[column, bought + classes + np.arange(shares)] = load[group, column]
-    for position, offer in enumerate(offers):
-        row = names.index(offer.hardware_class)
-        carried[row, position] = -1
-        limited[row, position] = 1
-    limited[np.arange(classes), bought + np.arange(classes)] = -1
-    cost = np.zeros(size)
-    cost[:bought] = [0.0 if unlimited else offer.usd_per_hour for offer in offers]
-    cost[bought : bought + classes] = 1
-    highest = np.full(size, np.inf)
-    highest[bought : bought + classes] = np.inf if unlimited else 0
-    highest[bought + classes :] = 1
+    classes, shares = len(prices), len(group)
+    share = 2 * classes + np.arange(shares)
+    served = np.zeros((len(load), 2 * classes + shares))
+    served[group, share] = 1
+    carried = np.zeros((classes, 2 * classes + shares))
+    carried[:, : 2 * classes] = np.tile(-np.eye(classes), 2)
+    carried[column, share] = load[group, column]
     answer = milp(
-        cost,
-        integrality=np.arange(size) < bought + classes,
-        bounds=Bounds(0, highest),
-        constraints=[
-            LinearConstraint(served, 1, 1),
-            LinearConstraint(carried, -np.inf, 0),
-            LinearConstraint(limited, -np.inf, list(counts.values())),
-        ],
+        np.concatenate([prices, np.ones(classes), np.zeros(shares)]),
+        integrality=np.arange(2 * classes + shares) < 2 * classes,
+        bounds=Bounds(0, np.concatenate([ceilings, np.full(classes, further), np.ones(shares)])),
+        constraints=[LinearConstraint(served, 1, 1), LinearConstraint(carried, -np.inf, 0)],
         options={"mip_rel_gap": 0},
     )
     if answer.status == _INFEASIBLE:
         return None
     assert answer.success, answer.message
-    return [round(float(number)) for number in answer.x[: bought + classes]]
+    return [round(float(number)) for number in answer.x[: 2 * classes]]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from router.decide.plan import Plan as FleetPlan
-from simulator.demand import InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand
+from simulator.demand import InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES, DeviceClass, Fleet
 from simulator.reports import percent, plan_tables, table
@@ -111,7 +111,7 @@ class _Search:
     def attempt(self, mix: Mix) -> bool:
         """Replay the mix unless already done; returns whether every service attains its share."""
         if mix not in self.tried:
-            self.tried[mix] = self._replay(f"mix {len(self.tried) + 1}", equipped(self.workload, mix))
+            self.tried[mix] = self._replay(f"mix {len(self.tried) + 1}", equipped(self.workload, mix.devices()))
         return not self.short(mix)
 
     def short(self, mix: Mix) -> dict[str, float]:
@@ -128,7 +128,7 @@ class _Search:
         )
 
 
-def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], replay: Replay) -> MixPlan:
+def plan(workload: Workload, slo: Mapping[str, float], replay: Replay) -> MixPlan:
     """The cheapest mix found whose replay attains every service's share.
 
     Each service's demand gets headroom until the replay attains its share. Then cheaper mixes are replayed, until
@@ -140,7 +140,7 @@ def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], 
     check_deadlines(workload, slo)
     search = _Search(workload, slo, replay)
     rounds: list[Round] = []
-    enough = _enough(search, offers, rounds)
+    enough = _enough(search, rounds)
     best = _cheaper(search, enough)
     return MixPlan(
         requests=len(workload),
@@ -166,23 +166,17 @@ def sensitivity(load: float, outcome: MixPlan | InfeasibleError | TraceError) ->
     )
 
 
-def mix_of(bought: MixPlan, offers: Sequence[Offer]) -> Mix:
-    """The mix that a plan buys."""
-    numbers = {row.hardware_class: row.devices for row in bought.mix}
-    return Mix(tuple(offers), tuple(numbers.get(offer.hardware_class, 0) for offer in offers))
-
-
-def equipped(workload: Workload, mix: Mix) -> Workload:
-    """The workload on the mix: its classes with their devices, always on and warm."""
-    fleet, devices = workload.fleet, mix.devices()
-    kept = [number for number, name in enumerate(fleet.classes) if name in devices]
+def equipped(workload: Workload, devices: Mapping[str, int]) -> Workload:
+    """The workload on a mix: its classes with their devices, always on and warm."""
+    fleet = workload.fleet
+    kept = [number for number, name in enumerate(fleet.classes) if devices.get(name)]
     classes = {
         name: _powered(device, devices[name], tuple(fleet.timings))
         for name, device in fleet.classes.items()
-        if name in devices
+        if devices.get(name)
     }
     timings = {model: tuple(row[number] for number in kept) for model, row in fleet.timings.items()}
-    events = tuple(event for event in fleet.events if event.hardware_class in devices)
+    events = tuple(event for event in fleet.events if event.hardware_class in classes)
     return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
 
 
@@ -190,12 +184,12 @@ def _powered(device: DeviceClass, count: int, warm: tuple[str, ...]) -> DeviceCl
     return msgspec.structs.replace(device, count=count, minimum=count, initial=count, warm=warm)
 
 
-def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mix:
+def _enough(search: _Search, rounds: list[Round]) -> Mix:
     """The first mix whose replay attains the required shares; `rounds` records each replay."""
     headroom = np.ones(len(SERVICES))
     mix: Mix | None = None
     while len(rounds) < MOST_REPLAYS // 2 and headroom.max() < MOST_HEADROOM:
-        mix = _bought_for(search, offers, headroom, mix)
+        mix = _bought_for(search, headroom, mix)
         new = mix not in search.tried
         attained = search.attempt(mix)
         if new:
@@ -208,11 +202,12 @@ def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mi
     raise InfeasibleError(what)
 
 
-def _bought_for(search: _Search, offers: Sequence[Offer], headroom: Figures, last: Mix | None) -> Mix:
+def _bought_for(search: _Search, headroom: Figures, last: Mix | None) -> Mix:
     """The programme's mix; if the fleet is exhausted, the error also reports what the previous mix attained."""
-    counts = {name: device.count for name, device in search.workload.fleet.classes.items()}
+    fleet = search.workload.fleet
+    counts = {name: device.count for name, device in fleet.classes.items()}
     try:
-        return cheapest(offers, demand(search.workload, headroom), counts)
+        return cheapest(prices(fleet), demand(search.workload, headroom), counts)
     except InfeasibleError as error:
         if last is None:
             raise
@@ -246,11 +241,11 @@ def _cheaper(search: _Search, enough: Mix) -> Mix:
 
 def _beside(mix: Mix, fleet: Fleet) -> Iterator[Mix]:
     """The mixes with one device less, and those with one more."""
-    for position, offer in enumerate(mix.offers):
+    for position, name in enumerate(mix.prices):
         if mix.counts[position] and sum(mix.counts) > 1:
             yield mix.changed(position, -1)
         more = mix.changed(position, 1)
-        if more.devices()[offer.hardware_class] <= fleet.classes[offer.hardware_class].count:
+        if more.counts[position] <= fleet.classes[name].count:
             yield more
 
 
@@ -265,14 +260,13 @@ def _round(headroom: Figures, mix: Mix, summary: RunSummary) -> Round:
 def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
     return [
         Bought(
-            hardware_class=offer.hardware_class,
-            spot=fleet.classes[offer.hardware_class].spot,
+            hardware_class=name,
+            spot=fleet.classes[name].spot,
             devices=number,
-            usd_per_hour=number * offer.usd_per_hour,
-            utilisation=summary.utilisation[offer.hardware_class],
+            usd_per_hour=number * mix.prices[name],
+            utilisation=summary.utilisation[name],
         )
-        for number, offer in zip(mix.counts, mix.offers, strict=True)
-        if number
+        for name, number in mix.devices().items()
     ]
 
 
@@ -282,7 +276,6 @@ PLAYS = 150
 
 def fleet_plan(
     workload: Workload,
-    offers: Sequence[Offer],
     bought: MixPlan,
     *,
     seed: int,
@@ -294,7 +287,7 @@ def fleet_plan(
     """
     if not any(workload.fleet.penalties):
         return None
-    on_mix = _scaling(equipped(workload, mix_of(bought, offers)), workload)
+    on_mix = _scaling(equipped(workload, {row.hardware_class: row.devices for row in bought.mix}), workload)
     fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)

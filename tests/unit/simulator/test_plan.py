@@ -14,10 +14,10 @@ from scipy.optimize import linprog
 
 from lab.fleet_file import parse_fleet
 from lab.rows import make_trace
-from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand, offers
+from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary, simulate
 from simulator.fleet import Fleet
-from simulator.planner import equipped, fleet_plan, mix_of, plan, sensitivity
+from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import joined, synthetic_trace
 from simulator.workload import Figures, Workload, prepare
@@ -34,10 +34,6 @@ def fleet(*, old: str = "", new: str = "") -> Fleet:
 def work(rate: float, on: Fleet | None = None, duration: float = 120) -> Workload:
     spec = f"poisson:rate={rate},duration={duration},seed=2,size=1,output=0"
     return prepare(synthetic_trace(spec, model="m"), on or fleet(), seed=1)
-
-
-def bought(on: Fleet | None = None) -> tuple[Offer, ...]:
-    return offers(on or fleet())
 
 
 def replay(what: str, workload: Workload) -> RunSummary:
@@ -63,10 +59,10 @@ def devices_of(mix: Mix, names: Sequence[str]) -> list[int]:
 
 
 @st.composite
-def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
+def programmes(draw: st.DrawFn) -> tuple[dict[str, float], Figures, dict[str, int]]:
     names = ["a", "b", "c"][: draw(st.integers(1, 3))]
     amount = st.integers(1, 40).map(lambda tenths: tenths / 10)
-    offered = [Offer(name, draw(amount)) for name in names]
+    offered = {name: draw(amount) for name in names}
     rows = draw(st.lists(st.lists(amount | st.just(math.inf), min_size=len(names), max_size=len(names)), max_size=3))
     load = np.array([row for row in rows if not all(map(math.isinf, row))] or [[0.5] * len(names)])
     return offered, load, dict.fromkeys(names, draw(st.integers(1, 3)))
@@ -74,12 +70,12 @@ def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
 
 @given(programme=programmes())
 def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
-    programme: tuple[list[Offer], Figures, dict[str, int]],
+    programme: tuple[dict[str, float], Figures, dict[str, int]],
 ) -> None:
     offered, load, counts = programme
     names = list(counts)
-    ranges = [range(counts[offer.hardware_class] + 1) for offer in offered]
-    every = (Mix(tuple(offered), numbers) for numbers in itertools.product(*ranges))
+    ranges = [range(counts[name] + 1) for name in offered]
+    every = (Mix(offered, numbers) for numbers in itertools.product(*ranges))
     allowed = [mix for mix in every if all(mix.devices().get(name, 0) <= counts[name] for name in names)]
     cost = min((mix.usd_per_hour for mix in allowed if carries(load, devices_of(mix, names))), default=None)
     if cost is None:
@@ -91,7 +87,7 @@ def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
 
 @given(programme=programmes())
 def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported_to_lack(
-    programme: tuple[list[Offer], Figures, dict[str, int]],
+    programme: tuple[dict[str, float], Figures, dict[str, int]],
 ) -> None:
     offered, load, counts = programme
     try:
@@ -102,9 +98,9 @@ def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported
 
 
 def test_classes_are_on_offer_at_their_own_price_but_not_those_that_cost_nothing_by_the_hour() -> None:
-    assert bought() == (Offer("fast", 4), Offer("slow", 1), Offer("spot", 1.5))
+    assert prices(fleet()) == {"fast": 4, "slow": 1, "spot": 1.5}
     paid_by_tokens = msgspec.structs.replace(fleet().classes["slow"], price=Price(0.0))
-    assert bought(replace(fleet(), classes={"slow": paid_by_tokens})) == ()
+    assert prices(replace(fleet(), classes={"slow": paid_by_tokens})) == {}
 
 
 def able(headroom: float) -> set[tuple[bool, ...]]:
@@ -155,19 +151,18 @@ def test_a_service_that_only_spot_classes_run_is_infeasible() -> None:
 
 def test_a_plan_attains_what_was_asked_and_no_device_more_can_go() -> None:
     workload, slo = work(12, duration=20), {"live": 0.95, "standard": 0.95, "bulk": 0.9}
-    found = plan(workload, bought(), slo, replay)
+    found = plan(workload, slo, replay)
     assert all((found.attainment[name] or 0) >= share for name, share in slo.items())
     assert found.saved == pytest.approx(found.rounds[-1].usd_per_hour - found.usd_per_hour)
     assert found.usd_per_hour == pytest.approx(sum(row.usd_per_hour for row in found.mix))
-    mix = mix_of(found, bought())
-    for position, number in enumerate(mix.counts):
-        if number:
-            fewer = replay("fewer", equipped(workload, mix.changed(position, -1)))
-            assert any((fewer.attainment[name] or 0) < share for name, share in slo.items())
+    mix = {row.hardware_class: row.devices for row in found.mix}
+    for name, number in mix.items():
+        fewer = replay("fewer", equipped(workload, {**mix, name: number - 1}))
+        assert any((fewer.attainment[name] or 0) < share for name, share in slo.items())
 
 
 def test_a_replay_has_all_devices_of_the_mix_on() -> None:
-    workload = equipped(work(5), Mix(bought(), (5, 2, 0)))
+    workload = equipped(work(5), {"fast": 5, "slow": 2})
     classes = workload.fleet.classes
     on = {name: (one.count, one.minimum, one.initial) for name, one in classes.items()}
     assert on == {"fast": (5, 5, 5), "slow": (2, 2, 2)}
@@ -177,20 +172,20 @@ def test_a_replay_has_all_devices_of_the_mix_on() -> None:
 
 def test_a_fleet_that_ends_too_early_says_how_many_devices_it_lacks() -> None:
     with pytest.raises(InfeasibleError, match=r"fast has at most 8, \d+ more would do"):
-        plan(work(300, duration=20), bought(), {"live": 0.9}, replay)
+        plan(work(300, duration=20), {"live": 0.9}, replay)
 
 
 def test_a_share_for_which_the_fleet_ends_says_what_was_attained_and_what_is_lacking() -> None:
     scarce = work(30, fleet(old="fast: {count: 8", new="fast: {count: 2"), duration=20)
     words = r"live asks 1 in time and attains 0\.\d+, and the fleet has too few devices: fast has at most 2, 1 more"
     with pytest.raises(InfeasibleError, match=words):
-        plan(scarce, bought(), {"live": 1.0}, replay)
+        plan(scarce, {"live": 1.0}, replay)
 
 
 def test_a_share_that_no_headroom_reaches_says_what_was_attained_at_what_cost() -> None:
     failing = work(5, fleet(old="fast: {count: 8", new="fast: {count: 500, failures_per_hour: 20000"), duration=8)
     with pytest.raises(InfeasibleError, match=r"live asks 0\.9 in time and attains 0\.\d+ in \d+ replays, at \$\d+"):
-        plan(failing, bought(), {"live": 0.9}, replay)
+        plan(failing, {"live": 0.9}, replay)
 
 
 def test_what_is_infeasible_at_a_load_is_a_row_with_its_reason() -> None:
@@ -213,10 +208,10 @@ PENALISED = FLEET + "\npenalties: {live: 40, standard: 20, bulk: 10}\n"
 
 def test_the_plan_for_the_mix_names_bought_classes_and_devices_and_no_spot_for_firm_work() -> None:
     workload = work(6, parse_fleet(PENALISED), duration=60)
-    found = plan(workload, bought(), {"live": 0.9}, replay)
+    found = plan(workload, {"live": 0.9}, replay)
     has = {row.hardware_class: row.devices for row in found.mix}
     seen: list[float] = []
-    followed = fleet_plan(workload, bought(), found, seed=1, progress=seen.append)
+    followed = fleet_plan(workload, found, seed=1, progress=seen.append)
     assert followed is not None
     assert all(set(cell.classes) <= set(has) for cell in followed.cells)
     assert all(planned.devices <= has[name] for name, planned in followed.classes.items())
@@ -227,12 +222,11 @@ def test_the_plan_for_the_mix_names_bought_classes_and_devices_and_no_spot_for_f
 
 def test_without_penalties_there_is_no_plan_for_the_mix() -> None:
     workload = work(6, duration=60)
-    found = plan(workload, bought(), {"live": 0.9}, replay)
-    assert fleet_plan(workload, bought(), found, seed=1) is None
+    found = plan(workload, {"live": 0.9}, replay)
+    assert fleet_plan(workload, found, seed=1) is None
 
 
 def test_an_event_of_a_class_that_is_not_bought_is_left_out() -> None:
     events = "events: [{at: 1, class: spot, slower: 2}, {at: 1, class: fast, slower: 2}]"
     eventful = work(6, parse_fleet(FLEET + events))
-    only_fast = Mix(bought(), tuple(int(offer == bought()[0]) for offer in bought()))
-    assert [event.hardware_class for event in equipped(eventful, only_fast).fleet.events] == ["fast"]
+    assert [event.hardware_class for event in equipped(eventful, {"fast": 1}).fleet.events] == ["fast"]
