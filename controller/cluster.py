@@ -39,8 +39,7 @@ class ConflictError(aiohttp.ClientError):
 class Cluster:
     """The API of one namespace. Methods raise `UNANSWERED` if the server does not answer or refuses.
 
-    Args:
-        login: reads how the server is connected to, at each request, because tokens are replaced from time to time.
+    `login` reads how to connect to the server, at each request, because tokens are replaced from time to time.
     """
 
     def __init__(self, login: Callable[[], kopf.ConnectionInfo], namespace: str) -> None:

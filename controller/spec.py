@@ -78,7 +78,7 @@ def pool_state(pool: PoolSpec, asked: int | None, pods: Sequence[Mapping[str, An
     """A pool by its Deployment's replicas, None without a Deployment, and its pods."""
     alive = active(pods)
     waits = [
-        now - _seconds(found["lastTransitionTime"])
+        now - datetime.fromisoformat(found["lastTransitionTime"]).timestamp()
         for pod in alive
         if (found := _condition(pod, "PodScheduled")).get("reason") == "Unschedulable"
     ]
@@ -100,10 +100,6 @@ def ready(pods: Sequence[Object]) -> list[str]:
 
 def _condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((one for one in pod["status"].get("conditions", ()) if one["type"] == kind), {})
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def status_of(

@@ -140,16 +140,12 @@ def _work(workload: Workload, due: Figures) -> Figures:
     devices = list(workload.fleet.classes.values())
     for rows, column, timing in _runs(workload):
         size, output = _sizes(workload, rows)
-        for batch in _batches(devices[column].max_batch):
+        most = devices[column].max_batch
+        for batch in sorted({*(1 << power for power in range(most.bit_length())), most}):  # 1, 2, 4, … and the largest
             seconds = timing.answer(size, output, batch)
             shared = np.where(seconds <= due[rows], seconds / batch, math.inf)
             work[rows, column] = np.minimum(work[rows, column], shared)
     return work
-
-
-def _batches(most: int) -> list[int]:
-    """1, 2, 4, … and the largest."""
-    return sorted({*(1 << power for power in range(most.bit_length())), most})
 
 
 def _sizes(workload: Workload, rows: Column) -> tuple[Figures, Figures]:

@@ -171,17 +171,13 @@ def equipped(workload: Workload, devices: Mapping[str, int]) -> Workload:
     fleet = workload.fleet
     kept = [number for number, name in enumerate(fleet.classes) if devices.get(name)]
     classes = {
-        name: _powered(device, devices[name], tuple(fleet.timings))
+        name: msgspec.structs.replace(device, count=count, minimum=count, initial=count, warm=tuple(fleet.timings))
         for name, device in fleet.classes.items()
-        if devices.get(name)
+        if (count := devices.get(name))
     }
     timings = {model: tuple(row[number] for number in kept) for model, row in fleet.timings.items()}
     events = tuple(event for event in fleet.events if event.hardware_class in classes)
     return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
-
-
-def _powered(device: DeviceClass, count: int, warm: tuple[str, ...]) -> DeviceClass:
-    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, warm=warm)
 
 
 def _enough(search: _Search, rounds: list[Round]) -> Mix:

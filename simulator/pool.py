@@ -128,7 +128,8 @@ class Pool:
 
     def spent(self, now: float) -> float:
         """US dollars so far."""
-        return self.dollars(lambda device: _paid_for(device, now)) + self.metered
+        running = sum(now - device.on_since for device in self.devices if device.on_since is not None)
+        return self.dollars(lambda device: device.powered) + running * self.usd_per_second + self.metered
 
     @property
     def jobs(self) -> int:
@@ -521,11 +522,6 @@ class Pool:
     def _leave(self, job: SimulatedJob) -> None:
         self.running -= 1
         self.inside = self.inside - job.work[self.index] if self.running else 0.0
-
-
-def _paid_for(device: SimulatedDevice, now: float) -> float:
-    """Seconds that a device was on."""
-    return device.powered + (now - device.on_since if device.on_since is not None else 0.0)
 
 
 def _idleness(device: SimulatedDevice) -> tuple[bool, bool, int, int]:

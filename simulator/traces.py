@@ -160,11 +160,7 @@ def read_trace(path: Path, *, model: str) -> Trace:
 
 
 def read_arrivals(path: Path, *, model: str) -> Arrivals:
-    """The requests in a CSV file as arrivals at a fleet, in Azure's or the generic format, by its header.
-
-    Args:
-        path: the file.
-        model: the model that an Azure trace's requests ask for.
+    """The requests of a CSV file as arrivals: of the generic format, or of Azure's, whose requests ask for `model`.
 
     Raises:
         TraceError: the file cannot be read, or a row is invalid.

@@ -72,8 +72,7 @@ _Value = TypeVar("_Value")
 class Executor(DeviceVariants):
     """Loads variants within the device's memory, and runs batches on them. Only who has its turn, unless stated.
 
-    Args:
-        book: profiles for predicting batch times; defaults to those in model.yaml.
+    `book` has profiles that predict batch times; variants that are not in it have those in model.yaml.
     """
 
     def __init__(
@@ -449,18 +448,14 @@ def _run_row(loaded: Loaded, runtime: Interruptible, item: Item, watch: RowWatch
         logger.info("a call was ended", extra={"variant": loaded.key, "job": watch.job})
         return None
     except TaxiwayError as error:
-        if _deserves_another(error.__cause__, item):
+        cause = error.__cause__
+        if isinstance(cause, OutOfMemoryError) and cause.calls > 0 and not item.starved:  # earlier rows may have leaked
             item.starved = True
             return None
         return _failed(loaded, watch.job, error)
     except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
         return _failed(loaded, watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
     return answer
-
-
-def _deserves_another(cause: BaseException | None, item: Item) -> bool:
-    """Whether a row that ran out of memory is retried in a new process: earlier rows may have leaked memory."""
-    return isinstance(cause, OutOfMemoryError) and cause.calls > 0 and not item.starved
 
 
 def _failed(loaded: Loaded, job: str, error: TaxiwayError) -> TaxiwayError:

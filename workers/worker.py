@@ -70,10 +70,6 @@ class ThreadService(Protocol):
 class Worker:
     """Composes the stages of one worker process.
 
-    Args:
-        name: the worker's name, recorded in claims.
-        class_queue: source of messages.
-
     Raises:
         SystemExit: the device is missing.
     """

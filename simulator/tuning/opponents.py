@@ -56,7 +56,8 @@ def pinned(workload: Workload, seed: int) -> Assignment:
 
 def split(search: Search, play: Play, plays: int) -> Tried:
     """What `tuned_split` finds by plays of a search's window."""
-    moves = [{cell: place} for cell in _by_requests(search.twin.window) for place in search.able[cell]]
+    requests = Counter((job.model, job.service) for job in search.twin.window.jobs)
+    moves = [{cell: place} for cell, _ in requests.most_common() for place in search.able[cell]]
     return descend(play, first_assignment(search), moves, plays=plays)
 
 
@@ -118,11 +119,6 @@ def _dollars(search: Search, cell: Cell, place: int) -> float:
     """Dollars of a cell's jobs on a class; the class's place where none is known."""
     figures = search.costs.dollars.get(cell)
     return figures[place] if figures is not None else float(place)
-
-
-def _by_requests(window: Window) -> list[Cell]:
-    """The cells that have requests, those with most first."""
-    return [cell for cell, _ in Counter((job.model, job.service) for job in window.jobs).most_common()]
 
 
 def _homes(search: Search) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from tasks.models.files import Code
-from taxiway.errors import TaxiwayError, error_from
+from taxiway.errors import error_from
 from workers.calling.callee import ANSWERED, CHECKPOINT, REFUSED, STARVED, TAKES_RUN, YIELDED
 from workers.calling.channel import (
     CallError,
@@ -216,7 +216,7 @@ class Child:
             case [str(kind), dict()] if kind == YIELDED:
                 raise CallYieldedError
             case [str(kind), str(name), str(text), dict(details)] if kind == REFUSED:
-                raise _error_from(name, text, details)
+                raise error_from(name, text, {key: value for key, value in details.items() if isinstance(key, str)})
             case [str(kind), str(text), str(traceback)] if kind == STARVED:
                 self.end()  # which also frees what it kept of earlier calls
                 raise OutOfMemoryError(text, traceback, calls=self.calls)
@@ -276,10 +276,6 @@ def _environment() -> dict[str, str]:
     """The worker's environment without its secrets, with the worker's import path."""
     kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
     return kept | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-
-
-def _error_from(name: str, text: str, details: dict[str, Any]) -> TaxiwayError:
-    return error_from(name, text, {key: value for key, value in details.items() if isinstance(key, str)})
 
 
 def _has_ended(pid: int) -> bool:

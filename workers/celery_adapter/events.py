@@ -69,9 +69,7 @@ class TaskEvent(msgspec.Struct, omit_defaults=True):
 class TaskEvents:
     """Collects events, and sends them in groups, each group at one moment of the worker's logical clock.
 
-    Args:
-        publish: sends a message on a topic; returns how many received it.
-
+    `publish` sends a message on a topic and returns how many received it.
     `wanted` says whether the worker sends task events now.
     """
 

@@ -81,11 +81,7 @@ class PlainRequest:
 
 
 class Inspection:
-    """Shows plain jobs to remote control, and reports them as task events. Threads may share it.
-
-    Args:
-        task: the task that the jobs are of.
-    """
+    """Shows plain jobs, as some of `task`, to remote control, and reports them as task events. Threads may share it."""
 
     def __init__(self, task: Task[Any, Any], hostname: str, events: TaskEvents, thread: ConsumerThread) -> None:
         self.events = events

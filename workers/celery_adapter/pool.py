@@ -154,10 +154,8 @@ class DevicePool(BasePool):
 class CeleryBridge:
     """Stages call it from any thread; what touches the consumer's connection is done on the consumer's thread.
 
-    It stands for kombu's channel in the messages of class queues that it has Celery's consumer receive.
-
-    Args:
-        class_queue: where such messages are acknowledged.
+    It stands for kombu's channel in the messages of class queues that it has Celery's consumer receive, and which are
+    acknowledged at `class_queue`.
     """
 
     no_ack_consumers = None  # kombu looks for it on a channel

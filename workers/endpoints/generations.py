@@ -38,8 +38,7 @@ Kept = tuple[str, str, CutGeneration]
 class Generations:
     """The plain texts that an endpoint generates now. For one event loop.
 
-    Args:
-        stopping: set when the worker stops; what cannot be read then is not waited for.
+    Once `stopping` is set, what cannot be read is not waited for.
     """
 
     def __init__(self, store: WorkerStore, use: EndpointUse, stopping: threading.Event) -> None:

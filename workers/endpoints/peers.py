@@ -346,7 +346,8 @@ class PeerLink(EndpointLink):
             sealed.facts, rows=1, size=exchange.prompt, longest=max(exchange.size - exchange.prompt, 0)
         )
         keys = [seal_keys.public(name) for name in sealed.keys]
-        again = seal_keys.seal_inputs(ask.body, keys, row_of(behalf.key), _bare(ask.path), facts)
+        name = ask.path.partition(":")[0].partition("@")[0]  # of a reference such as `sentiment:2`, `sentiment@stable`
+        again = seal_keys.seal_inputs(ask.body, keys, row_of(behalf.key), name, facts)
         return encode_frames(PeerContent(again.value))
 
     def _opened(self, answer: PeerAnswer, behalf: Behalf) -> PeerAnswer:
@@ -493,11 +494,6 @@ def open_link(endpoint: Endpoint, replica: str, key: str, stall: float, origin: 
     if endpoint.is_peer:
         return PeerLink(endpoint, replica, key, stall, origin)
     return EndpointLink(endpoint, replica, key, stall)
-
-
-def _bare(reference: str) -> str:
-    """A model's name in a reference such as `sentiment:2` or `sentiment@stable`."""
-    return reference.partition(":")[0].partition("@")[0]
 
 
 def _asked(body: bytes) -> _Asked:

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 class EndpointVariants(DeviceVariants):
     """Nothing is loaded here, and what is known of a variant is learned.
 
-    Args:
-        protocol: the module of the endpoint's protocol.
-
     `absent` has the keys of variants that the endpoint does not list now.
     """
 

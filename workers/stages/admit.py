@@ -33,7 +33,7 @@ from tasks.models.model import Model
 from tasks.models.signature import Bound, bind, check_stream
 from tasks.models.sizes import clamped
 from tasks.queues.sealing import opened_request
-from tasks.telemetry import ParentSpan, parent_of
+from tasks.telemetry import parent_of
 from tasks.ticket import TicketError, ticket_for
 from tasks.topology import HardwareClass
 from taxiway.contract.keys import INFER
@@ -288,13 +288,11 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
         hardware_class,
         taken.tag,
         headers,
-        parent=None if headers.traceparent is None else _parent_span(headers),
+        parent=parent_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
+        if headers.traceparent is not None
+        else None,
         claim=taken.claim,
     )
-
-
-def _parent_span(headers: Headers) -> ParentSpan | None:
-    return parent_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
 
 
 class JobReader:

@@ -211,7 +211,7 @@ class FinishStage:
         ended = [one for ending in endings if (one := self._outcome(ending)) is not None]
         try:
             self._keep_blobs(ended)
-            self._write([one for one in ended if not _followed(one.delivery)])
+            self._write([one for one in ended if one.delivery.task is None or not one.delivery.task.followed])
             for one in ended:
                 if (task := one.delivery.task) is not None and task.followed:
                     self._end_in_celerys_order(one, task)
@@ -426,11 +426,6 @@ class FinishStage:
 def _expired(error: TaxiwayError | None) -> bool:
     """Whether the job's deadline had passed."""
     return isinstance(error, DeadlineExceededError)
-
-
-def _followed(delivery: Delivery) -> bool:
-    """Whether other tasks follow the job."""
-    return delivery.task is not None and delivery.task.followed
 
 
 class StreamStage:

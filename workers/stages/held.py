@@ -23,11 +23,7 @@ _RETRY_PAUSE = 0.5  # seconds before a retry while the store is unavailable
 
 
 class HeldJobs:
-    """Every delivery that this worker holds. Thread-safe.
-
-    Args:
-        class_queue: where their messages came from.
-    """
+    """Every delivery that this worker holds, with `class_queue` as the source of their messages. Thread-safe."""
 
     def __init__(self, store: WorkerStore, class_queue: ClassQueue, celery: CeleryWorker) -> None:
         self._store = store
@@ -124,10 +120,7 @@ class Cancellations:
 
     Ended jobs that wait for the device do not run, a chat on an endpoint is aborted, and a Python callable is
     terminated. A batch that cannot be interrupted continues: the heartbeat reports for how long. Notifications missed
-    during an outage of the store are recovered when claims are renewed.
-
-    Args:
-        marked: called after each mark.
+    during an outage of the store are recovered when claims are renewed. `marked` is called after each mark.
     """
 
     def __init__(self, store: WorkerStore, held: HeldJobs, marked: Callable[[], None]) -> None:

@@ -188,9 +188,12 @@ class Lane:
 
     def batches(self) -> Iterator[tuple[set[RunningJob], float]]:
         """The jobs of each future batch, and its predicted seconds, if none is kept short for a deadline."""
-        rows = list(self._in_order())
+        rows = [(job, index) for *_, job in self._urgent for index in job.waiting[self.bucket]]  # most urgent first
         while rows:
-            front = [_as_row(*row) for row in rows[: self.policy.max_batch]]
+            front = [
+                Row(job.ticket.level, job.deadline, job.items[index].size)
+                for job, index in rows[: self.policy.max_batch]
+            ]
             count = len(batcher.form(front, self.policy, self._takes, -math.inf))
             batch, rows = rows[:count], rows[count:]
             yield {job for job, _ in batch}, self.profile.latency(count, sum(row.size for row in front[:count]) / count)
@@ -211,18 +214,10 @@ class Lane:
     def _takes(self, rows: int, total: float) -> float:
         return self._pace() * self.profile.latency(rows, total / rows)
 
-    def _in_order(self) -> Iterator[tuple[RunningJob, int]]:
-        """The waiting rows, most urgent first."""
-        return ((job, index) for *_, job in self._urgent for index in job.waiting[self.bucket])
-
 
 def urgency(job: RunningJob) -> Urgency:
     """Sort key of jobs, most urgent first."""
     return job.ticket.level, job.deadline, job.arrived
-
-
-def _as_row(job: RunningJob, index: int) -> Row:
-    return Row(job.ticket.level, job.deadline, job.items[index].size)
 
 
 _RATE_OVER = 0.25  # seconds over which the rate of rows is measured
@@ -446,8 +441,7 @@ _IDLE_WAIT = 60.0  # seconds; any arrival ends the wait
 class Lanes:
     """Rows that wait for the device, by lane. Only who has its turn changes them; any thread may iterate.
 
-    Args:
-        clock: gives the store's time less this host's.
+    `clock` gives the store's time less this host's.
     """
 
     def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
@@ -493,7 +487,8 @@ class Lanes:
 
     def more_urgent(self, job: RunningJob, now: float) -> Lane | None:
         """The lane with the most urgent due batch that runs in this process and precedes the job."""
-        due = [lane for lane in self if not lane.alone and not lane.own_process and self._precedes(lane, job, now)]
+        mine, here = urgency(job)[:2], [lane for lane in self if not lane.alone and not lane.own_process]
+        due = [lane for lane in here if lane.urgency()[:2] < mine and lane.due(now, self._clock()) <= 0]
         return min(due, key=Lane.turn, default=None)
 
     def variants(self, least: Urgency | None = None) -> set[str]:
@@ -524,6 +519,3 @@ class Lanes:
             profile, own_process = loaded.known.profile, loaded.interruptible is not None
             self._lanes[key] = Lane(key, policy, profile, pace, retargeted=retargeted, own_process=own_process)
         return self._lanes[key]
-
-    def _precedes(self, lane: Lane, job: RunningJob, now: float) -> bool:
-        return lane.urgency()[:2] < urgency(job)[:2] and lane.due(now, self._clock()) <= 0

@@ -65,9 +65,7 @@ _decode_report = msgspec.json.Decoder(tuple[float, str, Any]).decode
 class Runs:
     """Begins the runs of jobs' rows. Only who has the device's turn.
 
-    Args:
-        kind: of the device.
-        stopping: set when the worker stops: an unavailable store is not waited for any more.
+    `kind` is the device's. Once `stopping` is set, an unavailable store is not waited for any more.
     """
 
     def __init__(self, shared: Shared, kind: str, stopping: threading.Event) -> None:
