@@ -10,11 +10,10 @@ from typing import Protocol
 
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import ClassSize, ScalingRule, density
-from simulator.class_queue import Order, SimulatedQueue
+from simulator.class_queue import Order, SimulatedQueue, YieldTerms
 from simulator.device import SAME_TIME, SimulatedDevice
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
-from simulator.yielding import YieldTerms
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS, PATIENT
 from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows, form, observe_gap, ready, widen_gap

@@ -27,10 +27,10 @@ from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.consumer import Fetching, GroupedEvents, LoneConsumer
 from workers.celery_adapter.events import SHOWN
-from workers.celery_adapter.follow_ups import BridgedAMQP
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import (
     ENDED,
+    BridgedAMQP,
     WriteOnceBackend,
     WriteOnceSentinelBackend,
     bind_context,

@@ -33,7 +33,6 @@ from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.celery_adapter.consumer import ConsumerThread
 from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, event_of, stopped
-from workers.celery_adapter.follow_ups import sending_where_it_came_from
 from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import (
     ENDED,
@@ -45,6 +44,7 @@ from workers.celery_adapter.strategy import (
     is_outage,
     keep_message,
     refuse,
+    sending_where_it_came_from,
 )
 from workers.drain import SIGNAL as NOTICE
 from workers.stages.held import in_order

@@ -5,6 +5,9 @@ its job ends with an error. A job that a router signed is ended under a claim, l
 message is unknown: it ends the job that it names only if no job of that id was ever accepted.
 
 The result backend writes a final result once, for the worker whose claim holds, and announces it.
+
+What follows from a job goes to the broker, or back to RabbitMQ if the job came from there. A worker does not reach
+RabbitMQ: its messages wait in an outbox, which a router's bridge publishes.
 """
 
 from __future__ import annotations
@@ -19,11 +22,15 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 from celery import Celery, signals, states
+from celery.app.amqp import AMQP
 from celery.app.task import Context, Task
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import BackendError
 from celery.worker.strategy import default
+from kombu import Queue
 from kombu.exceptions import OperationalError
+from kombu.message import Message
+from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
 from broker.valkey import run
@@ -32,8 +39,9 @@ from broker.valkey.endings import REFUSED_TOKEN, Ending, finish_call
 from broker.valkey.worker_store import WorkerStore
 from tasks.ticket import Ticket, TicketError, ticket_for
 from taxiway.contract.job import JobState, failure_meta, state_of
+from taxiway.contract.keys import AMQP_OUTBOX, DEFAULT_QUEUE
 from taxiway.contract.request import is_name
-from taxiway.contract.wire import HEADER, Envelope, encode_envelope, misplaced
+from taxiway.contract.wire import BRIDGED, DESTINATION, HEADER, Envelope, encode_envelope, misplaced
 from taxiway.errors import (
     BrokerUnavailableError,
     ExecutionError,
@@ -320,3 +328,45 @@ def _error(result: Any, state: str, ended: Ended | None) -> TaxiwayError:
         return ended.error
     named = result if isinstance(result, dict) else {"exc_message": str(result)}
     return ExecutionError(f"{named.get('exc_type', 'error')}: {named.get('exc_message')}")
+
+
+_OUTBOX = Queue(AMQP_OUTBOX, routing_key=AMQP_OUTBOX)
+
+_bridged: ContextVar[bool] = ContextVar("bridged", default=False)
+"""Whether what this thread sends follows from a job that came from RabbitMQ."""
+
+
+@contextmanager
+def sending_where_it_came_from(message: Message) -> Iterator[None]:
+    """Send what follows from the message's job to the server that the message came from."""
+    before = _bridged.set(bool(message.properties.get(BRIDGED)))
+    try:
+        yield
+    finally:
+        _bridged.reset(before)
+
+
+class BridgedAMQP(AMQP):
+    """Celery's sender of messages, for jobs of either server. A message to RabbitMQ names its queue, no exchange."""
+
+    @cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """Send a task's message."""
+        send = self._create_task_sender()  # type: ignore[attr-defined]  # celery-types lacks it
+
+        def send_where_it_came_from(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if not _bridged.get():
+                return send(producer, name, message, **options)
+            rest = {key: value for key, value in options.items() if key not in _ADDRESS}
+            destination = {DESTINATION: _destination(**options)}
+            quiet = message._replace(sent_event=None)  # there, the fleet's events have no listener
+            return send(producer, name, quiet, queue=_OUTBOX, declare=[], **rest, **destination)
+
+        return send_where_it_came_from
+
+
+_ADDRESS = ("queue", "exchange", "routing_key", "exchange_type", "declare", "priority")
+
+
+def _destination(queue: Any = None, routing_key: str = "", priority: int | None = None, **_: Any) -> dict[str, Any]:
+    return {"queue": getattr(queue, "name", queue) or routing_key or DEFAULT_QUEUE, "priority": priority}

@@ -28,8 +28,7 @@ from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, find_device, unfit
 from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET
-from workers.profiling.measure import bench_class, measured_outcome
-from workers.profiling.report import MeasuredOutcome, show, write
+from workers.profiling.measure import MeasuredOutcome, bench_class, measured_outcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """The environment of a worker with one thread (`workers.__main__`)."""

@@ -11,7 +11,7 @@ from lab.rows import make_trace
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import Density
 from router.upkeep import yielding as product
-from simulator import yielding
+from simulator import class_queue
 from simulator.device import SimulatedDevice
 from simulator.engine import ANSWERED, DROPPED, OutcomeColumns, Simulation
 from simulator.fleet import SERVICES, Stepping
@@ -71,7 +71,7 @@ def played(policy: Yielding, *asked: Asked) -> tuple[Simulation, OutcomeColumns]
 
 
 def test_simulator_and_product_ask_the_same_function() -> None:
-    assert vars(yielding)["preempt"] is vars(product)["preempt"]
+    assert vars(class_queue)["preempt"] is vars(product)["preempt"]
     assert Taxiway.yields
 
 

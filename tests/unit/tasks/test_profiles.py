@@ -28,7 +28,7 @@ from tasks.models.profiles import (
 )
 from tasks.settings import TREE
 from tests.builders import a_text_model, recorded
-from workers.profiling.report import MeasuredOutcome, write
+from workers.profiling.measure import MeasuredOutcome, write
 
 DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
 MODEL = a_text_model(fast=Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT}))

@@ -18,8 +18,7 @@ from workers.profiling.fit import (
     residuals,
     thinned,
 )
-from workers.profiling.measure import CALM, TimedRun, least_disturbed
-from workers.profiling.report import MeasuredOutcome, formula, remarks
+from workers.profiling.measure import CALM, MeasuredOutcome, TimedRun, formula, least_disturbed, remarks
 
 curves = st.builds(
     Profile,
