@@ -420,36 +420,23 @@ MEMORY = 256
 
 
 class ExpectedBatch:
-    """Mean figures of each model's jobs, one per class: `alone` and `crowding` of jobs; infinite if it cannot run."""
+    """Mean figures of each model's jobs, by class; infinite if it cannot run."""
 
-    def __init__(self, models: int) -> None:
-        self._alone: list[Figures | None] = [None] * models
-        self._crowding: list[Figures | None] = [None] * models
+    def __init__(self) -> None:
+        self._means: dict[int, Figures] = {}
 
     def observe(self, job: SimulatedJob) -> None:
         """Include a job in the means."""
-        self._alone[job.model] = _nearer(self._alone[job.model], job.alone)
-        self._crowding[job.model] = _nearer(self._crowding[job.model], job.crowding)
+        new = np.array([job.alone, job.crowding])
+        mean = self._means.setdefault(job.model, new)
+        able, seen = np.isfinite(new), np.isfinite(mean)
+        both = able & seen
+        mean[both] += (new[both] - mean[both]) / MEMORY
+        mean[able & ~seen] = new[able & ~seen]  # another service's jobs may run there
 
-    def alone(self, model: int) -> Figures:
-        """Seconds of the typical job by itself; requires at least one job of the model."""
-        figures = self._alone[model]
-        assert figures is not None
-        return figures
+    def typical(self, model: int) -> Figures:
+        """Seconds of the typical job by itself, and those that it adds to its batch; shape (2, classes).
 
-    def crowding(self, model: int) -> Figures:
-        """Seconds that the typical job adds to those in its batch."""
-        figures = self._crowding[model]
-        assert figures is not None
-        return figures
-
-
-def _nearer(mean: Figures | None, figures: tuple[float, ...]) -> Figures:
-    new = np.array(figures)
-    if mean is None:
-        return new
-    able, seen = np.isfinite(new), np.isfinite(mean)
-    both = able & seen
-    mean[both] += (new[both] - mean[both]) / MEMORY
-    mean[able & ~seen] = new[able & ~seen]  # another service's jobs may run there
-    return mean
+        Requires at least one job of the model.
+        """
+        return self._means[model]

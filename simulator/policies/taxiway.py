@@ -86,7 +86,7 @@ class Taxiway(Policy):
         self._tokens = [_cached_tokens(fleet, name) for name in workload.trace.models]
         self._constraints = [_constraints(fleet, name) for name in workload.trace.models]
         self._batch = max(device.max_batch for device in fleet.classes.values())
-        self._expected_batch = ExpectedBatch(len(workload.trace.models))
+        self._expected_batch = ExpectedBatch()
         self._holding = Holding()
         self._predicted = workload.trace.predicted
         self._mover = SimulatedMover(fleet.rebalance, self._reader, self._table, self._needs)
@@ -195,10 +195,7 @@ class Taxiway(Policy):
             each = pace * [job.crowding[place] for place in places]
             beside = [self._reader.generating(one.hardware_class, job.level) for one in table.candidates]
             return replace(table, base=alone - each, slope=each, concurrent=table.concurrent + beside / table.servers)
-        usual, each = (
-            pace * self._expected_batch.alone(job.model)[places],
-            pace * self._expected_batch.crowding(job.model)[places],
-        )
+        usual, each = pace * self._expected_batch.typical(job.model)[:, places]
         fitting = np.floor(self._tokens[job.model][places] / (job.size + job.predicted))
         limit = np.minimum(table.limit, np.maximum(fitting, 1.0))
         work = (usual - each) / table.limit + each

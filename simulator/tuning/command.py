@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -487,7 +488,8 @@ def tune(*, once: bool, dry_run: bool, as_json: bool, prior: str | None) -> None
             faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__ or 2)
             time.sleep(_turn(tuner, dry_run=dry_run, as_json=as_json))
     finally:
-        _leave(tuner)
+        with suppress(BrokerUnavailableError):  # the lease ends by itself
+            tuner.close()
 
 
 def _stop(*_: object) -> NoReturn:
@@ -511,15 +513,13 @@ def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
     return tuner.rest
 
 
-def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> Tuning:
+def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> None:
     tuning, plan = tuner.tune(dry_run=dry_run)
     logger.info("tuned", extra=msgspec.to_builtins(tuning))
     if as_json:
         click.echo(msgspec.json.encode({**msgspec.to_builtins(tuning), "plan": msgspec.to_builtins(plan)}))
     elif show:
-        console = stdout_console()
-        console.print(*_tables(tuning, plan), sep="\n")
-    return tuning
+        stdout_console().print(*_tables(tuning, plan), sep="\n")
 
 
 def _tables(tuning: Tuning, plan: Plan | None) -> list[Table | str]:
@@ -527,16 +527,7 @@ def _tables(tuning: Tuning, plan: Plan | None) -> list[Table | str]:
     scores = "" if tuning.after is None else f"; {tuning.after:g} USD/h predicted"
     before = "" if tuning.before is None else f" ({tuning.before:g} before)"
     said = f"plan {tuning.number}: {'adopted' if tuning.adopted else 'unchanged'}, {tuning.why}{scores}{before}"
-    if plan is None:
-        return [said]
-    return [said, *plan_tables(plan)]
-
-
-def _leave(tuner: FleetTuner) -> None:
-    try:
-        tuner.close()
-    except BrokerUnavailableError:
-        logger.debug("the lease ends by itself")
+    return [said, *(plan_tables(plan) if plan is not None else ())]
 
 
 if __name__ == "__main__":
