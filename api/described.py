@@ -14,6 +14,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, Operation, SecurityScheme
 
 from api.gate import needs
+from api.openai_errors import ErrorContent
 from api.terms import HEADERS
 from taxiway import errors
 from taxiway.errors import TaxiwayError
@@ -135,6 +136,11 @@ def answers(
     }
     good = ResponseSpec(kind, generate_examples=False, description="Success.", media_type=media)
     return {**problems, status: good}
+
+
+def openai_answers(kind: Any, *statuses: int, media: str = MediaType.JSON) -> dict[int, ResponseSpec]:
+    """The answers of one of OpenAI's endpoints, for callers with a key."""
+    return answers(kind, *KEYED, *statuses, media=media, problem=ErrorContent)
 
 
 FIELDS = dict[str, Any]

@@ -13,7 +13,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from api.described import KEYED, answers, deletes, posts, takes
+from api.described import deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.objects.batches import (
     ENDED,
@@ -26,7 +26,6 @@ from api.objects.batches import (
 )
 from api.objects.line_calls import check_endpoint
 from api.openai.requests import read_fields
-from api.openai_errors import ErrorContent
 from api.services import router_of, services_of, tenant_of
 from api.storage.objects import (
     Contents,
@@ -168,22 +167,10 @@ class FileOperation(Operation):
         return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
 
 
-_FILE_UPLOAD = answers(FileAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
-_FILE = answers(FileAnswer, *KEYED, 404, 503, problem=ErrorContent)
-_FILES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
-_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
-_FILE_CONTENT = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
-_BATCH_CREATE = answers(BatchAnswer, *KEYED, 400, 404, 413, 415, 503, problem=ErrorContent)
-_BATCH_DELETED = answers(Deleted, *KEYED, 400, 404, 503, problem=ErrorContent)
-_BATCH_PART = answers(bytes, *KEYED, 404, 503, media=OCTETS, problem=ErrorContent)
-_BATCH = answers(BatchAnswer, *KEYED, 404, 503, problem=ErrorContent)
-_BATCHES = answers(Page, *KEYED, 400, 503, problem=ErrorContent)
-
-
 @posts(
     "/v1/files",
     opt=needs("submit"),
-    responses=_FILE_UPLOAD,
+    responses=openai_answers(FileAnswer, 400, 404, 413, 415, 503),
     operation_class=FileOperation,
     request_max_body_size=None,
 )
@@ -231,7 +218,7 @@ async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) ->
     )
 
 
-@get("/v1/files", opt=needs("read"), responses=_FILES)
+@get("/v1/files", opt=needs("read"), responses=openai_answers(Page, 400, 503))
 async def files(
     request: AnyRequest,
     limit: _Files = LISTED_FILES,
@@ -252,13 +239,13 @@ async def files(
     return json_answer(page_before(answers, more or len(records) > limit))
 
 
-@get("/v1/files/{file:str}", opt=needs("read"), responses=_FILE)
+@get("/v1/files/{file:str}", opt=needs("read"), responses=openai_answers(FileAnswer, 404, 503))
 async def file(request: AnyRequest, file: str) -> Response[bytes]:
     """What is known of a file."""
     return json_answer(file_answer(await _file(request, file)))
 
 
-@deletes("/v1/files/{file:str}", opt=needs("submit"), responses=_DELETED)
+@deletes("/v1/files/{file:str}", opt=needs("submit"), responses=openai_answers(Deleted, 404, 503))
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
     stored, record = services_of(request).stored, await _file(request, file)
@@ -267,7 +254,7 @@ async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     return json_answer(Deleted(id=file, object="file"))
 
 
-@get("/v1/files/{file:str}/content", opt=needs("read"), responses=_FILE_CONTENT)
+@get("/v1/files/{file:str}/content", opt=needs("read"), responses=openai_answers(bytes, 404, 503, media=OCTETS))
 async def file_content(request: AnyRequest, file: str) -> Stream:
     """A file's content."""
     record = await _file(request, file)
@@ -297,7 +284,7 @@ async def _content(
     "/v1/batches",
     opt=needs("submit"),
     operation_class=takes(BatchCall, _BATCH_HEADERS),
-    responses=_BATCH_CREATE,
+    responses=openai_answers(BatchAnswer, 400, 404, 413, 415, 503),
 )
 async def batch_create(request: AnyRequest) -> Response[bytes]:
     """Run the calls in a file."""
@@ -328,7 +315,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     return json_answer(batch_answer(batch))
 
 
-@get("/v1/batches", opt=needs("read"), responses=_BATCHES)
+@get("/v1/batches", opt=needs("read"), responses=openai_answers(Page, 400, 503))
 async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
     found, more = await services_of(request).stored.objects.page(
@@ -337,13 +324,17 @@ async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "")
     return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
 
 
-@get("/v1/batches/{batch:str}", opt=needs("read"), responses=_BATCH)
+@get("/v1/batches/{batch:str}", opt=needs("read"), responses=openai_answers(BatchAnswer, 404, 503))
 async def batch(request: AnyRequest, batch: str) -> Response[bytes]:
     """A batch's state, and how many of its lines are answered."""
     return json_answer(batch_answer(await _batch(request, batch)))
 
 
-@get("/v1/batches/{batch:str}/parts/{number:int}", opt=needs("read"), responses=_BATCH_PART)
+@get(
+    "/v1/batches/{batch:str}/parts/{number:int}",
+    opt=needs("read"),
+    responses=openai_answers(bytes, 404, 503, media=OCTETS),
+)
 async def batch_part(request: AnyRequest, batch: str, number: int) -> Stream:
     """Lines that have ended, while the batch goes on: part `number` from 0, in the order of the input.
 
@@ -360,7 +351,7 @@ async def _batch(request: AnyRequest, batch: str) -> Batch:
     return decode_batch(await services_of(request).stored.objects.get("batch", batch, tenant_of(request)))
 
 
-@posts("/v1/batches/{batch:str}/cancel", opt=needs("submit"), responses=_BATCH)
+@posts("/v1/batches/{batch:str}/cancel", opt=needs("submit"), responses=openai_answers(BatchAnswer, 404, 503))
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
     stored = services_of(request).stored
@@ -377,7 +368,7 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     return json_answer(batch_answer(decode_batch(raw)))
 
 
-@deletes("/v1/batches/{batch:str}", opt=needs("submit"), responses=_BATCH_DELETED)
+@deletes("/v1/batches/{batch:str}", opt=needs("submit"), responses=openai_answers(Deleted, 400, 404, 503))
 async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     """Delete a batch that has ended; its files stay."""
     objects, found = services_of(request).stored.objects, await _batch(request, batch)

@@ -14,10 +14,9 @@ from litestar import Response, get
 from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 
-from api.described import KEYED, answers, deletes, posts, takes
+from api.described import deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, caller_of, json_answer, needs
 from api.openai.requests import read_fields
-from api.openai_errors import ErrorContent
 from api.routing.webhooks import WebhookRegistry, hint_of
 from api.services import router_of, tenant_of
 from api.storage.objects import Deleted, Page, owner_of, page_of
@@ -134,16 +133,12 @@ def _takes(body: type[Any]) -> type[Operation]:
     return takes(body, {})
 
 
-def _answers(kind: Any, *statuses: int) -> Any:
-    return answers(kind, *KEYED, *statuses, 503, problem=ErrorContent)
-
-
 _CALLED = (400, 404, 413, 415)
 _READ = needs("read", "admin")
 _PATH = "/v1/webhook_endpoints/{endpoint:str}"
 
 
-@get("/v1/webhook_event_types", opt=_READ, responses=_answers(EventTypes))
+@get("/v1/webhook_event_types", opt=_READ, responses=openai_answers(EventTypes, 503))
 async def event_types() -> Response[bytes]:
     """The types of event that an endpoint can be notified of."""
     return json_answer(EventTypes())
@@ -151,7 +146,7 @@ async def event_types() -> Response[bytes]:
 
 @posts(
     "/v1/webhook_endpoints",
-    responses=_answers(EndpointAnswer, *_CALLED),
+    responses=openai_answers(EndpointAnswer, *_CALLED, 503),
     operation_class=_takes(EndpointCall),
 )
 async def endpoint_create(request: AnyRequest) -> Response[bytes]:
@@ -167,7 +162,7 @@ async def endpoint_create(request: AnyRequest) -> Response[bytes]:
     return await _shown(request, made, secret=True)
 
 
-@get("/v1/webhook_endpoints", opt=_READ, responses=_answers(Page, 400))
+@get("/v1/webhook_endpoints", opt=_READ, responses=openai_answers(Page, 400, 503))
 async def endpoints(request: AnyRequest, limit: _Limit = 20, after: _After = "") -> Response[bytes]:
     """The endpoints of the caller's tenant, for an operator of all; the latest first."""
     webhooks = _webhooks(request)
@@ -178,13 +173,13 @@ async def endpoints(request: AnyRequest, limit: _Limit = 20, after: _After = "")
     return json_answer(page_of([_answer(one, *its) for one, its in zip(page, figures, strict=True)], limit))
 
 
-@get(_PATH, opt=_READ, responses=_answers(EndpointAnswer, 404))
+@get(_PATH, opt=_READ, responses=openai_answers(EndpointAnswer, 404, 503))
 async def endpoint(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """An endpoint, and how its deliveries go."""
     return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
 
 
-@posts(_PATH, responses=_answers(EndpointAnswer, *_CALLED), operation_class=_takes(EndpointChange))
+@posts(_PATH, responses=openai_answers(EndpointAnswer, *_CALLED, 503), operation_class=_takes(EndpointChange))
 async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Change an endpoint's name, address or events. What waits goes to the new address."""
     call = await _read(request, EndpointChange)
@@ -194,7 +189,7 @@ async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]
     return await _shown(request, await _webhooks(request).replace(endpoint, _seen_by(request), **fields))
 
 
-@deletes(_PATH, responses=_answers(Deleted, 404))
+@deletes(_PATH, responses=openai_answers(Deleted, 404, 503))
 async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Remove an endpoint, with the events that wait for it."""
     removed = await _webhooks(request).remove(endpoint, _seen_by(request))
@@ -203,7 +198,7 @@ async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]
 
 @posts(
     f"{_PATH}/rotate_secret",
-    responses=_answers(EndpointAnswer, *_CALLED),
+    responses=openai_answers(EndpointAnswer, *_CALLED, 503),
     operation_class=_takes(RotateCall),
 )
 async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]:
@@ -215,7 +210,7 @@ async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]
     )
 
 
-@posts(f"{_PATH}/test", responses=_answers(TestAnswer, *_CALLED), operation_class=_takes(TestCall))
+@posts(f"{_PATH}/test", responses=openai_answers(TestAnswer, *_CALLED, 503), operation_class=_takes(TestCall))
 async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send a sample event at once, and say what the endpoint answered."""
     call, webhooks = await _read(request, TestCall), _webhooks(request)
@@ -224,7 +219,7 @@ async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     return json_answer(TestAnswer(webhook_endpoint_id=found.id, event_type=call.event_type, status_code=status))
 
 
-@get(f"{_PATH}/dead_letters", opt=_READ, responses=_answers(Page, 400, 404))
+@get(f"{_PATH}/dead_letters", opt=_READ, responses=openai_answers(Page, 400, 404, 503))
 async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100) -> Response[bytes]:
     """The latest events that an endpoint did not take in time."""
     webhooks = _webhooks(request)
@@ -234,7 +229,7 @@ async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100)
 
 @posts(
     f"{_PATH}/dead_letters/replay",
-    responses=_answers(Replayed, *_CALLED),
+    responses=openai_answers(Replayed, *_CALLED, 503),
     operation_class=_takes(ReplayCall),
 )
 async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]:

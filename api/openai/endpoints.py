@@ -14,7 +14,7 @@ from litestar import Response, get
 from litestar.types import ASGIApp
 
 from api.answers import json_whole
-from api.described import ASKED, KEYED, RUN, answers, posts, takes
+from api.described import ASKED, RUN, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.openai.answers import AnswerHead, AnyCall, ChatCompletion, Completion, EmbeddingList, written
 from api.openai.calls import Begun, Calls, headers_of_result
@@ -33,7 +33,6 @@ from api.openai.requests import (
     set_service,
     tier_of,
 )
-from api.openai_errors import ErrorContent
 from api.services import jobs_of, router_of, services_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
@@ -91,13 +90,6 @@ def is_used(model: Model) -> bool:
     return model.pipeline in _USED or embedding_of(model) is not None
 
 
-_MODELS = answers(ModelList, *KEYED, problem=ErrorContent)
-_MODEL = answers(ListedModel, *KEYED, 404, 503, problem=ErrorContent)
-_CHAT = answers(ChatCompletion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
-_COMPLETION = answers(Completion, *KEYED, *ASKED, *RUN, problem=ErrorContent)
-_EMBEDDINGS = answers(EmbeddingList, *KEYED, *ASKED, *RUN, problem=ErrorContent)
-
-
 @dataclass(frozen=True, slots=True)
 class Read:
     """A call as a request; `size` is the size of its body in bytes."""
@@ -112,13 +104,13 @@ class Read:
         return AnswerHead(job, self.tier, int(time.time()))
 
 
-@get("/v1/models", opt=needs(), responses=_MODELS)
+@get("/v1/models", opt=needs(), responses=openai_answers(ModelList))
 async def models(request: AnyRequest) -> Response[bytes]:
     """The models that these calls can use now. They also answer by version (`chat:1`) and alias (`chat@stable`)."""
     return json_answer(listed(router_of(request).rules.catalogue))
 
 
-@get("/v1/models/{model:path}", opt=needs(), responses=_MODEL)
+@get("/v1/models/{model:path}", opt=needs(), responses=openai_answers(ListedModel, 404, 503))
 async def model(request: AnyRequest, model: str) -> Response[bytes]:
     """One of them. A name may have slashes."""
     model = model.removeprefix("/")
@@ -128,21 +120,34 @@ async def model(request: AnyRequest, model: str) -> Response[bytes]:
     return json_answer(listed_model(model, found))
 
 
-@posts("/v1/chat/completions", opt=needs("submit"), operation_class=takes(ChatCall, events=True), responses=_CHAT)
+@posts(
+    "/v1/chat/completions",
+    opt=needs("submit"),
+    operation_class=takes(ChatCall, events=True),
+    responses=openai_answers(ChatCompletion, *ASKED, *RUN),
+)
 async def chat_completions(request: AnyRequest) -> ASGIApp:
     """Answer a chat: at once, or with `stream` as server-sent events."""
     return await _answer(request, ChatCall, chat_fields, ChatWriter)
 
 
 @posts(
-    "/v1/completions", opt=needs("submit"), operation_class=takes(CompletionCall, events=True), responses=_COMPLETION
+    "/v1/completions",
+    opt=needs("submit"),
+    operation_class=takes(CompletionCall, events=True),
+    responses=openai_answers(Completion, *ASKED, *RUN),
 )
 async def completions(request: AnyRequest) -> ASGIApp:
     """Continue one or more prompts: at once, or with `stream` as server-sent events."""
     return await _answer(request, CompletionCall, completion_fields, CompletionWriter)
 
 
-@posts("/v1/embeddings", opt=needs("submit"), operation_class=takes(EmbeddingsCall), responses=_EMBEDDINGS)
+@posts(
+    "/v1/embeddings",
+    opt=needs("submit"),
+    operation_class=takes(EmbeddingsCall),
+    responses=openai_answers(EmbeddingList, *ASKED, *RUN),
+)
 async def embed(request: AnyRequest) -> ASGIApp:
     """The embeddings of one or more texts, which are one job."""
     parsed, read = await _read(request, EmbeddingsCall, embedding_fields)

@@ -14,7 +14,7 @@ from litestar.params import Parameter
 from litestar.types import ASGIApp
 
 from api.answers import HttpAnswer, json_whole
-from api.described import ASKED, KEYED, RUN, Evented, answers, deletes, posts, takes
+from api.described import ASKED, RUN, Evented, deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs
 from api.openai.calls import EVENT_HEADERS, Begun, headers_of_placement, headers_of_result
 from api.openai.endpoints import Read, calls_of, read_body, read_request, stream
@@ -33,7 +33,6 @@ from api.openai.responses.response import (
     succeeded,
 )
 from api.openai.responses.stored import Responses
-from api.openai_errors import ErrorContent
 from api.services import router_of, services_of, tenant_of
 from api.storage.objects import Deleted, Page, owner_of, page_of
 from taxiway.contract.job import Result
@@ -50,17 +49,12 @@ _StartingAfter = Annotated[
 ]
 _Order = Annotated[Literal["asc", "desc"], Parameter(description="As they were given, or the other way round.")]
 
-_RESPONSE_CREATE = answers(Response, *KEYED, *ASKED, *RUN, problem=ErrorContent)
-_RESPONSE = answers(Response, *KEYED, 400, 404, 503, problem=ErrorContent)
-_RESPONSE_DELETED = answers(Deleted, *KEYED, 404, 503, problem=ErrorContent)
-_RESPONSE_INPUT = answers(Page, *KEYED, 400, 404, 503, problem=ErrorContent)
-
 
 @posts(
     "/v1/responses",
     opt=needs("submit"),
     operation_class=takes(ResponseCall, events=True),
-    responses=_RESPONSE_CREATE,
+    responses=openai_answers(Response, *ASKED, *RUN),
 )
 async def response_create(request: AnyRequest) -> ASGIApp:
     """Answer a chat: at once, as server-sent events with `stream`, or later with `background`."""
@@ -73,7 +67,12 @@ async def response_create(request: AnyRequest) -> ASGIApp:
     return await making.whole()
 
 
-@get("/v1/responses/{response:str}", opt=needs("read"), operation_class=Evented, responses=_RESPONSE)
+@get(
+    "/v1/responses/{response:str}",
+    opt=needs("read"),
+    operation_class=Evented,
+    responses=openai_answers(Response, 400, 404, 503),
+)
 async def response_retrieve(
     request: AnyRequest, response: str, stream: _Stream = False, starting_after: _StartingAfter = -1
 ) -> ASGIApp:
@@ -92,7 +91,7 @@ async def response_retrieve(
     return await calls_of(request).follow(found.job, begun, request.receive, path=request.scope["path"])
 
 
-@posts("/v1/responses/{response:str}/cancel", opt=needs("submit"), responses=_RESPONSE)
+@posts("/v1/responses/{response:str}/cancel", opt=needs("submit"), responses=openai_answers(Response, 400, 404, 503))
 async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Cancel a response in the background; one that has ended is left unchanged."""
     found = await _responses(request).get(response, tenant_of(request))
@@ -101,14 +100,14 @@ async def response_cancel(request: AnyRequest, response: str) -> HttpResponse[by
     return json_answer((await _responses(request).cancel(response, tenant_of(request))).response)
 
 
-@deletes("/v1/responses/{response:str}", opt=needs("submit"), responses=_RESPONSE_DELETED)
+@deletes("/v1/responses/{response:str}", opt=needs("submit"), responses=openai_answers(Deleted, 404, 503))
 async def response_delete(request: AnyRequest, response: str) -> HttpResponse[bytes]:
     """Delete a stored response, and cancel it if it has not ended."""
     await _responses(request).delete(response, tenant_of(request))
     return json_answer(Deleted(id=response, object="response"))
 
 
-@get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=_RESPONSE_INPUT)
+@get("/v1/responses/{response:str}/input_items", opt=needs("read"), responses=openai_answers(Page, 400, 404, 503))
 async def response_input(
     request: AnyRequest, response: str, limit: _Limit = 20, after: _After = "", order: _Order = "desc"
 ) -> HttpResponse[bytes]:
