@@ -21,7 +21,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from taxiway.contract.limits import Buffer
@@ -112,10 +111,20 @@ class _Request:
     sink: Sink | None = None
     once: bool = False
 
-    def payload(self, call: _Call) -> bytes | _Pieces | None:
-        """The body as aiohttp takes it."""
-        small = sum(map(len, self.body)) <= _SMALL_BODY
-        return (b"".join(self.body) or None) if small else _Pieces(self.body, call)
+    def sent(self, call: _Call) -> dict[str, Any]:
+        """The body as aiohttp takes it, and the headers: buffers of a large body are neither joined nor copied."""
+        size = sum(map(len, self.body))
+        if size <= _SMALL_BODY:
+            return {"data": b"".join(self.body) or None, "headers": self.headers}
+        return {"data": self._chunks(call), "headers": {**self.headers, "content-length": str(size)}}
+
+    async def _chunks(self, call: _Call) -> AsyncGenerator[memoryview, None]:
+        clock = asyncio.get_running_loop().time
+        for piece in self.body:
+            view = memoryview(piece)
+            for start in range(0, len(view), _CHUNK):
+                yield view[start : start + _CHUNK]
+                call.carried(min(_CHUNK, len(view) - start), clock())
 
 
 class HttpLink:
@@ -272,8 +281,7 @@ class HttpLink:
         async with self._shared_session().request(
             request.method,
             URL(self._base + request.path, encoded=True),
-            data=request.payload(call),
-            headers=request.headers,
+            **request.sent(call),
             middlewares=(_without_retry,) if request.once else (),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect, ceil_threshold=60),
         ) as response:
@@ -408,29 +416,6 @@ class _Call:
         """Abandon the call at this time on the loop's clock, unless it has ended by then."""
         if not self.scope.expired():
             self.scope.reschedule(when)
-
-
-class _Pieces(aiohttp.Payload):
-    """A body in several buffers, sent without joining or copying them."""
-
-    def __init__(self, pieces: Sequence[Buffer], call: _Call) -> None:
-        super().__init__(pieces)
-        self._pieces = pieces
-        self._call = call
-        self._size = sum(map(len, pieces))
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Part of `Payload`."""
-        return b"".join(self._pieces).decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Part of `Payload`."""
-        clock = asyncio.get_running_loop().time
-        for piece in self._pieces:
-            view = memoryview(piece)
-            for start in range(0, len(view), _CHUNK):
-                await writer.write(view[start : start + _CHUNK])
-                self._call.carried(min(_CHUNK, len(view) - start), clock())
 
 
 async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:
