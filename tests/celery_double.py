@@ -6,7 +6,7 @@ from broker.valkey.class_queue import ClassQueue
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.stages.job import Delivery, Ended, Ending
-from workers.stages.queues import AdmitQueue
+from workers.stages.queues import AdmitQueue, EndingQueue
 
 
 class NoQueue(ClassQueue):
@@ -66,10 +66,11 @@ class NoCelery:
         self.exited = status
 
 
-class Endings:
+class Endings(EndingQueue):
     """Keeps what ended."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.all: list[Ending] = []
 
     def put(self, endings: Sequence[Ending]) -> None:

@@ -43,7 +43,7 @@ from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, Shared, ahead_of
-from workers.stages.retries import OutOfMemoryPolicy, Retries
+from workers.stages.retries import Retries
 
 logger = logging.getLogger(__name__)
 
@@ -223,10 +223,8 @@ def _drive_device(context: WorkerContext, device: Device, shared: Shared) -> tup
     """What drives a device of this machine, and its queue."""
     artefacts, threads = ArtefactStore(context.settings.cache), context.options.threads
     executor = Executor(context.hardware, device, artefacts, threads=threads, book=context.folder.book)
-    limits, jobs = shared.store.limits, DeviceQueue()
-    memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, shared.drain, shared.celery)
-    retries = Retries(shared.endings, shared.admissions, limits.attempts, memory)
-    return DeviceStage(jobs, retries, executor, shared), jobs
+    jobs = DeviceQueue()
+    return DeviceStage(jobs, Retries(shared, executor.runs_example).put, executor, shared), jobs
 
 
 def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> tuple[DeviceDriver, DeviceQueue]:

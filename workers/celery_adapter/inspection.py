@@ -16,7 +16,7 @@ from workers.celery_adapter.consumer import ConsumerThread
 from workers.celery_adapter.events import SHOW_EVERY, TaskEvent, TaskEvents, progressed, received
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Revoked
-from workers.stages.queues import EndingSink
+from workers.stages.queues import EndingQueue
 
 SHOW_WAITING = 0.5
 """Seconds after which a job is shown that is here and has not ended; to show one takes Celery's loop some 10 µs."""
@@ -92,7 +92,7 @@ class Inspection:
         self._progress: dict[Delivery, RunProgress] = {}  # as last reported
         self._lock = threading.Lock()
 
-    def show(self, held: HeldJobs, endings: EndingSink) -> list[Delivery]:
+    def show(self, held: HeldJobs, endings: EndingQueue) -> list[Delivery]:
         """Show what stays; on the consumer's thread. Returns what runs without the store knowing.
 
         `endings` takes the jobs that an operator terminates.
@@ -116,7 +116,7 @@ class Inspection:
         if shown is not None:
             self._thread.call(shown.end)
 
-    def _show(self, delivery: Delivery, endings: EndingSink) -> None:
+    def _show(self, delivery: Delivery, endings: EndingQueue) -> None:
         shown = self._shown.get(delivery)
         if shown is None:
             self.events.add(received(delivery))

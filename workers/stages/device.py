@@ -30,7 +30,7 @@ from workers.executor import Answer, Executor
 from workers.stages.admit import gather, named_row, prepare
 from workers.stages.job import Answered, Ended, Ending, Returned, Revoked, RunningJob, late
 from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
-from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, EndingSink, Shared, ahead_of
+from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, Shared, ahead_of
 from workers.stages.retries import count_runs
 from workers.stages.runs import BatchUse, DeviceRunner, Runs
 
@@ -48,7 +48,9 @@ class DeviceStage(DeviceDriver):
     use: BatchUse
     variants: Executor
 
-    def __init__(self, inbox: DeviceQueue, finish: EndingSink, executor: Executor, shared: Shared) -> None:
+    def __init__(
+        self, inbox: DeviceQueue, finish: Callable[[Sequence[Ending]], None], executor: Executor, shared: Shared
+    ) -> None:
         self.variants = executor
         self.ahead = ahead_of(executor.hardware)  # seconds of patient work that may wait here besides the last job
         self._inbox = inbox
@@ -262,9 +264,9 @@ class DeviceStage(DeviceDriver):
         """Whether the job may run; if not, it is removed."""
         delivery = job.delivery
         if self._shared.celery.is_revoked(delivery.job):
-            self._finish.put([Revoked(delivery)])
+            self._finish([Revoked(delivery)])
         elif job.deadline < now:
-            self._finish.put([late(delivery, now)])
+            self._finish([late(delivery, now)])
         elif delivery.lost:
             self._shared.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
         elif not delivery.ended:
@@ -284,7 +286,7 @@ class DeviceStage(DeviceDriver):
                 self.variants.unload(loaded)
                 self._loads.replace(loaded.model, first.variant)
         endings = self._answer(batch, answers, seconds())
-        self._finish.put(endings)
+        self._finish(endings)
         if None in answers:
             ended = {ending.delivery for ending in endings}
             self._take_up([job for job, rows in batch if job.delivery not in ended and job.lacks(rows)])
@@ -309,7 +311,7 @@ class DeviceStage(DeviceDriver):
             for job in wanted:
                 self._lanes.remove(job)
                 if job.yielded:
-                    self._finish.put([Returned(job.delivery, counts=False)])
+                    self._finish([Returned(job.delivery, counts=False)])
                     continue
                 gather(job)
                 self._take_in(job)
@@ -339,7 +341,7 @@ class DeviceStage(DeviceDriver):
 
     def _fail(self, jobs: Sequence[RunningJob], error: TaxiwayError) -> None:
         """Fail jobs that are in no lane."""
-        self._finish.put([Ended(job.delivery, error=error) for job in jobs])
+        self._finish([Ended(job.delivery, error=error) for job in jobs])
 
 
 def _noted(job: RunningJob, rows: Sequence[int], answers: Sequence[Answer]) -> TaxiwayError | None:

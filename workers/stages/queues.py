@@ -136,13 +136,6 @@ class DeviceQueue:
             self._changed.wait_for(condition, longest)
 
 
-class EndingSink(Protocol):
-    """Takes endings."""
-
-    def put(self, endings: Sequence[Ending]) -> None:
-        """Add endings."""
-
-
 class EndingQueue:
     """Endings to be written. Any thread may put; the finish thread takes.
 

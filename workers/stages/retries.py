@@ -18,9 +18,8 @@ from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore, insist
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError
 from workers.decide.faults import RETRIES, Budget
-from workers.drain import Drain
-from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending
-from workers.stages.queues import AdmitQueue, EndingSink
+from workers.stages.job import Answered, Delivery, Ended, Ending
+from workers.stages.queues import Shared
 
 logger = logging.getLogger(__name__)
 
@@ -45,84 +44,60 @@ def count_runs(store: WorkerStore, suspects: Sequence[Delivery], stopping: threa
     return True
 
 
-class OutOfMemoryPolicy:
-    """Watches outcomes, and makes the worker exit when its device memory is exhausted. Only who has the device's turn.
+class Retries:
+    """Passes endings to the finish stage, except jobs to be retried. Only who has the device's turn.
 
-    Args:
-        most: consecutive jobs for which a variant may be out of memory.
-        runs_example: whether a variant, by its key, can still run its model's example.
-
-        `exhausted` means that the device memory is exhausted.
+    A retried delivery keeps its claim. Once the device's memory is exhausted, jobs that ran out of memory are kept for
+    another worker. `runs_example` says whether a variant, by its key, can still run its model's example.
     """
 
-    def __init__(self, most: int, runs_example: Callable[[str], bool], drain: Drain, celery: CeleryWorker) -> None:
-        self.exhausted = False
-        self._most = most
+    def __init__(self, shared: Shared, runs_example: Callable[[str], bool]) -> None:
+        self._shared = shared
+        self._limits = shared.store.limits
         self._runs_example = runs_example
-        self._drain = drain
-        self._celery = celery
+        self._budget = Budget()
+        self._exhausted = False
         self._starved: dict[str, set[str]] = {}
 
-    def observe(self, endings: Sequence[Ending]) -> None:
-        """Update from these endings."""
+    def put(self, endings: Sequence[Ending]) -> None:
+        """Pass on endings, and retry where allowed."""
         for ending in endings:
             if isinstance(ending, Answered):
                 self._starved.pop(ending.job.key, None)
             elif isinstance(ending, Ended) and isinstance(ending.error, DeviceFaultError):
                 self._starve(str(ending.error.details.get("variant")), ending.delivery.job)
+        self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
+        self._shared.endings.put([ending for ending in endings if not self._retried(ending)])
 
     def _starve(self, variant: str, job: str) -> None:
+        """Note that a job ran out of memory; the worker exits once that is the device's fault."""
         jobs = self._starved.setdefault(variant, set())
         jobs.add(job)
-        if self.exhausted or len(jobs) < self._most:
+        if self._exhausted or len(jobs) < self._limits.memory_faults:
             return
         del self._starved[variant]
-        self.exhausted = not self._runs_example(variant)
-        if self.exhausted:
+        self._exhausted = not self._runs_example(variant)
+        if self._exhausted:
             logger.critical("device memory exhausted; worker requeues its jobs and exits", extra={"variant": variant})
-            self._drain.within(0.0)
-            self._celery.exit(OUT_OF_MEMORY)
-
-
-class Retries:
-    """Passes endings to the finish stage, except jobs to be retried. Only who has the device's turn.
-
-    Args:
-        finish: receives endings.
-        admit: receives deliveries to retry; their claims are kept.
-        attempts: maximum runs of one job.
-        memory: once exhausted, jobs that ran out of memory are kept for another worker.
-    """
-
-    def __init__(self, finish: EndingSink, admit: AdmitQueue, attempts: int, memory: OutOfMemoryPolicy) -> None:
-        self._finish = finish
-        self._admit = admit
-        self._attempts = attempts
-        self._memory = memory
-        self._budget = Budget()
-
-    def put(self, endings: Sequence[Ending]) -> None:
-        """Pass on endings, and retry where allowed."""
-        self._memory.observe(endings)
-        self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
-        self._finish.put([ending for ending in endings if not self._retried(ending)])
+            self._shared.drain.within(0.0)
+            self._shared.celery.exit(OUT_OF_MEMORY)
 
     def _retried(self, ending: Ending) -> bool:
         delivery = ending.delivery
         error = ending.error if isinstance(ending, Ended) else None
-        leaves = self._memory.exhausted
+        leaves = self._exhausted
         if not isinstance(error, FleetUnavailable) or not (leaves or self._affords(delivery, error)):
             return False
         seconds = RETRIES.longest if leaves else RETRIES.pause(delivery.retries + 1, random.random())
         logger.warning("runs again", extra={"job": delivery.job, "pause": round(seconds, 3), "error": error.message})
         delivery.retries += 1
         delivery.began = 0.0
-        self._admit.put(delivery, pause=seconds)
+        self._shared.admissions.put(delivery, pause=seconds)
         return True
 
     def _affords(self, delivery: Delivery, error: TaxiwayError) -> bool:
         """Whether a job may be retried; if so, the budget is charged."""
-        if delivery.retries + 1 >= self._attempts:
+        if delivery.retries + 1 >= self._limits.attempts:
             return False
         if not self._budget.allows:
             logger.warning("no retry left", extra={"job": delivery.job, "error": error.message})

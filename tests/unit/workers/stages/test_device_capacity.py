@@ -21,7 +21,7 @@ BATCH = 4
 def stage(tmp_path: Path) -> DeviceStage:
     executor = an_executor(tmp_path, a_class(max_batch=BATCH, max_run=0.1))
     parts = shared()
-    return DeviceStage(DeviceQueue(), parts.endings, executor, parts)
+    return DeviceStage(DeviceQueue(), parts.endings.put, executor, parts)
 
 
 def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:

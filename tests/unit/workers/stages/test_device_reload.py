@@ -50,7 +50,7 @@ class Device:
         self.jobs = DeviceQueue()
         self.endings, self.admissions = Endings(), Admissions()
         parts = shared(self.admissions, celery=Gate(self.begun, self.gate))
-        self.stage = DeviceStage(self.jobs, self.endings, self.executor, parts)
+        self.stage = DeviceStage(self.jobs, self.endings.put, self.executor, parts)
 
     def job(self, name: str) -> RunningJob:
         """A job of the model as the folder has it now."""

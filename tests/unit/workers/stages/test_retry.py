@@ -1,5 +1,8 @@
 """Our own faults are retried within a budget, a request's are not; a worker whose device stays full exits."""
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,12 +10,11 @@ from hypothesis import strategies as st
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from tests.builders import a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
-from tests.unit.workers.parts import a_delivery, a_running_job
+from tests.unit.workers.parts import a_delivery, a_running_job, no_store, shared
 from workers.decide import faults
-from workers.drain import Drain
 from workers.executor import as_ours
 from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending
-from workers.stages.retries import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
+from workers.stages.retries import OUT_OF_MEMORY, Retries
 
 
 def delivery(job: str = "j") -> Delivery:
@@ -31,9 +33,11 @@ class Desk:
 
     def __init__(self, attempts: int = 3, *, well: bool = True, most: int = 3) -> None:
         self.endings, self.admissions, self.celery = Endings(), Admissions(), NoCelery()
-        self.well, self.tried, self.drain = well, 0, Drain()
-        memory = OutOfMemoryPolicy(most, self._runs_example, self.drain, self.celery)
-        self.retries = Retries(self.endings, self.admissions, attempts, memory)
+        self.well, self.tried, store = well, 0, no_store()
+        store.limits = msgspec.structs.replace(store.limits, attempts=attempts, memory_faults=most)
+        parts = replace(shared(self.admissions, store=store, celery=self.celery), endings=self.endings)
+        self.drain = parts.drain
+        self.retries = Retries(parts, self._runs_example)
 
     def _runs_example(self, variant: str) -> bool:
         assert variant == "m/v"
