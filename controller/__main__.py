@@ -15,8 +15,7 @@ from typing import Any
 
 import kopf
 
-from controller.cluster import CLASSES, GROUP, VERSION, Cluster, OperatorLease
-from controller.operator import Operator, Routers
+from controller.operator import CLASSES, GROUP, VERSION, Cluster, Operator, OperatorLease, Routers
 
 
 def main() -> None:

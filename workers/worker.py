@@ -36,14 +36,13 @@ from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor
 from workers.heartbeat import Heartbeat, ModelsWatch
 from workers.stages.admit import AdmitStage
-from workers.stages.device import DeviceStage
+from workers.stages.device import DeviceStage, Retries
 from workers.stages.fetch import FetchStage
 from workers.stages.finish import FinishStage, StreamStage
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, Shared, ahead_of
-from workers.stages.retries import Retries
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,6 @@ from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
-from simulator.tuning.replay import ClassState
 from simulator.tuning.search import SLACK
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
@@ -58,7 +57,7 @@ from simulator.tuning.tuner import (
     TuningWatch,
     plan_of,
 )
-from simulator.tuning.twin import Window
+from simulator.tuning.twin import ClassState, Window
 from simulator.workload import SimulatedJob, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
 

@@ -23,8 +23,7 @@ from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceSh
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
 from simulator.traces import Column, Trace, trace_of
-from simulator.tuning.replay import ClassState, DeviceState
-from simulator.tuning.twin import TwinConditions
+from simulator.tuning.twin import ClassState, DeviceState, TwinConditions
 from simulator.workload import Workload, figures_of, prepare
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key

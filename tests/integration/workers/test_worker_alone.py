@@ -40,7 +40,7 @@ from tests.working import (
     worker_settings,
 )
 from workers.decide.faults import RETRIES
-from workers.stages.retries import OUT_OF_MEMORY
+from workers.stages.device import OUT_OF_MEMORY
 from workers.worker import BROKEN
 
 

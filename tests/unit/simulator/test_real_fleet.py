@@ -25,7 +25,7 @@ from simulator.tuning.real_fleet import (
     spending,
     timely,
 )
-from simulator.tuning.replay import ClassState
+from simulator.tuning.twin import ClassState
 from simulator.workload import figures_of
 from tasks.document import Size
 from tasks.heartbeat import Allowed, EndpointFacts

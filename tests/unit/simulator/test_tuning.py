@@ -19,7 +19,6 @@ from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms, DeviceState
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
     PERIODS,
@@ -34,7 +33,20 @@ from simulator.tuning.tuner import (
     measured,
     plan_of,
 )
-from simulator.tuning.twin import FLOOR, LIFE, MOST_ARRIVALS, RETURNS, WEIGHT, Twin, Window, usual
+from simulator.tuning.twin import (
+    FLOOR,
+    LIFE,
+    MOST_ARRIVALS,
+    RETURNS,
+    WEIGHT,
+    ClassReplay,
+    ClassState,
+    ClassTerms,
+    DeviceState,
+    Twin,
+    Window,
+    usual,
+)
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
 from tests.builders import recorded
 from workers.decide.endpoints import Bucket, EndpointRates

@@ -18,7 +18,7 @@ from simulator.fleet import SERVICES, Stepping
 from simulator.policies.policy import Policy
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
-from simulator.tuning.replay import ClassReplay, ClassState, ClassTerms
+from simulator.tuning.twin import ClassReplay, ClassState, ClassTerms
 from simulator.workload import SimulatedJob, Workload, jobs, prepare
 from tests.builders import recorded
 

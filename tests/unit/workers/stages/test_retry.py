@@ -13,8 +13,8 @@ from tests.celery_double import Admissions, Endings, NoCelery
 from tests.unit.workers.parts import a_delivery, a_running_job, no_store, shared
 from workers.decide import faults
 from workers.executor import as_ours
+from workers.stages.device import OUT_OF_MEMORY, Retries
 from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending
-from workers.stages.retries import OUT_OF_MEMORY, Retries
 
 
 def delivery(job: str = "j") -> Delivery:
