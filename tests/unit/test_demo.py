@@ -4,11 +4,10 @@ import io
 
 from rich.console import Console
 
-from examples.demo import DemoAnswer, DemoInput, contrasts, show_answers
+from examples.demo import DemoAnswer, DemoInput, show_answers
 from tasks.machine import Machine
 from taxiway import Result
 from tests.builders import a_report
-from tests.narrowing import present
 
 LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(), tpu_chips=0, runtimes={})
 REASON = "cheapest of two that meet 45 s; the other is past its horizon by so much work that it would be late by far"
@@ -49,19 +48,6 @@ def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
         ["gpu.realtime", "(emulated)", "generate", "onnx-int8", "1", "100", "ms", "2.00", "s", "2.50", "s", "0.001"],
         ["tpu.bulk", "(emulated)", "embed", "onnx-int8", "1", "100", "ms", "2.00", "s", "2.50", "s", "0.001"],
     ]
-
-
-def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes() -> None:
-    def models(most: int) -> list[tuple[str, str]]:
-        return [(one.ask.model, present(one.result).report.hardware_class) for one in contrasts(ANSWERS, most)]
-
-    assert models(5) == [
-        ("generate", "cpu.batch"),
-        ("generate", "gpu.realtime"),
-        ("embed", "tpu.bulk"),
-        ("sentiment", "cpu.batch"),
-    ]
-    assert models(2) == models(5)[:2]
 
 
 def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:

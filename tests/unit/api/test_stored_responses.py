@@ -14,7 +14,7 @@ from api.openai.responses.response import ResponseCall, StoredResponse, begun
 from api.openai.responses.stored import Responses
 from tasks.models.model import parse_model
 from tasks.queues.limits import Limits
-from taxiway.contract.job import Result, failure_meta, success_meta
+from taxiway.contract.job import Result, success_meta
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import BrokerUnavailableError
 from tests.builders import ENGINE_MODELS, a_report
@@ -75,9 +75,3 @@ def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_comp
     store.blobs_of = {ref: bytes(content) for ref, content in blobs.contents.items()}
     asyncio.run(store.responses._settle("resp_j", meta))
     assert store.status == "completed"
-
-
-def test_a_response_fails_with_its_job_whatever_the_job_s_error_is() -> None:
-    store = Store()
-    asyncio.run(store.responses._settle("resp_j", failure_meta("j", AWAY)))
-    assert store.status == "failed"

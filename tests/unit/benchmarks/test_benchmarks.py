@@ -1,5 +1,4 @@
 import asyncio
-import os
 import time
 from typing import Any
 from xml.etree import ElementTree
@@ -7,25 +6,18 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.harness.bars import Bar, Panel, page
-from benchmarks.harness.measure import cpu_seconds, percentile
+from benchmarks.harness.measure import percentile
 from benchmarks.suite.__main__ import Results, absence
-from benchmarks.suite.catalogue import queues_of
 from benchmarks.suite.installing import AbsentError
 from benchmarks.suite.load import Request, UnreliableError, Window, arriving, saturated
 from benchmarks.suite.panels import panels_of
 from benchmarks.suite.ratios import RATIOS, Ratio
-from benchmarks.suite.workloads import WORKLOADS, Plan, plan_from_environment
-from tasks.topology import parse_topology
+from benchmarks.suite.workloads import WORKLOADS, Plan
 
 
 def test_a_window_counts_a_request_by_the_share_of_it_that_lies_inside() -> None:
     requests = [Request(0, 2, 10), Request(1, 3, 4), Request(5, 6, 100)]
     assert Window(1, 3).items(requests) == 9
-
-
-def test_batches_that_end_together_give_the_rate_whatever_the_window() -> None:
-    waves = [Request(start, start + 3, 1) for start in range(0, 30, 3) for _ in range(16)]
-    assert Window(4, 14).items(waves) / 10 == pytest.approx(16 / 3)
 
 
 def test_a_saturated_loop_measures_what_the_server_served_in_its_window() -> None:
@@ -73,20 +65,6 @@ def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
     assert RATIOS.keys() == WORKLOADS.keys()
 
 
-def test_a_plan_reaches_the_processes_of_a_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(WORKLOADS["W3"], {"graph": "/g"}, photos=[], workers=32, port=7)
-    for name, value in plan.environment().items():
-        monkeypatch.setenv(name, value)
-    assert plan_from_environment() == plan
-    assert plan.rows == 8
-
-
-def test_the_suites_fleet_computes_as_urgently_as_its_peers() -> None:
-    topology = parse_topology(queues_of("echo", rows=64, wait=0.002))
-    assert topology.hardware["cpu.batch"].max_batch == 64
-    assert topology.hardware["cpu.batch"].nice == 0
-
-
 @pytest.mark.parametrize("limit", [(200.0, "the limit"), None])
 def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
     drawn = page("A & B", "2 cores", [Panel("rate", "items/s", [Bar("<x>", [1.0, 3.0], own=True)], limit=limit)])
@@ -100,12 +78,6 @@ def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
     (panel,) = panels_of(WORKLOADS["W1"], figures)
     assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
     assert panel.limit == (100.0, "the limit, in process")
-
-
-def test_processor_time_is_counted_in_steps_that_are_shorter_than_a_request() -> None:
-    own = time.process_time()
-    first, second = cpu_seconds(os.getpid()), cpu_seconds(os.getpid())  # with what earlier tests left running
-    assert own <= first < second < first + 1
 
 
 def test_the_suite_names_each_absent_contestant_with_its_reason_and_none_if_all_ran() -> None:

@@ -106,6 +106,7 @@ def test_a_text_counts_by_its_length_also_where_it_is_bytes_or_a_blob() -> None:
     text = "x" * 400
     blob = {"ref": "0" * 32, "bytes": 400, "datatype": "BYTES", "digest": "d"}
     assert measured(SENTIMENT, text) == measured(SENTIMENT, tagged(text.encode())) == measured(SENTIMENT, blob) == 102
+    assert quantised(SENTIMENT, measured(SENTIMENT, "x" * 10_000)) == SENTIMENT.buckets[-1], "where it is cut"
 
 
 json_values = st.recursive(

@@ -1,7 +1,6 @@
 """What a request's values may be is one rule, which the client and the router go by before anything is run."""
 
 import json
-import math
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ from taxiway.contract.limits import (
     surely_fits,
 )
 from taxiway.contract.request import parse_request
-from taxiway.contract.values import from_wire, to_array
+from taxiway.contract.values import from_wire
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import QUOTED, InvalidRequestError, RequestTooLargeError, TaxiwayError, quoted
 
@@ -135,18 +134,6 @@ def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
         elements_of(shape, "inputs.x")
     assert time.thread_time() - began < 0.1
     assert len(caught.value.message) < 2 * QUOTED
-
-
-@given(st.lists(st.integers(0, 40), max_size=5))
-def test_a_shape_has_the_product_of_its_lengths(shape: list[int]) -> None:
-    assert elements_of(shape, "x") == math.prod(shape)
-    assert elements_of([0, 2**62, 2**62], "x") == 0, "lengths of no elements may be long"
-
-
-@pytest.mark.parametrize("data", [b"\x00" * 8, [1.0, 2.0]])
-def test_a_tensor_whose_data_does_not_fill_its_shape_names_both_figures(data: object) -> None:
-    with pytest.raises(InvalidRequestError, match=r"expected 3 elements of FP32 for shape \[3\], got 2"):
-        to_array({"shape": [3], "datatype": "FP32", "data": data}, "inputs.x")
 
 
 @given(st.recursive(JSON | st.binary(), lambda below: st.lists(below) | st.tuples(below)))

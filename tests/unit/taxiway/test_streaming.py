@@ -32,13 +32,6 @@ def test_whatever_was_streamed_before_the_result_the_text_is_complete(texts: lis
     assert "".join(map(str, events)) == "".join(texts)
 
 
-def test_what_a_slow_reader_missed_is_counted() -> None:
-    progress = Progress()
-    first, _, _, last = pieces("one ", "two ", "three ", "four")
-    assert tell(progress, [first, last]) == ["one ", Lost(10), "four"]
-    assert progress.end(result("one two three four five")) == [" five"]
-
-
 ONE, TWO = pieces("one ", "two ")
 UNO, DOS = pieces("uno ", "dos", attempt=2)
 BESIDE = Piece(1, 4, sent=0, beside=({"tool_calls": []},))
@@ -48,6 +41,7 @@ STREAMS: dict[str, tuple[list[Piece], list[object]]] = {
     "a new attempt that has less": ([Piece(1, 0, "one two"), Piece(2, 0, "one ")], ["one two", Restarted(2), "one "]),
     "a new attempt whose beginning was missed": ([ONE, DOS], ["one ", Restarted(2), Lost(4), "dos"]),
     "a piece that comes twice": ([ONE, TWO, TWO, Piece(1, 4, "two three")], ["one ", "two ", "three"]),
+    "a piece that a slow reader missed": ([ONE, Piece(1, 8, "three")], ["one ", Lost(4), "three"]),
     "only the text of the first row": ([ONE, Piece(1, 0, "uno ", row=1), BESIDE, TWO], ["one ", "two "]),
 }
 

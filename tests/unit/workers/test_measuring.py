@@ -2,7 +2,7 @@ import math
 from typing import Any
 
 import msgspec
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.model import Profile
@@ -67,12 +67,6 @@ def test_a_fit_is_never_negative_and_its_residuals_grow(found: list[Timed]) -> N
     assert 0 < spread.p50 <= spread.p90 <= spread.p95 <= spread.p99
 
 
-@given(points, st.data())
-def test_a_fit_does_not_depend_on_the_order_of_its_points(found: list[Timed], data: Any) -> None:
-    assume(len({p.seconds for p in found}) == len(found))
-    assert fit(found) == fit(data.draw(st.permutations(found)))
-
-
 @given(st.integers(1, 4096))
 def test_the_rows_that_are_measured_go_from_one_to_the_largest(largest: int) -> None:
     found = powers(largest)
@@ -130,8 +124,3 @@ def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
         "failed: m:1/b: no weights",
         "disturbed: m:1/c: other processes used the processor for 25% of its seconds",
     ]
-
-
-def test_a_measuring_process_says_its_measurement_as_json() -> None:
-    line = msgspec.json.encode(MeasuredOutcome(model="m:1", variant="a", measurement=MEASURED), enc_hook=int)
-    assert msgspec.json.decode(line)["measurement"]["points"][0] == [1, 16, 0.0036]

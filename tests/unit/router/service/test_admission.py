@@ -274,16 +274,6 @@ def test_rows_are_counted_without_reading_values(model: str, inputs: Any, rows: 
     assert rows_of(RULES.catalogue.resolve(model), inputs) == rows
 
 
-def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
-    model = RULES.catalogue.resolve("sentiment")
-
-    def size(text: str) -> int:
-        return sizes_of(model, facts_of(model, Request(model="sentiment", inputs=text)), {})[0]
-
-    assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
-    assert size("x" * 10_000) == model.buckets[-1]
-
-
 def simulation(sweeps: object) -> dict[str, object]:
     others = {"seed": 1, "size": 16, "temperature": 2.0}
     rows = len(sweeps) if isinstance(sweeps, list) else 0
@@ -325,17 +315,6 @@ def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones
     assert generation({bin_of(512): 100.0}, max_tokens=64) == chat + 64
 
 
-@given(
-    lengths=st.dictionaries(st.integers(0, 81), st.floats(0.01, 100)),
-    most=st.integers() | st.none() | st.text() | st.booleans(),
-)
-def test_a_generation_is_never_larger_than_it_may_become_whatever_is_asked(
-    lengths: dict[int, float], most: object
-) -> None:
-    allowed = max(most, 0) if isinstance(most, int) else 64
-    assert 0 <= generation(lengths, max_tokens=most) - generation({}, max_tokens=0) <= allowed
-
-
 def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, WorkingSnapshot]:
     """What becomes of a request of the tenant `lab` under these rules."""
     topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
@@ -361,14 +340,6 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     again, _ = ruled(working.tenants, usd_per_day=1.0)
     assert present(placed(again).placement.needs.allowance).left == 0.5 - placement.cost
     assert not {"spent", "cost"} & set(placed(decision()).outgoing.fields)
-
-
-def test_only_what_generates_is_recorded_to_be_learned_from() -> None:
-    engine = a_device("cpu.llama", device="endpoint:0", kind="endpoint", runtimes=("openai",))
-    generating = FleetSnapshot(devices=(engine,))
-    generated = decision(generating, model="generate", inputs="Hello.", deadline=600)
-    assert placed(generated).outgoing.fields["lengths"]
-    assert "lengths" not in placed(decision()).outgoing.fields
 
 
 def deep(levels: int, innermost: str | int) -> Any:
@@ -410,17 +381,6 @@ def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers: di
     error = error_of(decision(headers=headers))
     assert isinstance(error, errors.InvalidRequestError | errors.RequestTooLargeError)
     assert expected in error.message
-
-
-def test_headers_as_celery_writes_them_are_taken() -> None:
-    celerys = {
-        "lang": "py", "eta": "2023-11-14T23:13:23.5+01:00", "expires": "2023-11-30T00:00:00", "group": None,
-        "group_index": 0, "retries": 0, "timelimit": [None, 3.5], "root_id": "r", "parent_id": None,
-        "argsrepr": "()", "kwargsrepr": "{}", "origin": "gen1@lab", "ignore_result": False,
-        "replaced_task_nesting": 0, "stamped_headers": ["a"], "stamps": {"a": ["b"]}, "compression": None,
-        "mine": {"any": [1]},
-    }  # fmt: skip
-    assert isinstance(decision(headers=celerys), Place)
 
 
 @pytest.mark.parametrize(

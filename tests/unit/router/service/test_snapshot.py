@@ -79,16 +79,14 @@ def test_work_is_counted_by_class_and_level_and_is_never_negative() -> None:
     assert not snapshot.stale
 
 
-def test_what_has_no_waiter_and_cannot_be_ended_is_work_ahead_of_all_other() -> None:
+def test_what_has_no_waiter_and_cannot_be_ended_is_work_ahead_of_all_other_until_it_is_over_or_its_device_leaves() -> (
+    None
+):
     devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
-    beats = {"a": NOW - 1.5, "b": NOW, "c": NOW}
+    devices |= {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
+    beats = {"a": NOW - 1.5, "b": NOW, "c": NOW, "leaves": NOW, "over": NOW - 2.0}
     snapshot = snapshot_from(facts(devices, beats, {"cpu.batch|2": 3.0}))
     assert snapshot.work == {"cpu.batch": (23.5, 0.0, 3.0, 0.0)}
-
-
-def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no_work() -> None:
-    devices = {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
-    assert snapshot_from(facts(devices, {"leaves": NOW, "over": NOW - 2.0})).work == {}
 
 
 def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between_two_readings() -> None:

@@ -1,19 +1,16 @@
 """What admitting a job raises ends that job alone, and a job that may have ended two workers is given up."""
 
-import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
-
-import pytest
 
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.model import Model
-from tasks.models.profiles import KnownProfile, ProfileBook
+from tasks.models.profiles import KnownProfile
 from tasks.models.signature import bind
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
@@ -27,8 +24,7 @@ from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_execu
 from workers.device import WorkerContext, WorkerOptions
 from workers.executor import Executor
 from workers.learned import Loaded
-from workers.port import Item, Row, Runtime
-from workers.runtimes.echo import EchoRuntime
+from workers.port import Item, Row
 from workers.stages.admit import MOST_ENDED, AdmitStage, prepare
 from workers.stages.job import Delivery, Ended
 from workers.stages.outcomes import WorkerOutcomes
@@ -92,29 +88,6 @@ def test_a_job_that_may_have_ended_two_workers_is_given_up(tmp_path: Path) -> No
     assert passed == ["a"]
     assert isinstance(ended["b"], DeadLetteredError)
     assert "2 workers ended while they held the job" in ended["b"].message
-
-
-class Vast:
-    """A pipeline that prepares an item of any size."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        return Item({}, self._size, parameters)
-
-    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        return [{} for _ in items]
-
-
-@pytest.mark.parametrize("size", [10**400, -(10**400)])
-def test_the_size_of_a_prepared_row_is_one_that_estimates_can_bear(size: int) -> None:
-    model = MODELS.resolve("echo")
-    known = ProfileBook().lookup(model, "echo", "cpu", "test")
-    loaded = Loaded("echo:1/echo", model, model.variants["echo"], Vast(size), EchoRuntime(), known, 0.0)
-    job = a_running_job(model, rows=({},))
-    prepare(job, loaded)
-    assert math.isfinite(known.profile.latency(1, sum(item.size for item in job.items) / 1))
 
 
 class Noted:

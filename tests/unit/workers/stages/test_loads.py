@@ -147,11 +147,3 @@ def test_a_lost_variant_that_is_there_again_or_finds_no_room_is_not_loaded(dock:
     loaded.in_use = False
     dock.begin()
     assert dock.finish() == [] and dock.failed == []
-
-
-def test_what_waits_for_a_load_can_be_given_up(dock: Dock) -> None:
-    jobs = [dock.job("one"), dock.job("other")]
-    assert dock.loads.give_up() == jobs
-    assert dock.loads.rows == 0
-    dock.loads.begin(lambda urgency: ())
-    assert not dock.loads.ended and dock.executor.all_loaded() == []

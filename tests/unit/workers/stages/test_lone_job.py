@@ -9,13 +9,11 @@ from msgspec import structs
 
 from broker.valkey.claims import Claim, Verdict
 from tests.unit.workers.stages.test_device_reload import Device, answer
-from tests.unit.workers.stages.test_stage_queues import endings
 from tests.waiting import until
 from workers.stages.admit import prepare
 from workers.stages.device import ALONE_AT_MOST
 from workers.stages.job import Answered, RunningJob
 from workers.stages.lane import Lane
-from workers.stages.queues import EndingQueue
 
 
 @pytest.fixture
@@ -89,15 +87,3 @@ def test_one_that_waits_for_others_is_run_by_the_device_thread(device: Device, m
     with device.running():
         assert device.stage.run_alone(job)
         assert until(lambda: len(device.endings.all) == 1)
-
-
-def test_the_endings_of_one_thread_are_collected_and_others_are_queued() -> None:
-    queue, [mine], [other] = EndingQueue(), endings(1), endings(1)
-    with queue.collected() as found:
-        queue.put([mine])
-        thread = threading.Thread(target=queue.put, args=[[other]])
-        thread.start()
-        thread.join()
-    queue.put([mine])
-    assert found == [mine]
-    assert queue.take() == ([other, mine], False)

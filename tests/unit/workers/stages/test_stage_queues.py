@@ -52,29 +52,20 @@ def test_deliveries_are_taken_when_they_are_due_and_the_rest_is_left_in_order() 
     assert queue.rest() == [late, latest]
 
 
-def test_pieces_of_an_answer_that_follow_each_other_are_joined() -> None:
-    queue = PieceQueue()
-    queue.put([("j", Piece(1, 0, "one ")), ("other", Piece(1, 0, "x"))])
-    queue.put([("j", Piece(1, 4, "two"))])
-    queue.put([("j", Piece(1, 0, "uno", row=1)), ("j", Piece(1, 7, " three"))])
-    assert queue.take() == [
-        ("j", Piece(1, 0, "one two three")),
-        ("other", Piece(1, 0, "x")),
-        ("j", Piece(1, 0, "uno", row=1)),
-    ]
-
-
-def test_what_is_beside_a_text_stays_in_its_place() -> None:
+def test_pieces_that_follow_each_other_are_joined_and_what_is_beside_a_text_stays_in_its_place() -> None:
     thinks, calls = {"reasoning_content": "hm"}, {"tool_calls": [{"index": 0}]}
     queue = PieceQueue()
     queue.put(
         [("j", Piece(1, 0, beside=[thinks])), ("j", Piece(1, 0, "one ", sent=1)), ("j", Piece(1, 4, "two", sent=1))]
     )
-    queue.put([("j", Piece(1, 7, sent=1, beside=[calls])), ("j", Piece(2, 0, "again"))])
+    queue.put([("j", Piece(1, 7, sent=1, beside=[calls])), ("j", Piece(2, 0, "again")), ("other", Piece(1, 0, "x"))])
+    queue.put([("j", Piece(2, 0, "uno", row=1)), ("j", Piece(2, 5, " three"))])
     assert queue.take() == [
         ("j", Piece(1, 0, beside=[thinks])),
         ("j", Piece(1, 0, "one two", sent=1, beside=(calls,))),
-        ("j", Piece(2, 0, "again")),
+        ("j", Piece(2, 0, "again three")),
+        ("other", Piece(1, 0, "x")),
+        ("j", Piece(2, 0, "uno", row=1)),
     ]
 
 
