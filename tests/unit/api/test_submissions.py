@@ -1,12 +1,14 @@
-"""What the router's HTTP API forwards, on a transport whose calls the test ends."""
+"""What the router's HTTP API forwards, on a transport whose calls the test ends, and its waits that end in time."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import cast
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any, cast
 
 import pytest
 
+from api.routing.results import CHECK_EVERY, WaitTimeouts
 from api.routing.router import Submissions
 from broker.port import ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
@@ -58,9 +60,9 @@ class Interface:
         return [asyncio.ensure_future(self._submissions.forward(message)) for message in messages]
 
 
-async def ended(asked: list[asyncio.Future[ForwardOutcome]]) -> list[ForwardOutcome | BaseException]:
-    """The outcome of each."""
-    return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
+async def ended(waits: Sequence[Awaitable[Any]]) -> list[Any]:
+    """What each gave."""
+    return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), SOON)
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
@@ -106,3 +108,37 @@ async def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
         (await interface.lane.call())[1].set_result([NEW])
         await ended([*asked, *beside])
     assert [present(record.exc_info)[1] for record in caplog.records] == logged
+
+
+async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    came, late, never = (loop.create_future() for _ in range(3))
+    waits = [timeout.wait(came, SOON), timeout.wait(late, 2 * SOON), timeout.wait(never, 0.1)]
+    first = asyncio.ensure_future(ended(waits))
+    loop.call_soon(came.set_result, "came")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(never), SOON)
+    assert not late.done()
+    late.set_result("late")
+    came, late, never = await first
+    assert (came, late, type(never)) == ("came", "late", TimeoutError)
+
+
+async def test_time_for_which_the_event_loop_stood_still_is_not_counted() -> None:
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+    waiting = asyncio.ensure_future(timeout.wait(future, 0.5))
+    await asyncio.sleep(0)
+    time.sleep(0.7)
+    loop.call_later(2 * CHECK_EVERY, future.set_result, "came")
+    assert await ended([waiting]) == ["came"]
+
+
+async def test_a_wait_that_is_cancelled_is_forgotten() -> None:
+    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
+    given_up = asyncio.ensure_future(timeout.wait(loop.create_future(), SOON))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    (answer,) = await ended([given_up])
+    (after,) = await ended([timeout.wait(loop.create_future(), 0.0)])
+    assert (type(answer), type(after)) == (asyncio.CancelledError, TimeoutError)

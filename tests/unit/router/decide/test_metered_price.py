@@ -1,3 +1,5 @@
+"""What a request costs where tokens are paid for, and on nodes that cost other than queues.yaml says of their class."""
+
 from dataclasses import replace
 
 import msgspec
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
+from router.decide.cost import shadow_prices
 from router.decide.moves.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import Template
 from tasks.document import Size
+from tasks.heartbeat import DeviceFacts
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.endpoints import Tariff
@@ -138,3 +142,56 @@ def test_a_bill_is_never_negative_and_grows_with_what_was_used(
     both = tariff.bill(one.plus(Tokens(output=two.output)), requests)
     assert 0 <= tariff.bill(one, requests) <= both * (1 + 1e-9)
     assert tariff.bill(Tokens(5, 9, 0), 0) == pytest.approx(5 * tariff.cached)  # never more cached than there was
+
+
+FAST = a_text_model(fast=Variant(runtime="onnx", memory=Size(1), profiles={"cpu": Profile(base=3.6, slope=0.0)}))
+SPOT = a_class(price=Price(1.0, 0.4), capacity="spot", runtimes=("onnx",), max_batch=1)
+FIRM = a_class(0.5, runtimes=("onnx",), max_batch=1)
+TOPOLOGY: Topology = a_topology(firm=FIRM, spot=SPOT)
+PATIENT = Needs(deadline=None, level=1, rows=1, size=1, constraints=Constraints(preemptible=True))
+
+
+def a_node(hardware_class: str, usd_per_hour: float | None, **facts: object) -> DeviceFacts:
+    worker = f"{hardware_class}@{usd_per_hour}"
+    return a_device(
+        hardware_class,
+        worker=worker,
+        runtimes=("onnx",),
+        warm=("sentiment:1/fast",),
+        usd_per_hour=usd_per_hour,
+        **facts,
+    )
+
+
+def nodes(*devices: DeviceFacts) -> CandidateTable:
+    return build_table(FAST, PATIENT.constraints, TOPOLOGY, FleetSnapshot(devices), ProfileBook())
+
+
+def test_a_budget_bears_the_class_s_dearest_node() -> None:
+    fleet = FleetSnapshot((a_node("spot", 0.4), a_node("spot", 1.0)))
+    enough = replace(PATIENT, budget=1.01 * 3.6 / 3600)
+    assert place(FAST, enough, TOPOLOGY, fleet).cost == pytest.approx(0.7 * 3.6 / 3600)
+    with pytest.raises(InvalidRequestError, match="budget: expected at least"):
+        place(FAST, replace(PATIENT, budget=0.99 * 3.6 / 3600), TOPOLOGY, fleet)
+
+
+def test_a_heartbeat_that_tells_no_price_is_at_the_class_s() -> None:
+    stated = msgspec.json.encode(a_node("spot", None))
+    assert b"usd_per_hour" not in stated
+    assert msgspec.json.decode(stated, type=DeviceFacts).usd_per_hour is None
+    assert nodes(a_node("spot", None), a_node("spot", 1.0)).dollars.tolist()[-1] == pytest.approx(0.7 / 3600)
+    lent = nodes(a_node("firm", 9.0, serves=("firm", "spot")))
+    assert lent.dollars.tolist() == pytest.approx([9.0 / 3600, 0.4 / 3600]), "where it is lent it costs as the class"
+
+
+def test_a_shadow_price_is_in_proportion_to_the_price_paid() -> None:
+    def shadow(price: float | None) -> float:
+        return shadow_prices(TOPOLOGY, FleetSnapshot((a_node("spot", price, utilisation=1.0),)))["spot"]
+
+    assert 0 < shadow(1.0) == pytest.approx(2.5 * shadow(None))
+
+
+def test_the_ticket_of_spot_capacity_has_the_spot_price() -> None:
+    placement = place(FAST, PATIENT, TOPOLOGY, FleetSnapshot((a_node("firm", None), a_node("spot", None))))
+    template = Template(placement, TOPOLOGY, "lab", "")
+    assert template.ticket("j", "", 0.0, 0.0).prices == {"firm": 0.5, "spot": 0.4}

@@ -5,9 +5,11 @@ import pytest
 from api.routing.router import check_store
 from router.decide.facts import work_from
 from router.decide.fairness import Depths, check_class, check_tenant, depths_from
+from router.service.store import RouterStore
+from tasks.queues.limits import Limits
 from tasks.topology import Topology, parse_topology
 from taxiway.contract.keys import held_cell, jobs_cell, work_cell
-from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
+from taxiway.errors import BrokerFullError, BrokerUnavailableError, OverloadedError, RequestTooLargeError
 from tests.builders import recorded
 
 TOPOLOGY = recorded("documents/depths.yaml")
@@ -67,3 +69,8 @@ def test_nothing_is_taken_while_the_store_is_nearly_full_or_takes_no_writes(
         check_store(depths, topology)
     assert raised.value.retry_after
     assert raised.value.details["resource"] == resource
+
+
+def test_nothing_is_accepted_before_the_stores_time_is_known() -> None:
+    with pytest.raises(BrokerUnavailableError, match="is not known yet"):
+        RouterStore("redis://127.0.0.1:1/0", Limits()).clock.stored_now()

@@ -1,14 +1,17 @@
-"""A device whose catalogue changes while it works: behind the worker's own executor and stage, on threads."""
+"""A device whose catalogue changes while it works, and which short jobs run on the thread that brings them."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 
+from broker.valkey.claims import Claim, Verdict
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
@@ -18,8 +21,10 @@ from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, shared
 from tests.waiting import until
-from workers.stages.device import DeviceStage
+from workers.stages.admit import prepare
+from workers.stages.device import ALONE_AT_MOST, DeviceStage
 from workers.stages.job import Answered, Ending, RunningJob
+from workers.stages.lane import Lane
 from workers.stages.queues import DeviceQueue
 
 
@@ -168,3 +173,76 @@ def test_a_variant_that_could_not_be_loaded_is_tried_at_once_after_a_change(devi
     device.renew()
     device.executor.renew(device.folder.catalogue, device.folder.book)
     assert device.executor.load(device.folder.catalogue.resolve("one"), "onnx").key == "one:1/onnx"
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Device:
+    opened = Device(tmp_path)
+    opened.gate.set()
+    return opened
+
+
+def ready(idle: Device, name: str = "one") -> RunningJob:
+    """A job whose variant is loaded, decoded."""
+    job = idle.job(name)
+    loaded = idle.executor.ready(job.model, job.variant) or idle.executor.load(job.model, job.variant)
+    prepare(job, loaded)
+    return job
+
+
+def test_a_job_alone_runs_on_its_callers_thread(idle: Device) -> None:
+    assert idle.stage.run_alone(ready(idle))
+    [ending] = idle.endings.all
+    assert answer(ending) == [2.0, 4.0]
+    assert idle.stage.use.busy > 0
+
+
+def test_it_is_left_to_the_device_thread_where_that_has_work_or_runs(idle: Device) -> None:
+    idle.gate.clear()
+    job, other = ready(idle), ready(idle, "other")
+    idle.jobs.put([job])
+    assert not idle.stage.run_alone(other)
+    with idle.running():
+        assert idle.begun.wait(20)
+        assert not idle.stage.run_alone(other)
+        idle.gate.set()
+        assert until(lambda: len(idle.endings.all) == 1)
+
+
+def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(idle: Device) -> None:
+    idle.gate.clear()
+    first, second = ready(idle), ready(idle)
+    with idle.running():
+        alone = threading.Thread(target=idle.stage.run_alone, args=[first])
+        alone.start()
+        assert idle.begun.wait(20)
+        idle.jobs.put([second])
+        assert not idle.endings.all
+        idle.gate.set()
+        alone.join()
+        assert until(lambda: len(idle.endings.all) == 2)
+    assert [one.job for one in idle.endings.all if isinstance(one, Answered)] == [first, second]
+
+
+def test_a_long_or_suspect_or_undecoded_job_is_left_to_the_device_thread(idle: Device) -> None:
+    long, suspect = ready(idle), ready(idle)
+    suspect.delivery.claim = Claim(Verdict.RUN, "token", blamed=1)
+    loaded = idle.executor.ready(long.model, long.variant)
+    assert loaded is not None
+    known = loaded.known
+    loaded.known = replace(known, profile=structs.replace(known.profile, base=2 * ALONE_AT_MOST))
+    assert not idle.stage.run_alone(long)
+    loaded.known = known
+    assert not idle.stage.run_alone(suspect)
+    assert not idle.stage.run_alone(idle.job("one"))
+    assert idle.stage.run_alone(long)
+
+
+def test_one_that_waits_for_others_is_run_by_the_device_thread(idle: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter([0.001])
+    due = Lane.due
+    monkeypatch.setattr(Lane, "due", lambda lane, now, clock: max(due(lane, now, clock), next(waits, 0.0)))
+    job = ready(idle)
+    with idle.running():
+        assert idle.stage.run_alone(job)
+        assert until(lambda: len(idle.endings.all) == 1)
