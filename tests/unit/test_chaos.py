@@ -135,9 +135,7 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(0, 2**32), seconds=st.floats(20, 1200), kills=st.integers(1, 200))
-def test_a_plan_follows_from_its_seed_and_kills_the_given_number_of_workers(
-    seed: int, seconds: float, kills: int
-) -> None:
+def test_a_plan_follows_from_its_seed_and_kills_that_many_workers(seed: int, seconds: float, kills: int) -> None:
     faults = plan_faults(seed, seconds, TARGETS, kills)
     assert faults == plan_faults(seed, seconds, TARGETS, kills)
     assert list(faults) == sorted(faults, key=lambda fault: fault.at)

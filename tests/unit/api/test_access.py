@@ -40,9 +40,7 @@ def test_keys_come_back_from_their_file(known: dict[str, access.Key]) -> None:
 
 
 @given(rings, texts, st.floats(0, 4e9))
-def test_a_caller_has_the_tenant_and_scopes_of_its_key_until_it_expires_and_nobody_else_has_any(
-    known: dict[str, access.Key], other: str, now: float
-) -> None:
+def test_a_caller_is_whose_key_it_has_until_it_expires(known: dict[str, access.Key], other: str, now: float) -> None:
     ring = access.Keyring([*known.values()])
     for secret in {*known, other}:
         key, caller = known.get(secret), ring.caller(secret.encode(), now)

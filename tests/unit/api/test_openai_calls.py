@@ -104,9 +104,7 @@ BEYOND: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "asks", "beyond"), BEYOND)
-def test_a_number_or_name_beyond_its_bound_is_refused_by_its_name(
-    kind: Any, asks: dict[str, Any], beyond: dict[str, Any]
-) -> None:
+def test_what_is_beyond_its_bound_is_refused_by_name(kind: Any, asks: dict[str, Any], beyond: dict[str, Any]) -> None:
     for name, value in beyond.items():
         with pytest.raises(errors.InvalidRequestError) as caught:
             requests.read_call(json.dumps({**asks, name: value}).encode(), kind, Limits())
@@ -406,9 +404,7 @@ def test_the_events_of_a_response_add_up_to_it(pieces: list[str], calls: int, cu
 
 
 @given(pieces=PIECES, calls=st.integers(0, 2), cut=st.integers(0, 6), after=st.integers(-1, 60))
-def test_a_reader_that_comes_back_to_a_response_gets_the_rest(
-    pieces: list[str], calls: int, cut: int, after: int
-) -> None:
+def test_a_reader_that_comes_back_gets_the_rest(pieces: list[str], calls: int, cut: int, after: int) -> None:
     response, raw = told_response(pieces, calls, cut)
     whole = characters_in(raw)
     end = (max(whole[-1][0], after + 1), *whole[-1][1:])

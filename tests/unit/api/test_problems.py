@@ -103,7 +103,7 @@ def a_worker(*shares: float) -> DeviceFacts:
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1))
-def test_exactly_the_jobs_that_took_no_more_than_at_most_held_and_the_median_is_in_its_bucket(
+def test_jobs_within_their_bound_held_and_the_median_is_in_its_bucket(
     shares: list[float],
 ) -> None:
     middle, median = sorted(shares)[(len(shares) - 1) // 2], median_of(figures(*shares))
@@ -128,7 +128,5 @@ def test_a_class_is_calibrated_by_what_all_its_live_workers_counted() -> None:
         (None, []),
     ],
 )
-def test_the_doctor_finds_bounds_that_do_not_hold_and_those_that_say_nothing(
-    bounds: HeldBounds | None, found: list[bool]
-) -> None:
+def test_the_doctor_finds_bounds_that_fail_or_say_nothing(bounds: HeldBounds | None, found: list[bool]) -> None:
     assert [one.found for one in calibrations({"cpu": ClassReport(bounds)})] == found

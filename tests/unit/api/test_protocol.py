@@ -23,7 +23,7 @@ TOP = TensorSpec("top", "BYTES", (-1, 2))
 
 
 @pytest.mark.cases("spec, value, shape, data")
-def test_an_output_has_its_batch_axis_whether_it_came_with_it_or_not(
+def test_an_output_always_has_its_batch_axis(
     spec: TensorSpec, value: object, shape: list[int], data: list[object]
 ) -> None:
     output = protocol.output_tensor(spec, value)

@@ -66,7 +66,7 @@ async def ended(waits: Sequence[Awaitable[Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
-async def test_an_error_reaches_those_whose_call_it_ended_and_those_that_came_meanwhile_share_the_next_call(
+async def test_an_error_reaches_its_callers_and_later_ones_share_a_call(
     error: BrokerUnavailableError | KeyError,
 ) -> None:
     interface = Interface()

@@ -32,9 +32,7 @@ fleets = st.lists(st.tuples(seens, trusts), min_size=1, max_size=4)
 
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
-def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
-    fleet: list[tuple[PoolState, PoolTrust]], wanted: int, now: float
-) -> None:
+def test_no_pool_has_more_than_it_may(fleet: list[tuple[PoolState, PoolTrust]], wanted: int, now: float) -> None:
     pools = [seen for seen, _ in fleet]
     given_ = allot(wanted, pools, [trust for _, trust in fleet], now, RULES)
     for seen, asked in zip(pools, given_.replicas, strict=True):
@@ -42,7 +40,7 @@ def test_no_pool_gets_more_than_is_wanted_or_it_may_have(
 
 
 @given(fleet=fleets, wanted=st.integers(0, 40), now=st.floats(100, 500))
-def test_all_that_is_wanted_is_asked_for_where_pools_may_have_as_many(
+def test_all_that_pools_may_have_is_asked_for(
     fleet: list[tuple[PoolState, PoolTrust]], wanted: int, now: float
 ) -> None:
     pools = [replace(seen, most=1000) for seen, _ in fleet]
@@ -115,7 +113,7 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
     capacities=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.just(8)), min_size=1, max_size=12),
     seconds=st.sampled_from([1.0, 3.0, 11.0, 37.0]),
 )
-def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_pauses_allow(
+def test_a_pool_is_tried_no_sooner_than_its_pauses(
     wanted: int, capacities: list[tuple[int, ...]], seconds: float
 ) -> None:
     world, now, outs = World.of(3), 1.0, [0, 0, 0]
@@ -131,9 +129,7 @@ def test_a_pool_whose_capacity_comes_and_goes_is_not_tried_more_often_than_its_p
 
 
 @given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))
-def test_an_idle_pod_ends_before_a_busy_one_and_a_cold_one_before_a_warm_one(
-    running: int, warm: int, held: int
-) -> None:
+def test_idle_pods_end_before_busy_and_cold_before_warm_ones(running: int, warm: int, held: int) -> None:
     cost = deletion_cost(PodLoss(running, warm, held))
     assert deletion_cost(PodLoss(running + 1, 0, 0)) > deletion_cost(PodLoss(running, warm, held))
     assert deletion_cost(PodLoss(running, warm + 1, held)) > cost
@@ -153,7 +149,7 @@ pods = st.dictionaries(
 
 
 @given(pods=pods, count=st.integers(0, 5), data=st.data())
-def test_the_pods_that_end_lose_no_more_than_any_that_stays(
+def test_pods_that_end_lose_no_more_than_any_that_stays(
     pods: dict[str, PodLoss], count: int, data: st.DataObject
 ) -> None:
     ready = data.draw(st.sets(st.sampled_from(sorted(pods)))) if pods else set()

@@ -49,7 +49,7 @@ def test_classes_on_the_cpu_share_its_cores(want: dict[str, int], cores: int, co
 
 
 @given(COUNTS, COUNTS, st.sets(CLASSES), st.integers(1, 8))
-def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets_nothing(
+def test_classes_get_at_most_what_they_may(
     want: Mapping[str, int], most: Mapping[str, int], on_cpu: set[str], cores: int
 ) -> None:
     counts = resize(want, most, on_cpu=on_cpu, cores=cores)
@@ -63,7 +63,7 @@ def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets
 
 
 @pytest.mark.parametrize(("begun", "want", "last"), [(3, 1, 1), (2, None, 2)])
-def test_the_last_workers_of_a_class_are_the_first_to_go_and_none_if_its_need_is_unknown(
+def test_the_last_workers_go_first_and_none_without_a_need(
     tmp_path: Path, begun: int, want: int | None, last: int
 ) -> None:
     workers = slots(tmp_path, 3)
@@ -97,9 +97,7 @@ def replanned(
     return path, workers, follows
 
 
-def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_replica_has_a_worker_as_queues_yaml_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, workers, replicas = replanned(tmp_path, monkeypatch)
     workers += slots(tmp_path, 1)
     replicas.tend()
@@ -117,7 +115,7 @@ def test_each_replica_of_an_endpoint_has_a_worker_as_queues_yaml_changes(
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_class_that_queues_yaml_gains_gets_its_workers_while_the_fleet_runs(
+def test_a_new_class_gets_its_workers_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: bool
 ) -> None:
     path, workers, replanner = replanned(tmp_path, monkeypatch, scaled=scaled)

@@ -34,12 +34,6 @@ def test_a_laptop_gets_one_cpu_worker_a_core_and_the_reasons_for_no_others() -> 
     }
 
 
-def test_a_class_whose_engine_cannot_be_started_is_left_out_with_its_reason() -> None:
-    plan = plan_fleet(TOPOLOGY, LAPTOP, without_engine={"cpu.llama": "llama.cpp is not installed"})
-    assert {w.hardware_class for w in plan.workers} == {"cpu.batch"}
-    assert plan.left_out["cpu.llama"] == "llama.cpp is not installed"
-
-
 def test_each_cuda_device_gets_a_worker_of_its_own() -> None:
     workers = plan_fleet(TOPOLOGY, WORKSTATION, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
     assert workers == tuple(WorkerPlan("gpu.realtime", f"cuda:{n}", emulated=False) for n in range(2))
@@ -101,7 +95,7 @@ def test_only_runtimes_that_some_started_class_uses_are_fetched_for() -> None:
 
 
 @pytest.mark.cases("said, status, expected")
-def test_why_a_detached_fleet_did_not_come_up_is_said_once_with_its_exit_code(
+def test_why_a_detached_fleet_failed_is_said_with_its_code(
     said: str, status: int, expected: tuple[str, str, int]
 ) -> None:
     error = ended_with(said, status)

@@ -37,9 +37,7 @@ def recorded(draw: st.DrawFn) -> Arrivals:
 
 
 @given(arrivals=recorded())
-def test_a_day_that_was_exported_is_read_as_the_trace_that_it_is(
-    tmp_path_factory: pytest.TempPathFactory, arrivals: Arrivals
-) -> None:
+def test_an_exported_day_is_read_as_its_trace(tmp_path_factory: pytest.TempPathFactory, arrivals: Arrivals) -> None:
     trace, lines = trace_of(arrivals), io.StringIO()
     file = tmp_path_factory.getbasetemp() / "exported.csv"
 

@@ -47,7 +47,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 
 
 @pytest.mark.parametrize("order", ["level", "deadline"])
 @given(steps=STEPS)
-def test_a_queue_serves_each_model_in_its_order_and_then_that_of_joining_and_any_job_may_leave(
+def test_a_queue_serves_each_model_in_order_and_any_job_may_leave(
     order: Any, steps: list[tuple[int, int, int, bool]]
 ) -> None:
     def key(job: SimulatedJob) -> float:
@@ -122,9 +122,7 @@ def test_what_is_held_past_its_deadline_is_turned_away() -> None:
         ({"moves": 0}, (0, 0), (59, 120)),  # forbidden
     ],
 )
-def test_waiting_work_is_levelled_and_goes_back_to_a_cheap_class(
-    terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]
-) -> None:
+def test_waiting_work_is_levelled(terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]) -> None:
     work = workload(MINUTE, horizon=1000, **terms)
     outcome = play(work, OnOneClass(work, seed=1))
     assert (outcome.state == ANSWERED).all()

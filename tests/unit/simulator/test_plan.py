@@ -69,7 +69,7 @@ def programmes(draw: st.DrawFn) -> tuple[dict[str, float], Figures, dict[str, in
 
 
 @given(programme=programmes())
-def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
+def test_the_mix_is_the_cheapest_that_carries_the_load(
     programme: tuple[dict[str, float], Figures, dict[str, int]],
 ) -> None:
     offered, load, counts = programme
@@ -86,7 +86,7 @@ def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
 
 
 @given(programme=programmes())
-def test_a_fleet_that_is_too_small_suffices_with_the_devices_that_it_is_reported_to_lack(
+def test_a_fleet_suffices_with_the_devices_that_it_lacks(
     programme: tuple[dict[str, float], Figures, dict[str, int]],
 ) -> None:
     offered, load, counts = programme
@@ -119,9 +119,7 @@ def test_headroom_asks_for_as_many_times_the_devices() -> None:
 
 
 @pytest.mark.parametrize(("deadline", "headroom", "classes"), [(0.45, 1, 2), (0.45, 2, 1), (0.1000001, 16, 1)])
-def test_headroom_leaves_classes_that_would_only_just_be_in_time_but_never_the_fastest(
-    deadline: float, headroom: float, classes: int
-) -> None:
+def test_headroom_leaves_slow_classes_but_never_the_fastest(deadline: float, headroom: float, classes: int) -> None:
     close = work(10, fleet(old="deadline: 0.3", new=f"deadline: {deadline}"))
     assert list(np.isfinite(demand(close, np.full(3, headroom))[0])) == [place < classes for place in range(3)]
 

@@ -383,7 +383,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.0, 1.05])
-def test_a_plan_is_kept_unless_another_is_clearly_better_and_five_per_cent_of_load_change_nothing(
+def test_a_plan_is_kept_unless_another_is_clearly_better(
     factor: float,
 ) -> None:
     tuner, now, first = tuned_once()
@@ -445,9 +445,7 @@ CELLS = st.dictionaries(
 
 
 @given(scores=st.lists(st.integers(0, 100), max_size=8), predicted=st.integers(0, 40).map(lambda usd: usd + 0.1))
-def test_trust_is_lost_after_periods_in_a_row_that_were_worse_than_predicted(
-    scores: list[int], predicted: float
-) -> None:
+def test_trust_is_lost_after_periods_in_a_row_that_were_worse(scores: list[int], predicted: float) -> None:
     trust, spent = Trust(), 0.0
     for number, score in enumerate(scores):
         spent += score

@@ -79,9 +79,7 @@ def written(path: Path, **fields: Any) -> None:
 
 
 @pytest.mark.cases("fields, reason")
-def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
-    fields: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_only_a_wrong_model_is_disabled_with_a_reason(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     written(tmp_path / "sentiment/model.yaml", **fields)
     written(tmp_path / "embed/model.yaml", name="embed")
     loaded = load_catalogue(tmp_path)
@@ -94,9 +92,7 @@ def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
 
 
 @pytest.mark.cases("fields, reason")
-def test_of_two_files_that_claim_the_same_the_current_one_has_it_and_the_other_names_both(
-    fields: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
+def test_of_two_files_with_one_claim_the_current_has_it(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     written(tmp_path / "sentiment/model.yaml", version=2, aliases=["stable"])
     written(tmp_path / "sentiment/model-1.yaml", **fields)
     loaded = load_catalogue(tmp_path)
@@ -145,7 +141,5 @@ def test_any_change_to_a_shipped_model_is_a_model_or_a_model_error(data: st.Data
 
 
 @pytest.mark.cases("wanted, have, missing")
-def test_a_cuda_device_has_every_lower_compute_capability(
-    wanted: list[str], have: list[str], missing: list[str]
-) -> None:
+def test_a_cuda_device_has_all_lower_capabilities(wanted: list[str], have: list[str], missing: list[str]) -> None:
     assert lacking(wanted, have) == missing

@@ -53,13 +53,6 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
     assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
 
-def test_a_model_that_an_endpoint_names_and_does_not_exist_is_an_error(folder: Path) -> None:
-    verdicts = checked_with_engine(folder, models={"embed": "a", "lit-chat": "b"})
-    found = {one.text.removeprefix("hardware.engine.endpoint.models."): one.level for one in verdicts}
-    assert found["lit-chat: expected a model of the catalogue, got 'lit-chat'"] == "error"
-    assert found["embed: the class runs openai, and no variant of embed:1 does"]
-
-
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
     found = checked(folder, runtimes=["python"])
     assert [verdict.level for verdict in found] == ["warning"] * 2

@@ -55,10 +55,6 @@ def test_a_large_value_is_shown_short() -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_floats_are_written_as_in_json() -> None:
-    assert parse("anything: [1e-3, 2.5E+2, -1e3]").anything == [0.001, 250.0, -1000.0]
-
-
 @pytest.mark.parametrize(
     ("value", "size"),
     [(0, 0), (7, 7), ("64KiB", 65536), ("1.5 MiB", 1572864), ("24GiB", 24 * 2**30), ("2TiB", 2**41), ("10B", 10)],

@@ -188,9 +188,7 @@ def test_states_are_numbered_as_the_script_numbers_them() -> None:
     now=st.floats(BEGIN, BEGIN + 1e5),
     most=st.integers(1, 50),
 )
-def test_slices_are_observed_in_order_once_they_have_settled_and_none_twice(
-    until: float | None, now: float, most: int
-) -> None:
+def test_settled_slices_are_observed_in_order_and_once(until: float | None, now: float, most: int) -> None:
     fresh = history.fresh_slices(until, now, longest=3600, most=most)
     assert fresh == sorted(set(fresh))
     assert len(fresh) <= most

@@ -6,16 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tasks.models.discovered import Announced, discovered
 from tasks.models.folder import CatalogueReport, ModelsFolder, Reporter, Watched, changes
-from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
 from tests.builders import recorded
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-
-PROFILE = recorded("documents/profile.yaml")
-
 
 QUEUES = recorded("documents/endpoint.yaml")
 
@@ -38,14 +33,6 @@ def test_a_new_model_is_there_with_the_next_check_and_followers_are_notified(fol
     assert folder.look()
     assert received == [{"scale:1", "other:1"}]
     assert set(folder.digests) == {"scale:1", "other:1"}
-
-
-def test_a_profile_that_changes_is_read_again(folder: ModelsFolder) -> None:
-    assert base(folder) == 0.001
-    (folder.root / "scale" / "profiles").mkdir()
-    (folder.root / "scale" / "profiles" / "cpu.yaml").write_text(PROFILE)
-    assert folder.look()
-    assert base(folder) == 0.5
 
 
 def test_a_folder_whose_link_is_swapped_counts_as_changed_as_a_mounted_one_is(folder: ModelsFolder) -> None:
@@ -141,9 +128,7 @@ def test_a_second_name_is_never_like_a_version_or_a_path(folder: ModelsFolder, n
 
 
 @pytest.mark.cases("text, reason")
-def test_a_second_name_that_leads_nowhere_is_disabled_or_keeps_its_last_meaning(
-    folder: ModelsFolder, text: str, reason: str
-) -> None:
+def test_a_name_that_leads_nowhere_is_off_or_as_it_was(folder: ModelsFolder, text: str, reason: str) -> None:
     name_it(folder, text)
     assert folder.catalogue.disabled["stand-in"].startswith(f"stand-in/model.yaml: {reason}")
     name_it(folder, "alias: scale")
@@ -151,15 +136,6 @@ def test_a_second_name_that_leads_nowhere_is_disabled_or_keeps_its_last_meaning(
     name_it(folder, text)
     assert meant(folder, "stand-in") == ["scale:1"]
     assert folder.catalogue.outdated["stand-in"].startswith(f"stand-in/model.yaml: {reason}")
-    assert not folder.catalogue.disabled
-
-
-def test_a_second_name_may_be_one_of_a_model_that_an_endpoint_announces(folder: ModelsFolder) -> None:
-    name_it(folder, "alias: served")
-    assert not folder.catalogue.serves("stand-in")
-    folder.discovered = {"served": discovered("served", "openai", Announced(pipeline="chat"))}
-    folder.look()
-    assert meant(folder, "stand-in") == ["served:1"]
     assert not folder.catalogue.disabled
 
 
@@ -186,7 +162,7 @@ def test_changed_endpoints_of_queues_yaml_are_followed_and_other_changes_are_rep
     assert (folder.queues.differs, folder.queues.wrong) == (False, "")
 
 
-def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look_is_done_once(
+def test_a_report_is_sent_when_it_changes_or_was_lost_and_asked_looks_once(
     folder: ModelsFolder,
 ) -> None:
     reporter = Reporter(folder, "worker", "w")
@@ -203,16 +179,3 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
     reporter.looked()
     assert not reporter.requested
     assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).reload == 4
-
-
-@pytest.mark.parametrize("ahead", [-300.0, 0.2, 300.0])
-def test_a_report_tells_how_far_the_hosts_clock_is_ahead_of_the_stores(folder: ModelsFolder, ahead: float) -> None:
-    reporter = Reporter(folder, "worker", "w")
-    reporter.apply(Watched(0, False, time.time() - ahead))
-    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).clock == round(ahead)
-
-
-def test_profiles_and_catalogue_of_an_empty_folder_are_empty(tmp_path: Path) -> None:
-    (tmp_path / "queues.yaml").write_text(QUEUES)
-    empty = ModelsFolder(tmp_path / "none", QueuesFile(tmp_path / "queues.yaml"))
-    assert (empty.catalogue.models, empty.book == ProfileBook()) == ({}, True)

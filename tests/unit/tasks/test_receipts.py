@@ -75,9 +75,7 @@ def lines(count: int, router: str = "r") -> list[bytes]:
 
 
 @given(count=st.integers(1, 8), other=st.integers(0, 8), data=st.data())
-def test_what_was_exported_verifies_in_any_order_from_any_receipt_on_and_with_lines_twice(
-    count: int, other: int, data: st.DataObject
-) -> None:
+def test_an_export_verifies_in_any_order_from_any_receipt_on(count: int, other: int, data: st.DataObject) -> None:
     kept = lines(count)[data.draw(st.integers(0, count - 1)) :] + lines(other, "another")
     assert list(flaws(data.draw(st.permutations([*kept, kept[0]])), verify)) == []
 
@@ -121,9 +119,7 @@ localities = st.none() | st.lists(LABELS, min_size=1, max_size=3).map("+".join)
 
 
 @given(st.lists(localities, max_size=4), localities, st.sets(LABELS))
-def test_a_source_of_labels_can_only_keep_data_closer(
-    sources: list[str | None], more: str | None, has: set[str]
-) -> None:
+def test_labels_can_only_keep_data_closer(sources: list[str | None], more: str | None, has: set[str]) -> None:
     before, after = joined(*sources), joined(*sources, more)
     assert set(missing(before, has)) <= set(missing(after, has))
     assert joined(more, *sources) == joined(*reversed(sources), more) == joined(after, before)

@@ -84,9 +84,7 @@ def test_celery_gets_tls_at_sentinels_and_at_the_primary() -> None:
 
 @pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
 @pytest.mark.parametrize(("text", "limit"), [("536870912\n", 2**29), ("max\n", None), ("9223372036854771712\n", None)])
-def test_a_container_has_the_memory_of_its_control_group(
-    tmp_path: Path, file: str, text: str, limit: int | None
-) -> None:
+def test_a_container_has_its_groups_memory(tmp_path: Path, file: str, text: str, limit: int | None) -> None:
     assert memory_of_container(tmp_path) is None, "without control groups"
     (tmp_path / "memory").mkdir()
     (tmp_path / file).write_text(text)

@@ -69,22 +69,8 @@ def test_a_mapping_is_a_value_of_a_model_that_takes_any_json_and_else_names_inpu
         bind(model(POINTS, pipeline="tensors"), {"point": [1, 2]}, {})
 
 
-def test_a_request_without_batch_axes_is_one_row_whatever_it_shares() -> None:
-    bound = bind(model(STATE, RATE), {"state": np.zeros((2, 3)), "rate": tensor("INT64", [], [8000])}, {})
-    assert bound.single
-    assert [plain(row["rate"]) for row in bound.rows] == [8000]
-
-
-def test_several_inputs_are_bound_by_name_and_optional_ones_may_be_left_out() -> None:
-    both = bind(model(TEXT, WEIGHT), {"text": ["a", "b"], "weight": [1, 2]}, {})
-    assert [dict(row) for row in both.rows] == [{"text": "a", "weight": 1.0}, {"text": "b", "weight": 2.0}]
-    assert [dict(row) for row in bind(model(TEXT, WEIGHT), "a", {}).rows] == [{"text": "a"}]
-
-
 @pytest.mark.cases("specs, inputs, field, message")
-def test_a_wrong_input_is_named_with_what_was_expected(
-    specs: list[TensorSpec], inputs: Any, field: str, message: str
-) -> None:
+def test_a_wrong_input_is_named_with_its_fault(specs: list[TensorSpec], inputs: Any, field: str, message: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         bind(model(*specs), inputs, {})
     assert caught.value.details["field"] == field

@@ -16,7 +16,7 @@ from tasks.models.signature import bind
 from tasks.models.sizes import measured, quantised, rows_of, size_of_row
 from tasks.models.tensor_spec import TensorSpec
 from tasks.settings import TREE
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.errors import RequestTooLargeError, TaxiwayError
 from workers.pipelines.tensors import TensorPipeline
 
 MODELS = load_catalogue(TREE / "models")
@@ -54,20 +54,6 @@ def test_a_named_input_that_is_no_integer_counts_as_expected(sweeps: Any) -> Non
     assert measured(ISING, {"sweeps": sweeps, "seed": 1}) == ISING.expected_size
 
 
-@pytest.mark.parametrize("sweeps", [10_000_001, 2**80, 10**400, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
-def test_a_row_over_the_last_bucket_is_refused_with_both_figures_however_large_it_is(sweeps: int) -> None:
-    with pytest.raises(RequestTooLargeError, match="at most 10000000, got") as caught:
-        measured(ISING, {"sweeps": sweeps, "seed": 1})
-    assert caught.value.details["limit"] == 10_000_000
-    assert len(caught.value.message) < 100
-
-
-@pytest.mark.parametrize("sweeps", [0, -1, -(10**400)])
-def test_a_named_input_below_one_is_refused(sweeps: int) -> None:
-    with pytest.raises(InvalidRequestError, match="at least 1, got"):
-        measured(ISING, {"sweeps": sweeps, "seed": 1})
-
-
 @pytest.mark.parametrize("pipeline", ["chat", "generation"])
 def test_a_prompt_far_over_the_context_is_refused_and_one_that_may_fit_is_left_to_its_worker(pipeline: str) -> None:
     model = sized("tokens", TensorSpec("asked", "BYTES", (-1,)), most=128, pipeline=pipeline)
@@ -80,16 +66,6 @@ def test_a_prompt_far_over_the_context_is_refused_and_one_that_may_fit_is_left_t
 def test_of_several_rows_the_wrong_one_is_named() -> None:
     with pytest.raises(RequestTooLargeError, match=r"^inputs.sweeps\[1\]: expected at most 10000000, got 20000000$"):
         measured(ISING, {"sweeps": [5, 20_000_000], "seed": [1, 2]})
-
-
-def test_a_tensor_counts_by_its_shape_whatever_is_in_it() -> None:
-    blob = {"name": "ids", "shape": [4, 96], "datatype": "INT64", "ref": "0" * 32, "bytes": 3072}
-    assert measured(sized("ids", IDS), [blob]) == 96
-    assert measured(sized("ids[1]", IDS), [tensor("ids", [4, 96])]) == 96
-    assert measured(sized("ids[1]", IDS), {"ids": [[1, 2, 3], [4, 5, 6]]}) == 3
-    assert measured(sized("ids", IDS), {"ids": [1, 2, 3, 4]}) == 4
-    assert measured(sized("raw", PIXELS), {"raw": tensor("raw", [2, 20, 30, 3])}) == 1800
-    assert measured(sized("bytes", IDS), [blob]) == 768
 
 
 @pytest.mark.parametrize("shape", [[4], [], [1] * 100_000, [1, -1], [1, "x"], "ab", None, [1, 1]])
@@ -190,16 +166,9 @@ def test_a_bin_holds_its_tokens_and_reads_them_at_most_a_fifth_too_long(tokens: 
 
 
 @given(lengths=WEIGHTS, most=st.integers(-5, 10**12), more=st.integers(0, 100_000))
-def test_an_answer_is_predicted_within_what_it_may_be_and_never_shorter_where_it_may_be_longer(
-    lengths: dict[int, float], most: int, more: int
-) -> None:
+def test_a_prediction_is_possible_and_grows_with_the_bound(lengths: dict[int, float], most: int, more: int) -> None:
     assert 0 <= predicted(lengths, most) <= max(most, 0)
     assert predicted(lengths, most) <= predicted(lengths, most + more)
-
-
-@given(tokens=st.integers(0, 400), most=st.integers(400, 4000))
-def test_a_tenant_whose_answers_are_all_alike_is_predicted_one_more(tokens: int, most: int) -> None:
-    assert tokens <= predicted({bin_of(tokens): 100.0}, most) <= tokens * 1.19
 
 
 @pytest.mark.parametrize(("most", "expected"), [(64, 32), (512, 256), (1, 0), (0, 0)])

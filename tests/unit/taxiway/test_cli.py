@@ -61,9 +61,7 @@ def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli: CommandLine, arg
     assert re.match(r"error: no fleet runs from .taxiway\nhint: start a fleet with `taxiway up", answer.stderr)
 
 
-def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fleet_is_given_else_the_environments_else_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (".taxiway", "elsewhere", "named"):
         Path(folder).mkdir()
@@ -101,9 +99,7 @@ def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) 
         (BrokerFullError("", resource="disk"), 4, "disk"),
     ],
 )
-def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are_and_a_hint(
-    error: TaxiwayError, code: int, hint: str
-) -> None:
+def test_errors_have_an_exit_code_by_whose_fault_they_are_and_a_hint(error: TaxiwayError, code: int, hint: str) -> None:
     assert error.exit_code == code
     assert hint in hint_for(error)
     assert hint == "maxmemory" or "maxmemory" not in hint_for(error)
@@ -142,9 +138,7 @@ def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys: pytest.Cap
     assert [words in shown for words in ("cpu.batch", "in 500 ms", "a [bold] one", "deadline")] == [True] * 3 + [False]
 
 
-def test_a_placement_shows_its_reason_and_its_table(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_placement_shows_its_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "at_most": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
@@ -183,7 +177,7 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert shown.index("all is well") < shown.index("cpu.batch")
 
 
-def test_a_fleet_begins_with_what_needs_attention_and_an_empty_list_is_words(
+def test_a_fleet_begins_with_what_needs_attention(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     disk = {"subject": "state store", "text": "cannot write to its disk", "remedy": "free space there"}
@@ -209,9 +203,7 @@ def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkey
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_nothing_is_wrapped_where_no_terminal_is(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_terminal_nothing_wraps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     show.show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": "j", "history": [], "reason": "a long reason " * 90}])
     assert "a long reason " * 89 in capsys.readouterr().out

@@ -62,9 +62,7 @@ def test_a_pause_doubles_with_each_failure_and_is_bounded_however_many_there_are
 
 
 @given(first=SECONDS, factor=st.floats(1, 1e4), spread=st.floats(0, 1), failures=st.integers(1, 10_000), draw=DRAWS)
-def test_jitter_only_shortens_a_pause_and_never_by_more_than_its_spread(
-    first: float, factor: float, spread: float, failures: int, draw: float
-) -> None:
+def test_jitter_shortens_by_its_spread(first: float, factor: float, spread: float, failures: int, draw: float) -> None:
     full = Backoff(first, first * factor)
     pause = Backoff(first, first * factor, spread).pause(failures, draw)
     assert full.pause(failures) * (1 - spread) <= pause * 1.001

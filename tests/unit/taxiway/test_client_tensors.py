@@ -1,5 +1,4 @@
 import json
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis.extra import numpy as arrays
 
 from taxiway.contract.tensors import (
     HEADER,
-    SIZE,
     Framed,
     array,
     body,
@@ -62,7 +60,7 @@ def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stay
 
 
 @pytest.mark.parametrize("show", [plain, array])
-def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_gives_them(
+def test_one_row_comes_back_without_its_batch_axis_and_several_as_they_are(
     show: Callable[[Any], Any],
 ) -> None:
     def decoded(shape: list[Any]) -> object:
@@ -72,16 +70,6 @@ def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_give
 
     assert decoded([2, 1, 1]) == [[0.0], [1.0]]
     assert decoded([2, 2, 1]) == [[[0.0], [1.0]], [[2.0], [3.0]]]
-
-
-def test_bytes_travel_behind_the_json_each_after_its_length() -> None:
-    tensors, single = encode_inputs([TEXT], [b"\xff", b"a"])
-    framed = body({}, tensors)
-    text, rest = split(framed.body, str(framed.header_length))
-    (tensor,) = json.loads(bytes(text))["inputs"]
-    assert tensor == {**TEXT, "shape": [2], "parameters": {SIZE: 10}}
-    assert bytes(rest) == struct.pack("<I", 1) + b"\xff" + struct.pack("<I", 1) + b"a"
-    assert not single
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3), elements={"allow_nan": False}))
@@ -187,7 +175,3 @@ def test_a_header_that_bounds_no_json_is_refused(length: str) -> None:
 def test_sizes_that_do_not_add_up_are_refused(sizes: list[object]) -> None:
     with pytest.raises(InvalidRequestError, match="binary_data_size"):
         list(pieces(sizes, memoryview(b"abc")))
-
-
-def test_a_tensor_whose_data_is_in_the_json_takes_no_piece() -> None:
-    assert list(pieces([None, 0, None], memoryview(b""))) == [None, b"", None]

@@ -74,9 +74,7 @@ def test_a_wait_that_ran_out_is_a_timeout_to_python_too() -> None:
         (lambda: Path("/").read_bytes(), "is a directory"),
     ],
 )
-def test_why_a_file_or_a_text_cannot_be_read_is_said_without_pythons_words(
-    fault: Callable[[], object], said: str
-) -> None:
+def test_why_nothing_can_be_read_is_said_without_pythons_words(fault: Callable[[], object], said: str) -> None:
     with pytest.raises((OSError, UnicodeError)) as raised:
         fault()
     assert isinstance(raised.value, OSError | UnicodeError)

@@ -18,9 +18,7 @@ def stored(result: job.Result) -> bytes:
 
 
 @pytest.mark.cases("kind, state, celery")
-def test_an_error_ends_a_job_in_its_state_and_comes_back_as_itself(
-    kind: type[TaxiwayError], state: str, celery: str
-) -> None:
+def test_an_error_ends_its_job_and_comes_back_as_itself(kind: type[TaxiwayError], state: str, celery: str) -> None:
     error = kind("text: expected text", field="text", message="kept")
     assert job.state_of(error) == state
     assert state in job.FINAL
@@ -46,9 +44,7 @@ def test_a_result_is_read_as_it_was_written() -> None:
         ("REVOKED", {"exc_message": ["revoked"]}, JobCancelledError, "revoked"),
     ],
 )
-def test_celerys_own_errors_are_an_error_of_the_execution_and_a_cancelled_job(
-    status: str, result: dict[str, Any], kind: type[TaxiwayError], text: str
-) -> None:
+def test_celerys_own_errors_are_ours(status: str, result: dict[str, Any], kind: type[TaxiwayError], text: str) -> None:
     with pytest.raises(kind, match=text):
         job.read_result(job.read_meta(msgspec.json.encode({"task_id": "j", "status": status, "result": result})))
 

@@ -55,18 +55,6 @@ def test_small_frames_share_messages(sizes: list[int]) -> None:
     assert len(list(out.messages())) <= 1 + out.small + sum(size + 20 for size in sizes) // (MESSAGE // 4)
 
 
-def test_a_small_frame_passes_a_large_one_of_another_job_and_none_of_its_own() -> None:
-    out, read = Outbox(), inbox()
-    put(out, piece("large", 0, LONG))
-    messages = out.messages()
-    assert list(read.frames(next(messages))) == []
-    put(out, piece("small", 0, "soon"))
-    put(out, piece("large", len(LONG), "after"))
-    assert list(read.frames(next(messages))) == [piece("small", 0, "soon")]
-    rest = [frame for message in messages for frame in read.frames(message)]
-    assert rest == [piece("large", 0, LONG), piece("large", len(LONG), "after")]
-
-
 def test_a_stream_of_small_frames_leaves_half_of_the_line_to_a_large_one() -> None:
     out = Outbox()
     put(out, piece("large", 0, LONG))

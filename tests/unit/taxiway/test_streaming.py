@@ -169,9 +169,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[ServerEvent]]:
 
 
 @given(stream=streams(), data=st.data())
-def test_events_are_those_that_were_sent_however_the_stream_is_cut(
-    stream: tuple[bytes, list[ServerEvent]], data: st.DataObject
-) -> None:
+def test_events_are_as_sent_however_they_are_cut(stream: tuple[bytes, list[ServerEvent]], data: st.DataObject) -> None:
     raw, whole = stream
     cuts = sorted({0, len(raw), *data.draw(st.lists(st.integers(0, len(raw)), max_size=20))})
     parser = EventParser()

@@ -77,7 +77,7 @@ LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 
 
 @given(st.lists(st.text() | st.binary() | st.integers() | st.just(LONG), min_size=1))
-def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_not(
+def test_a_command_is_packed_to_the_same_bytes_at_any_size(
     command: list[str | bytes | int],
 ) -> None:
     assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # declared as a tuple of one
@@ -114,9 +114,7 @@ def plain(answer: object) -> object:
 
 
 @given(given=st.lists(answers, max_size=6), cuts=st.lists(st.integers(1, 2**17), min_size=1), small=st.booleans())
-def test_answers_are_the_same_wherever_what_is_received_was_cut(
-    given: list[object], cuts: list[int], small: bool
-) -> None:
+def test_answers_are_the_same_wherever_they_are_cut(given: list[object], cuts: list[int], small: bool) -> None:
     sent, reader, found = memoryview(b"".join(map(encoded, given))), AnswerParser(), []
     for number in range(len(sent) + len(cuts)):
         if not sent:

@@ -50,9 +50,7 @@ def test_plain_values_and_bytes_come_back_as_they_were_also_by_celerys_own_json(
 @pytest.mark.parametrize("name", sorted(DATATYPES.values()))
 @pytest.mark.parametrize("order", ["<", ">"])
 @given(data=st.data())
-def test_an_array_comes_back_with_its_type_shape_and_values(
-    name: str, order: Literal["<", ">"], data: st.DataObject
-) -> None:
+def test_an_array_comes_back_as_it_was(name: str, order: Literal["<", ">"], data: st.DataObject) -> None:
     dtype = np.dtype(name).newbyteorder(order)
     array = data.draw(arrays.arrays(dtype, arrays.array_shapes(min_dims=0, min_side=0, max_dims=3, max_side=4)))
     for view in (array, array.T, array[..., ::2] if array.ndim else array):
@@ -139,6 +137,7 @@ JSON = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_si
 VALUES = st.recursive(
     JSON, lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=4), below, max_size=4)
 )
+
 
 def read(value: object, kept: dict[str, bytes | bytearray | memoryview]) -> Any:
     """What a reader on the other side of the wire gets."""

@@ -1,4 +1,3 @@
-import base64
 from typing import Any
 
 import msgspec
@@ -7,7 +6,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taxiway.contract import wire
-from taxiway.contract.keys import INFER
 from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
@@ -17,14 +15,6 @@ JSON = "application/json"
 REQUEST = Request(model="sentiment", inputs=["a", b"\xff"], deadline=2.0, tenant="lab", outputs=("label",))
 
 MESSAGE = wire.infer_message("job-1", REQUEST, reply="client-1", origin="me@host")
-
-
-def test_what_was_asked_is_what_is_read_and_a_message_says_where_its_client_listens() -> None:
-    envelope = wire.decode_envelope(MESSAGE)
-    assert wire.encode_envelope(envelope) == MESSAGE
-    assert wire.read_request(envelope.payload(), envelope.content_type) == REQUEST
-    assert envelope.headers[wire.HEADER] == {"reply": "client-1"}
-    assert (envelope.headers["id"], envelope.headers["task"]) == ("job-1", INFER)
 
 
 @pytest.mark.cases(
@@ -73,12 +63,6 @@ def test_any_change_to_an_envelope_is_a_payload_or_an_invalid_request(name: str,
         assert isinstance(wire.decode_envelope(msgspec.json.encode(ENVELOPE | {name: value})).payload(), bytes)
     except InvalidRequestError as error:
         assert error.details["field"] in ("message", "body")
-
-
-def test_a_body_without_base64_is_taken_as_it_is() -> None:
-    assert wire.Envelope(body="[é]", headers={}, properties={}).payload() == "[é]".encode()
-    encoded = wire.Envelope(body=base64.b64encode(b"x").decode(), headers={}, properties={"body_encoding": "base64"})
-    assert encoded.payload() == b"x"
 
 
 def nested(depth: int) -> Any:

@@ -29,16 +29,8 @@ TOPOLOGY = Topology(hardware={}, service=SERVICES, default_service="standard")
 
 
 @pytest.mark.cases("deadline, priority, level")
-def test_a_level_is_made_from_the_deadline_and_shifted_by_the_priority(
-    deadline: float | None, priority: Priority, level: int
-) -> None:
+def test_a_level_follows_from_deadline_and_priority(deadline: float | None, priority: Priority, level: int) -> None:
     assert level_of(deadline, priority) == level
-
-
-@pytest.mark.cases("terms, expected")
-def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    needs = needs_of(Terms(**terms), TOPOLOGY, rows=1, size=1)
-    assert (needs.deadline, needs.level, needs.constraints.preemptible) == tuple(expected)
 
 
 def test_an_unknown_service_is_refused_with_those_there_are() -> None:
@@ -47,7 +39,7 @@ def test_an_unknown_service_is_refused_with_those_there_are() -> None:
 
 
 @given(situation=situations())
-def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason_and_forever_whatever_the_fleet(
+def test_every_class_and_variant_is_a_candidate_or_refused_whatever_the_fleet(
     situation: Situation,
 ) -> None:
     model, needs, topology, fleet = situation

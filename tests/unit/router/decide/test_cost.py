@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import RESIDENCE, SHARED_ROWS, UNLEARNED, CandidateTable, build_table
+from router.decide.candidates import SHARED_ROWS, UNLEARNED, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot
@@ -81,20 +81,6 @@ def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_n
     assert quiet.work > busy.work
 
 
-def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it() -> None:
-    full = PROFILE.latency(8, 10)
-    waits = [estimated(WARM, model=GENERATING, ahead=ahead).wait for ahead in (full / 2, full, full + 3)]
-    assert waits == pytest.approx([0.0, 0.0, 3.0])
-    assert estimated(WARM, ahead=full).wait == pytest.approx(full)
-
-
-def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
-    few, many = estimated(COLD, rates={FLOW: 0.5}), estimated(COLD, rates={FLOW: 5.0})
-    assert many.load == few.load
-    assert few.cost == pytest.approx((few.work + 2.0 / (0.5 * RESIDENCE)) * 3.6 / 3600)
-    assert many.cost < few.cost
-
-
 def test_a_job_takes_at_most_what_is_expected_times_the_residual_of_its_variant_else_of_its_device() -> None:
     sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,), ANY: (9.0,)})
     strays = msgspec.structs.replace(COLD, residual={ANY: (5.0,)})
@@ -111,12 +97,6 @@ def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_lo
     assert estimated(slow).run == pytest.approx(3 * estimated(COLD).run)
     assert estimated(slow).load == pytest.approx(4 * 2.0)
     assert estimated(msgspec.structs.replace(slow, loading={KEY: 1.5, ANY: 4.0})).load == pytest.approx(1.5 * 2.0)
-
-
-def test_each_device_is_reckoned_by_its_own_kind() -> None:
-    cuda = msgspec.structs.replace(WARM, worker="c", kind="cuda")
-    assert estimated(cuda).run == pytest.approx(0.02)
-    assert estimated(cuda, WARM).run == pytest.approx(0.11)
 
 
 def wait_of(level: int, *devices: DeviceFacts) -> float:
@@ -148,9 +128,7 @@ def test_the_most_urgent_work_waits_for_batches_of_other_models() -> None:
         (9.0, 6, 0.1 + 0.01 * 60),
     ],
 )
-def test_rows_beyond_what_a_batch_may_hold_or_take_run_in_more_batches(
-    max_run: float | None, rows: int, seconds: float
-) -> None:
+def test_rows_beyond_a_full_batch_run_in_more_of_them(max_run: float | None, rows: int, seconds: float) -> None:
     bounded = msgspec.structs.replace(CLASS, max_run=max_run)
     found = estimated(WARM, hardware=bounded, needs=replace(ONE_ROW, rows=rows))
     assert found.run == pytest.approx(seconds)

@@ -38,9 +38,7 @@ def test_what_runs_is_never_expected_to_be_done_already(work: float, ran: float)
         (fleet(), 2.0, None),  # no device serves the class
     ],
 )
-def test_a_job_that_waits_ends_when_what_is_before_it_has_run(
-    now: FleetSnapshot, own: float, seconds: float | None
-) -> None:
+def test_a_waiting_job_ends_after_what_is_before_it(now: FleetSnapshot, own: float, seconds: float | None) -> None:
     found = time_to_end(now, QUEUED, own)
     assert found == (None if seconds is None else pytest.approx(seconds))
 

@@ -56,7 +56,7 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
 
 
 @given(situation=situations())
-def test_a_table_has_the_choice_or_the_error_of_placing_and_each_finish_is_the_sum_of_its_parts(
+def test_a_table_has_the_choice_of_placing_and_each_finish_is_its_parts(
     situation: Situation,
 ) -> None:
     table = explained(situation)

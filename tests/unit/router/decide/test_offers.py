@@ -62,21 +62,6 @@ def needs(size: int = 10, **fields: object) -> Needs:
     return Needs(deadline=60.0, level=1, rows=1, size=size, **fields)  # type: ignore[arg-type]  # of its own kinds
 
 
-def test_its_finish_is_the_offer_and_the_round_trip_and_its_cost_the_price() -> None:
-    topology = a_peer()
-    model = handed(topology)
-    table = build_table(model, Constraints(), topology, fleet({"": OFFER}), BOOK)
-    work = Backlog(table.classes, {}).seconds
-    placed = choose(table, needs(), work, seed=0)
-    assert placed.candidate.hardware_class == "far"
-    assert placed.finish == pytest.approx(0.2 + 0.01 * 10 + 0.1)
-    assert placed.at_most == pytest.approx(1.5 * placed.finish)
-    assert placed.cost == pytest.approx(0.001 + 0.0001 * 10)
-    assert table.warnings[placed.index] == "offer of site cloud, 0.4 s old, 100 ms away: it takes 70 rows/s"
-    signed = build_table(model, Constraints(), topology, fleet({"": OFFER}, signed_at=1e9), BOOK).warnings
-    assert "0.4 s old, signed at 2001-09-09T01:46:40Z, 100 ms away" in str(signed[placed.index])
-
-
 def two_cells(rates: Mapping[str, float], price: float = 1.0) -> tuple[Topology, Model, FleetSnapshot]:
     """Cells that answer a lone row in 5 ms; the last one's `price` is that of the first one's."""
     endpoint = Endpoint(protocol="taxiway", url="https://far", slots=64, models={"sentiment": "mood"})
@@ -112,21 +97,6 @@ def test_a_burst_is_shared_by_what_each_site_takes(east: float, share: float, ro
     """Prices that differ by less than the offers err are alike. A site serves at least a row in the time of one."""
     took = shared(two_cells({"east": east, "west": east * share / (1 - share)}, price), rows)
     assert took["west"] / 200 == pytest.approx(share, abs=0.1)
-
-
-def test_a_site_that_is_surely_cheaper_gets_all_that_it_has_in_time() -> None:
-    assert shared(two_cells({"east": 100, "west": 100}, price=1.6), rows=1) == {"east": 200}
-
-
-@pytest.mark.parametrize(("stated", "measured", "carries"), [(None, 0.0, 1e9), (None, 2e6, 2e6), (4e6, 2e6, 4e6)])
-def test_a_body_takes_what_the_line_carries_as_stated_or_else_measured(
-    stated: float | None, measured: float, carries: float
-) -> None:
-    topology = a_peer(link=Link(bytes_per_second=stated))
-    seen = fleet({"": OFFER}, bytes_per_second=measured)
-    table = build_table(handed(topology), Constraints(), topology, seen, BOOK)
-    placed = choose(table, needs(payload=2**20), Backlog(table.classes, {}).seconds, seed=0)
-    assert placed.figures.transfer[placed.index] == pytest.approx(2**20 / carries)
 
 
 def test_the_offer_of_the_requests_own_service_counts_first() -> None:

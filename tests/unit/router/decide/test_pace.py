@@ -68,9 +68,7 @@ learned = st.dictionaries(st.sampled_from(["x", "y", "z", ANY]), several)
 
 
 @given(st.lists(learned, min_size=1, max_size=5), st.randoms())
-def test_what_a_device_learned_stays_and_the_order_of_devices_says_nothing(
-    learned: list[dict[str, float]], random: Random
-) -> None:
+def test_what_was_learned_stays_in_any_order_of_devices(learned: list[dict[str, float]], random: Random) -> None:
     found = dict(enumerate(expected(learned, "x")))
     assert all(found[number] == each.get("x", found[number]) > 0 for number, each in enumerate(learned))
     order = list(range(len(learned)))
@@ -80,7 +78,7 @@ def test_what_a_device_learned_stays_and_the_order_of_devices_says_nothing(
 
 
 @given(st.lists(several, min_size=2, max_size=5), st.lists(several, min_size=2, max_size=5))
-def test_the_pace_of_a_variant_that_has_not_run_is_its_own_elsewhere_times_that_of_the_device(
+def test_an_unmeasured_pace_is_that_of_elsewhere_by_the_device(
     of_devices: list[float], of_variants: list[float]
 ) -> None:
     table = [{f"v{n}": slow * own for n, own in enumerate(of_variants)} | {ANY: slow} for slow in of_devices]

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
-from router.decide.placement import NEAR, RESERVED_SHARE, WARM_PREFERENCE, Placement
+from router.decide.placement import NEAR, RESERVED_SHARE, Placement
 from router.decide.plan import Plan
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
@@ -58,9 +58,7 @@ def chosen_class(situation: Situation) -> str | None:
 
 
 @given(situation=situations() | situations(locality="edge"), plan=st.none() | plans())
-def test_a_placement_and_every_class_to_which_it_may_move_keep_each_hard_constraint_under_any_plan(
-    situation: Situation, plan: Plan | None
-) -> None:
+def test_a_placement_and_its_moves_keep_each_hard_constraint(situation: Situation, plan: Plan | None) -> None:
     model, needs, topology, fleet = situation
     placement = placed((model, needs, topology, replace(fleet, plan=plan)))
     chosen, variants = choice_of(placement).candidate, placement.variants()
@@ -87,9 +85,7 @@ def test_a_placement_and_every_class_to_which_it_may_move_keep_each_hard_constra
 
 
 @given(situation=situations(), left=st.floats(1e-4, 1), own=st.booleans())
-def test_a_placement_costs_no_more_than_its_budget_or_what_its_tenant_may_still_spend(
-    situation: Situation, left: float, own: bool
-) -> None:
+def test_a_placement_costs_at_most_its_budget_or_its_tenants(situation: Situation, left: float, own: bool) -> None:
     model, needs, topology, fleet = situation
     bounded = replace(needs, budget=left) if own else replace(needs, allowance=spent(left))
     placement = placed((model, bounded, topology, fleet))
@@ -137,9 +133,7 @@ def test_a_request_is_refused_neither_for_less_urgent_work_nor_by_an_idle_fleet(
 
 
 @given(situation=situations(), data=st.data(), more=st.floats(0.001, 50))
-def test_more_work_before_a_class_never_makes_it_the_choice(
-    situation: Situation, data: st.DataObject, more: float
-) -> None:
+def test_more_work_never_makes_a_class_the_choice(situation: Situation, data: st.DataObject, more: float) -> None:
     model, needs, topology, fleet = situation
     name = data.draw(st.sampled_from(sorted(topology.hardware)))
     queued = list(fleet.work.get(name, (0.0,) * 4))
@@ -150,9 +144,7 @@ def test_more_work_before_a_class_never_makes_it_the_choice(
 
 
 @given(situation=situations(), deadline=st.floats(1, 100), seed=st.integers(0, 2**64))
-def test_a_sure_choice_costs_little_more_than_the_cheapest_sure_option(
-    situation: Situation, deadline: float, seed: int
-) -> None:
+def test_a_sure_choice_is_hardly_dearer_than_the_cheapest(situation: Situation, deadline: float, seed: int) -> None:
     model, needs, topology, fleet = situation
     try:
         placement = place(model, replace(needs, deadline=deadline), topology, fleet, seed=seed)
@@ -176,7 +168,7 @@ def test_a_request_is_bound_within_a_horizon_unless_it_is_live(situation: Situat
 
 
 @given(situation=situations(deadline=None))
-def test_a_request_is_held_only_where_no_class_has_room_and_else_goes_to_the_cheapest_that_has(
+def test_a_request_is_held_where_no_class_has_room_else_goes_to_the_cheapest(
     situation: Situation,
 ) -> None:
     placement, needs = placed(situation), situation[1]
@@ -240,25 +232,6 @@ CHEAP_AND_DEAR = topology(cheap=hardware(0.36), dear=hardware(3.6))
 BOTH = (device("cheap"), device("dear"))
 
 
-@pytest.mark.parametrize(
-    ("dollars", "strays", "expected"),
-    [
-        (1.1 * 7.2 * WARM_PREFERENCE * 2, 1.0, "cold"),
-        (1.1, 1.0, "warm"),  # hardly dearer
-        (1.5, 1.2, "cold"),
-        (1.5, 1.8, "warm"),  # the other saves less than its estimate may err
-        (1.5, 9.0, "warm"),
-        (1.1 * UNSURE, 9.0, "cold"),  # however wild the estimate of the other
-    ],
-)
-def test_a_warm_class_is_kept_while_it_is_not_much_dearer(dollars: float, strays: float, expected: str) -> None:
-    quick_load = model(fast=variant(profiles={"cpu": Profile(0.1, 0.0, load=0.0)}))
-    classes = topology(cold=hardware(1.0), warm=hardware(dollars))
-    unlike = device("cold", warm=(), residual={"sentiment:1/fast": (strays,)})
-    placement = place(quick_load, needs_by(5.0), classes, fleet(unlike, device("warm")))
-    assert choice_of(placement).candidate.hardware_class == expected
-
-
 FULL_AND_FREE = topology(cheap=hardware(0.36, horizon=2.0), dear=hardware(3.6, horizon=2.0))
 KEPT = topology(cheap=hardware(0.36), kept=hardware(3.6, reserve_for="live", horizon=4.0))
 WITH_KEPT = (device("cheap"), device("kept"))
@@ -312,44 +285,12 @@ CHOICES: dict[str, tuple[Needs, Topology, FleetSnapshot, str, str]] = {
 
 
 @pytest.mark.parametrize(("asked", "classes", "now", "chosen", "reason"), CHOICES.values(), ids=CHOICES)
-def test_a_request_goes_where_it_should_and_the_reason_says_so(
+def test_a_request_goes_where_it_should(
     asked: Needs, classes: Topology, now: FleetSnapshot, chosen: str, reason: str
 ) -> None:
     placement = place(model(), asked, classes, now)
     assert ("held" if placement.held else choice_of(placement).candidate.hardware_class) == chosen
     assert reason in placement.reason
-
-
-@pytest.mark.parametrize(("constraints", "expected"), [(LIVE, "kept"), (OTHER, "quick")])
-def test_what_no_class_has_in_time_goes_to_the_one_that_is_kept_for_its_service(
-    constraints: Constraints, expected: str
-) -> None:
-    variants = model(fast=variant(0.1), slow=variant(0.2, runtime="torch"))
-    classes = topology(quick=hardware(), kept=hardware(runtimes=("torch",), reserve_for="live"))
-    live = (device("quick"), device("kept", runtimes=("torch",), warm=("sentiment:1/slow",)))
-    placement = place(variants, needs_by(0.05, constraints=constraints), classes, fleet(*live))
-    assert placement.candidate.hardware_class == expected
-
-
-IDLE_BUT_SLOW = device("slow", runtimes=("torch",), warm=("sentiment:1/slow",))
-TOO_LONG: dict[str, tuple[Needs, Topology, FleetSnapshot, float]] = {
-    "a long queue": (needs_by(1.0), topology(), fleet(device(), cpu=[0, 5]), 4.1),
-    "a slow class is idle": (
-        *(needs_by(1.0), topology(fast=hardware(), slow=hardware(runtimes=("torch",)))),
-        *(fleet(device("fast"), IDLE_BUT_SLOW, fast=[0, 9]), 8.1),
-    ),
-    "though it would be held": (needs_by(5.0), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 30], dear=[0, 40]), 25.1),
-    "a kept class is busy": (needs_by(1.0, constraints=OTHER), KEPT, SHORT_OF_IT, 8.1),
-}
-
-
-@pytest.mark.parametrize(("asked", "classes", "now", "wait"), TOO_LONG.values(), ids=TOO_LONG)
-def test_queues_that_are_too_long_refuse_with_the_time_after_which_they_are_not(
-    asked: Needs, classes: Topology, now: FleetSnapshot, wait: float
-) -> None:
-    with pytest.raises(OverloadedError) as caught:
-        place(model(fast=variant(0.1), slow=variant(4.0, runtime="torch")), asked, classes, now)
-    assert caught.value.retry_after == pytest.approx(wait)
 
 
 STARTING = hardware(horizon=60.0, scaling=Scaling(start=4.0, maximum=3))
@@ -365,7 +306,7 @@ STARTING = hardware(horizon=60.0, scaling=Scaling(start=4.0, maximum=3))
     ],
     ids=["two start", "one may start", "nothing starts devices", "they start too late"],
 )
-def test_a_request_is_not_refused_if_devices_that_start_have_it_in_time(
+def test_devices_that_start_keep_it_in_time(
     scaled: HardwareClass, startable: tuple[str, ...], finish: float | None
 ) -> None:
     now = replace(fleet(device(), cpu=[0, 20]), startable=startable)
@@ -395,13 +336,6 @@ def test_what_no_class_can_ever_run_is_unplaceable_with_each_reason(
     assert (refusal["hardware_class"], refusal["variant"]) == ("cpu", "fast")
 
 
-def test_a_reason_that_holds_for_several_variants_of_a_class_is_said_once() -> None:
-    asked = needs_by(constraints=Constraints(locality="edge"))
-    with pytest.raises(UnplaceableError) as caught:
-        place(model(fast=variant(0.1), slow=variant(4.0)), asked, topology(cpu=hardware()), fleet(device()))
-    assert caught.value.message.endswith("cpu/fast, slow: the data must stay on 'edge', which the class is not")
-
-
 @pytest.mark.parametrize(
     ("live", "reason"),
     [
@@ -413,9 +347,7 @@ def test_a_reason_that_holds_for_several_variants_of_a_class_is_said_once() -> N
         ([device(unavailable={"sentiment:1/fast": "bad file"})], "unavailable on cpu@host: bad file"),
     ],
 )
-def test_a_fleet_without_the_right_device_now_says_why_and_when_to_try_again(
-    live: list[DeviceFacts], reason: str
-) -> None:
+def test_a_fleet_without_the_right_device_says_why_and_until_when(live: list[DeviceFacts], reason: str) -> None:
     with pytest.raises(NoDeviceError, match=reason) as caught:
         place(model(), needs_by(), topology(), fleet(*live))
     assert caught.value.retry_after

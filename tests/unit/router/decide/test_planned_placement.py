@@ -15,7 +15,6 @@ from router.decide.placement import Placement, choose, tolerance, weigh
 from router.decide.plan import (
     NO_PLAN,
     PLAN_AT_MOST,
-    SPILL_RUN,
     STALE,
     Cell,
     ClassPlan,
@@ -102,14 +101,6 @@ def test_each_service_and_locality_has_a_cell_of_its_own() -> None:
     assert placed(a_fleet(plan), standard).reason.startswith("no plan: plan 7 does not cover these requests; ")
 
 
-def test_urgent_work_does_not_wait_for_the_first_device_of_its_preferred_class() -> None:
-    starting = a_fleet(a_plan(a_cell("dear")), devices=DEVICES[:1], startable=("dear",))
-    placement = placed(starting)
-    assert placement.candidate.hardware_class == "cheap"
-    assert placement.reason.startswith("no plan: dear has no device yet; ")
-    assert placed(starting, replace(BULK, constraints=Constraints("live"))).candidate.hardware_class == "dear"
-
-
 def test_a_request_leaves_the_plan_only_if_it_is_surely_late_there_and_surely_in_time_elsewhere() -> None:
     plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
     left = placed(a_fleet(plan, work=BUSY))
@@ -156,20 +147,6 @@ def test_a_request_does_not_leave_the_plan_for_a_class_that_is_full_by_it() -> N
 GENERATING = msgspec.structs.replace(
     MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=1
 )
-
-
-def test_a_generation_holds_up_what_is_planned_elsewhere_by_its_share_of_a_full_batch() -> None:
-    share = PROFILES["cpu"].latency(HARDWARE["max_batch"], 1) / HARDWARE["max_batch"]
-    assert share < PROFILES["cpu"].latency(1, 1) / 5
-
-    def placed_beside(deadline: float) -> str:
-        planned_there = a_cell("cheap", model="other:1", deadline=deadline)
-        fleet = a_fleet(a_plan(a_cell("dear"), planned_there), work=BUSY)
-        return place(GENERATING, LIVE, TOPOLOGY, fleet).candidate.hardware_class
-
-    assert placed_beside(1.01 * share / SPILL_RUN) == "cheap"
-    with pytest.raises(OverloadedError):
-        placed_beside(0.99 * share / SPILL_RUN)
 
 
 def test_a_generation_waits_for_a_device_of_its_class_rather_than_slow_down_what_is_planned_elsewhere() -> None:

@@ -54,9 +54,7 @@ def test_a_job_yields_to_one_that_is_worth_more_and_neither_in_vain_nor_too_ofte
 
 
 @given(WAITERS, OCCUPANTS, st.data())
-def test_the_order_in_which_they_are_seen_does_not_matter(
-    waiters: list[Waiter], occupants: list[Occupant], data: st.DataObject
-) -> None:
+def test_the_order_does_not_matter(waiters: list[Waiter], occupants: list[Occupant], data: st.DataObject) -> None:
     again = preempt(data.draw(st.permutations(waiters)), data.draw(st.permutations(occupants)), most=MOST)
     assert again == preempt(waiters, occupants, most=MOST)
 
@@ -69,9 +67,7 @@ def test_a_job_is_worth_more_the_closer_its_deadline(occupant: Occupant, sooner:
 
 
 @given(st.floats(1, 86400), st.floats(1, 86400), st.floats(0, 60), st.integers(1, 200))
-def test_a_bulk_job_beside_endless_live_work_is_answered_in_its_time(
-    due: float, left: float, redo: float, arrivals: int
-) -> None:
+def test_a_bulk_job_is_in_time_beside_endless_live_work(due: float, left: float, redo: float, arrivals: int) -> None:
     """Live jobs come one after another to a single slot; whoever yields goes on when the live job is answered."""
     assume(left <= due)
     job, now = replace(BULK, due=due, left=left, redo=redo), 0.0

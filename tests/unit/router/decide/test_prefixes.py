@@ -57,9 +57,7 @@ def test_a_longer_conversation_begins_with_the_shorter_one() -> None:
 
 
 @given(st.lists(st.integers(1, 6), max_size=30), st.integers(1, 12))
-def test_no_more_prefixes_are_remembered_than_allowed_and_the_newest_prompt_is_among_them(
-    prompts: list[int], most: int
-) -> None:
+def test_only_as_many_prefixes_are_kept_and_the_newest_among_them(prompts: list[int], most: int) -> None:
     known = Prefixes(most)
     for number, blocks in enumerate(prompts):
         prefixes = prefixes_of(str(number), bytes(BLOCK * blocks))

@@ -50,19 +50,6 @@ def test_a_request_waits_for_a_rate_limit_and_not_while_something_is_left() -> N
     assert ahead == pytest.approx((5 - 2) / 0.5)
 
 
-def test_replicas_add_up_and_one_without_a_limit_takes_all() -> None:
-    limited = {"requests": 0.5, "requests_left": 0.0}
-    assert waits(device("rated", "a", **limited), device("rated", "b", **limited)) == pytest.approx(1.0)
-    assert waits(device("rated", "a", **limited), device("rated", "b")) == 0.0
-
-
-def test_a_request_goes_elsewhere_when_the_limit_would_make_it_late() -> None:
-    free = device("other"), device("rated", requests=0.01, requests_left=5.0)
-    none = device("other"), device("rated", requests=0.01, requests_left=0.0)
-    chosen = [place(MODEL, NEEDS, TOPOLOGY, FleetSnapshot(one)).candidate.hardware_class for one in (free, none)]
-    assert chosen == ["rated", "other"]
-
-
 def test_what_would_wait_for_longer_than_the_horizon_is_held() -> None:
     fleet = FleetSnapshot((device("rated", requests=0.001, requests_left=0.0),))
     needs = replace(NEEDS, deadline=None)
@@ -78,9 +65,7 @@ def test_what_would_wait_for_longer_than_the_horizon_is_held() -> None:
     ahead=st.lists(st.floats(0, 20), min_size=2, max_size=2),
     sizes=st.lists(st.integers(1, 500), min_size=1, max_size=4),
 )
-def test_a_move_is_judged_by_the_limits_as_a_placement_is(
-    rate: float, left: float, ahead: list[float], sizes: list[int]
-) -> None:
+def test_a_move_keeps_the_limits_of_a_placement(rate: float, left: float, ahead: list[float], sizes: list[int]) -> None:
     table = table_of(
         device("other"), device("rated", requests=rate, requests_left=left, tokens=50 * rate, tokens_left=left)
     )

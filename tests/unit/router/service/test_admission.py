@@ -361,9 +361,7 @@ ECHO = b'[[], {"model": "echo", "inputs": %b}, {}]'
     ],
     ids=["levels", "depth", "surrogate", "digits", "lists", "numbers"],
 )
-def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(
-    inputs: bytes, expected: str
-) -> None:
+def test_a_body_that_a_part_of_the_fleet_cannot_take_is_refused(inputs: bytes, expected: str) -> None:
     decided = decided_of(INFER, ECHO % inputs)
     assert isinstance(error_of(decided), errors.InvalidRequestError | errors.RequestTooLargeError)
     assert expected in error_of(decided).message

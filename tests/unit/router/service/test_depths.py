@@ -61,9 +61,7 @@ def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topolo
         (depths_from(CELLS, {"lab": 2.0}, 0.0, refuses=True), "cannot write to its disk", "disk"),
     ],
 )
-def test_nothing_is_taken_while_the_store_is_nearly_full_or_takes_no_writes(
-    topology: Topology, depths: Depths, message: str, resource: str
-) -> None:
+def test_a_store_without_room_takes_nothing(topology: Topology, depths: Depths, message: str, resource: str) -> None:
     check_store(Depths(used=0.89), topology)
     with pytest.raises(BrokerFullError, match=message) as raised:
         check_store(depths, topology)

@@ -79,9 +79,7 @@ def test_work_is_counted_by_class_and_level_and_is_never_negative() -> None:
     assert not snapshot.stale
 
 
-def test_what_has_no_waiter_and_cannot_be_ended_is_work_ahead_of_all_other_until_it_is_over_or_its_device_leaves() -> (
-    None
-):
+def test_what_cannot_be_ended_is_work_ahead_of_all_other_while_its_device_is_there() -> None:
     devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
     devices |= {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
     beats = {"a": NOW - 1.5, "b": NOW, "c": NOW, "leaves": NOW, "over": NOW - 2.0}
@@ -116,9 +114,7 @@ def test_a_class_is_startable_for_a_while_after_an_autoscaler_declared_that_it_s
     devices=st.integers(0, 8),
     seconds=st.floats(0, 10),
 )
-def test_as_time_passes_devices_work_off_what_waits_first_levels_first(
-    work: list[float], devices: int, seconds: float
-) -> None:
+def test_devices_work_off_what_waits_by_level(work: list[float], devices: int, seconds: float) -> None:
     backlog = Backlog(("cpu",), {"cpu": tuple(work)})
     backlog.serve(np.array([devices * seconds]))
     left = backlog.levels("cpu")

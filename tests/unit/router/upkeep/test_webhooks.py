@@ -52,7 +52,7 @@ def test_each_secret_signs_as_it_does_alone(body: bytes, own: list[bytes], now: 
     status=st.sampled_from((0, 302, 400, 429, 500, 503)),
     retry_after=st.floats(0, 1e9),
 )
-def test_an_event_is_tried_until_its_time_is_over_and_not_beyond(
+def test_an_event_is_tried_while_it_has_time(
     before: int, age: float, draw: float, status: int, retry_after: float
 ) -> None:
     attempt = webhooks.Attempt(status, retry_after=retry_after)

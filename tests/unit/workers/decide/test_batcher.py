@@ -52,7 +52,7 @@ def waiting_rows(draw: st.DrawFn) -> batcher.WaitingRows:
     late=st.floats(0, 3),
     slack=st.just(math.inf) | st.floats(0, 1),
 )
-def test_no_batch_is_held_past_max_wait_or_the_moment_that_its_most_urgent_deadline_allows(
+def test_no_batch_waits_too_long(
     rows: batcher.WaitingRows, policy: batcher.BatchPolicy, gap: float, late: float, slack: float
 ) -> None:
     now = rows.newest + late
@@ -61,7 +61,7 @@ def test_no_batch_is_held_past_max_wait_or_the_moment_that_its_most_urgent_deadl
 
 
 @given(rows=waiting, policy=policies)
-def test_no_row_is_late_for_its_company_and_the_most_urgent_one_runs_next_unless_twice_as_many_others_gain(
+def test_no_row_is_late_for_its_company_and_the_most_urgent_runs(
     rows: list[batcher.Row], policy: batcher.BatchPolicy
 ) -> None:
     batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
@@ -73,18 +73,14 @@ def test_no_row_is_late_for_its_company_and_the_most_urgent_one_runs_next_unless
 
 
 @given(rows=waiting, policy=policies)
-def test_no_row_of_a_higher_level_waits_for_a_batch_of_lower_ones(
-    rows: list[batcher.Row], policy: batcher.BatchPolicy
-) -> None:
+def test_no_row_waits_for_a_batch_of_lower_levels(rows: list[batcher.Row], policy: batcher.BatchPolicy) -> None:
     batch, able = batcher.form(rows, policy, takes, 0.0), in_time_alone(rows[: 2 * policy.max_batch])
     assert not able or rows[batch[0]].level == rows[able[0]].level
     left = [place for place in able if place not in batch and place > batch[0]]
     assert not left or rows[left[0]].level >= max(rows[place].level for place in batch)
 
 
-def test_rows_that_are_late_anyway_keep_nobody_waiting_and_a_batch_is_short_for_a_row_that_the_others_can_follow() -> (
-    None
-):
+def test_late_rows_keep_nobody_waiting_and_a_batch_is_short_for_a_row_before_others() -> None:
     late, in_time = batcher.Row(0, 0.005, 1), batcher.Row(0, 0.02, 1)
     assert batcher.form([late, in_time], POLICY, takes, 0.0) == [1]
     assert batcher.form([late, late], POLICY, takes, 0.0) == [0, 1]  # if predictions are right, nothing is lost
@@ -117,9 +113,7 @@ def test_a_device_that_was_held_up_catches_up() -> None:
     sizes=st.lists(st.integers(1, 200), min_size=1, max_size=40),
     policy=st.builds(batcher.BatchPolicy, st.integers(1, 32), st.just(0.0), st.floats(0.001, 1)),
 )
-def test_a_batch_of_several_rows_is_over_max_run_only_where_its_first_row_is(
-    sizes: list[int], policy: batcher.BatchPolicy
-) -> None:
+def test_a_batch_is_over_max_run_only_where_its_first_row_is(sizes: list[int], policy: batcher.BatchPolicy) -> None:
     rows = len(batcher.form([batcher.Row(2, math.inf, size) for size in sizes], policy, takes, 0.0))
     first, batch = takes(1, sizes[0]), takes(rows, sum(sizes[:rows]))
     assert 1 <= rows <= min(len(sizes), policy.max_batch)

@@ -82,14 +82,6 @@ def test_an_outage_after_a_long_calm_without_requests_begins_with_a_short_pause(
     assert breaker.unreached("gone", 200.0).probe_at <= 200 + 2 * PROBES.first
 
 
-def test_requests_that_fail_after_each_probe_make_the_pauses_grow() -> None:
-    breaker, now = after("unreached"), 0.0
-    for _ in range(8):
-        now = breaker.probe_at
-        breaker = breaker.probed().failed("again", now)
-    assert breaker.probe_at - now == PROBES.longest
-
-
 @given(taken=steps)
 def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step]) -> None:
     breaker, now = Breaker(), 0.0

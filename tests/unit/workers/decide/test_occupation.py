@@ -33,11 +33,6 @@ def newest_first(seen: list[tuple[float, str, float]]) -> list[tuple[float, str,
     return sorted(seen, reverse=True)
 
 
-def test_a_model_waits_for_the_batches_of_others_and_never_for_its_own() -> None:
-    seen = [(NOW - 1 - n, "a", 2.0) for n in range(10)] + [(NOW - 20 - n, "b", 0.2) for n in range(10)]
-    assert blocking_by_model(newest_first(seen), NOW) == {"a": 0.2, "b": 2.0, ANY: 2.0}
-
-
 def test_rare_batches_and_those_of_before_the_last_minute_are_ignored() -> None:
     old, rare = (NOW - BATCHES_COUNT - 1, "a", 30.0), (NOW - 5, "b", RARE * BATCHES_COUNT)
     assert blocking_by_model([rare, old], NOW) == {"b": 0.0, ANY: 0.0}
@@ -46,9 +41,7 @@ def test_rare_batches_and_those_of_before_the_last_minute_are_ignored() -> None:
 
 
 @given(seen=batches, devices=st.integers(1, 5))
-def test_a_job_never_waits_longer_than_the_longest_batch_of_another_model(
-    seen: list[tuple[float, str, float]], devices: int
-) -> None:
+def test_a_job_waits_at_most_for_the_longest_other_batch(seen: list[tuple[float, str, float]], devices: int) -> None:
     for model, seconds in blocking_by_model(newest_first(seen), NOW, devices).items():
         others = [taken for _, name, taken in seen if name != model]
         assert 0.0 <= seconds <= max(others, default=0.0) * 1.005  # told to three digits
@@ -60,9 +53,7 @@ BATCH = Occupation(began=100.0, predicted=30.0)
 @pytest.mark.parametrize(
     ("now", "left"), [(100.0, 30.0), (120.0, 10.0), (129.9, LEAST_REMAINING), (130.0, LEAST_REMAINING), (170.0, 40.0)]
 )
-def test_a_batch_goes_on_for_what_its_profile_says_and_a_late_one_for_as_long_again_as_it_is_late(
-    now: float, left: float
-) -> None:
+def test_a_batch_takes_what_its_profile_says_and_a_late_one_as_long_again(now: float, left: float) -> None:
     assert BATCH.left(now, 1.0) == pytest.approx(left)
     assert BATCH.left(now, 0.25) == pytest.approx(left / 4), "only rows without a waiter count"
     assert BATCH.left(now, 0.0) == 0.0
@@ -88,16 +79,12 @@ STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.
         ([({1}, 9.0), ({1}, 3.0), ({2}, 4.0)], 5.0, {1}),  # a batch whose jobs are all late costs no time
     ],
 )
-def test_what_fits_is_kept_and_the_rest_is_not(
-    stints: list[tuple[set[int], float]], left: float, late: set[int]
-) -> None:
+def test_only_what_fits_is_kept(stints: list[tuple[set[int], float]], left: float, late: set[int]) -> None:
     assert unfinished(stints, left) == late
 
 
 @given(stints=STINTS, left=st.floats(-1, 40))
-def test_all_that_is_kept_runs_within_the_time_and_with_enough_of_it_all_is_kept(
-    stints: list[tuple[set[int], float]], left: float
-) -> None:
+def test_what_is_kept_runs_in_time_and_with_enough_all_is(stints: list[tuple[set[int], float]], left: float) -> None:
     late = unfinished(stints, left)
     kept = [seconds for jobs, seconds in stints if not jobs & late]
     assert not kept or math.fsum(kept) <= left + 1e-6

@@ -34,9 +34,7 @@ def leaving(loaded: list[Resident], need: int, budget: int) -> list[Resident]:
 
 
 @given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300))
-def test_what_stays_and_what_comes_fit_into_the_budget_and_what_is_in_use_stays(
-    loaded: list[Resident], need: int, budget: int
-) -> None:
+def test_what_stays_fits_and_what_is_in_use_stays(loaded: list[Resident], need: int, budget: int) -> None:
     try:
         names = evict(loaded, need, budget, NOW)
     except InUseError:

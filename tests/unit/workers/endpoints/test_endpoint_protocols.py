@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.model import Model
-from tasks.models.sizes import MOST_SIZE
 from taxiway.contract.job import Tokens
 from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError
@@ -192,33 +191,6 @@ def test_a_truncated_stream_is_the_endpoints_fault(length: int) -> None:
 def test_a_malformed_stream_is_the_endpoints_fault(raw: bytes, reason: str) -> None:
     with pytest.raises(protocol.EndpointError, match=reason):
         read(piece(content="so far") + raw)
-
-
-@pytest.mark.parametrize(
-    ("usage", "tokens", "excess"),
-    [
-        ({"prompt_tokens": 10**15, "completion_tokens": 10**15}, Tokens(input=100, output=64), 2 * 10**15 - 164),
-        ({"prompt_tokens": int("9" * 400), "completion_tokens": 1}, Tokens(input=100, output=1), MOST_SIZE - 100),
-        ({"prompt_tokens": -5, "completion_tokens": -(10**12)}, Tokens(), 0),
-        ({"prompt_tokens": "many", "completion_tokens": None}, Tokens(), 0),
-        ({"prompt_tokens": 9.0, "completion_tokens": 1e30}, Tokens(input=9, output=64), MOST_SIZE - 64),
-        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 10**400, "x": {}}}, Tokens(9, 9), 0),
-        ({"prompt_tokens": 9, "prompt_tokens_details": [1]}, Tokens(input=9), 0),
-    ],
-)
-def test_what_an_engine_counts_is_bounded_by_what_the_request_may_have(
-    usage: dict[str, Any], tokens: Tokens, excess: int
-) -> None:
-    reader = openai.StreamReader(MOST)
-    stated = json.dumps({"choices": [], "usage": usage}).encode()
-    reader.feed(piece("stop", content="Hi") + b"data: " + stated + b"\n\n")
-    assert (reader.tokens, reader.excess) == (tokens, excess)
-    assert reader.answer()["tokens"] == tokens.output
-    assert reader.answer()["usage"]["total_tokens"] == tokens.input + tokens.output
-    embedded = json.dumps({"data": [{"embedding": [1.0, 2, 3]}], "usage": usage}).encode()
-    whole = reader_of(prepared(EMBED, {"text": "Hi"}), embedded)
-    whole.answer()
-    assert whole.tokens.input <= 130
 
 
 UNENDING: dict[str, tuple[bytes, int]] = {

@@ -140,9 +140,7 @@ def doubling(tmp_path: Path) -> Placed:
         (np.full((3, 1), object()), "expected INT64, got object values"),
     ],
 )
-def test_an_output_that_its_model_does_not_declare_is_an_execution_error(
-    array: np.ndarray | None, message: str
-) -> None:
+def test_an_undeclared_output_is_an_execution_error(array: np.ndarray | None, message: str) -> None:
     with pytest.raises(ExecutionError, match=message):
         read_output(TensorSpec("y", "INT64", (-1, -1)), array, 3)
     assert read_output(TensorSpec("y", "FP32", (-1,)), np.arange(3), 3).dtype == np.float32, "the declared one"

@@ -45,7 +45,7 @@ def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
     return [a_running_job(hardware=stage.variants.hardware, key="echo") for _ in range(count)]
 
 
-def test_a_device_asks_for_a_batch_unless_it_has_two_and_leaves_the_second_to_others_for_a_moment(
+def test_a_device_asks_for_up_to_two_batches_and_leaves_others_the_second(
     stage: DeviceStage,
 ) -> None:
     assert stage.wait_for_capacity(10.0) == BATCH

@@ -3,15 +3,12 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from msgspec import structs
 
-from broker.valkey.claims import Claim, Verdict
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
@@ -22,7 +19,7 @@ from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, shared
 from tests.waiting import until
 from workers.stages.admit import prepare
-from workers.stages.device import ALONE_AT_MOST, DeviceStage
+from workers.stages.device import DeviceStage
 from workers.stages.job import Answered, Ending, RunningJob
 from workers.stages.lane import Lane
 from workers.stages.queues import DeviceQueue
@@ -222,20 +219,6 @@ def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(idle: Devic
         alone.join()
         assert until(lambda: len(idle.endings.all) == 2)
     assert [one.job for one in idle.endings.all if isinstance(one, Answered)] == [first, second]
-
-
-def test_a_long_or_suspect_or_undecoded_job_is_left_to_the_device_thread(idle: Device) -> None:
-    long, suspect = ready(idle), ready(idle)
-    suspect.delivery.claim = Claim(Verdict.RUN, "token", blamed=1)
-    loaded = idle.executor.ready(long.model, long.variant)
-    assert loaded is not None
-    known = loaded.known
-    loaded.known = replace(known, profile=structs.replace(known.profile, base=2 * ALONE_AT_MOST))
-    assert not idle.stage.run_alone(long)
-    loaded.known = known
-    assert not idle.stage.run_alone(suspect)
-    assert not idle.stage.run_alone(idle.job("one"))
-    assert idle.stage.run_alone(long)
 
 
 def test_one_that_waits_for_others_is_run_by_the_device_thread(idle: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,7 @@ class Raising:
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-def test_what_a_model_raises_fails_its_row_alone_with_a_text_of_bounded_length(
-    error: BaseException, tmp_path: Path
-) -> None:
+def test_what_a_model_raises_fails_its_row_alone_in_few_words(error: BaseException, tmp_path: Path) -> None:
     executor, model = an_executor(tmp_path), MODELS.resolve("echo")
     known = ProfileBook().lookup(model, "echo", "cpu", "test")
     loaded = Loaded("echo:1/echo", model, model.variants["echo"], Raising(error), EchoRuntime(), known, 0.0)

@@ -109,9 +109,7 @@ class Waiting:
 
 
 @pytest.mark.parametrize("level", range(LEVELS))
-def test_a_batch_that_waits_for_more_rows_runs_before_one_of_a_lower_level_that_is_due(
-    tmp_path: Path, level: int
-) -> None:
+def test_a_batch_that_waits_runs_before_a_due_one_of_a_lower_level(tmp_path: Path, level: int) -> None:
     waiting = Waiting(tmp_path)
     urgent = waiting.add("echo", 1, 0.0, 0.001, 0.002)
     lane, wait = waiting.lanes.next(0.003)

@@ -66,17 +66,6 @@ def dock(tmp_path: Path) -> Dock:
     return Dock(tmp_path)
 
 
-def test_jobs_wait_until_their_variant_is_loaded_and_know_how_long(dock: Dock) -> None:
-    before = time.monotonic()
-    jobs = [dock.job("one"), dock.job("one")]
-    assert dock.loads.rows == 2
-    dock.begin()
-    assert dock.finish() == jobs
-    assert 0 < jobs[0].load_time <= time.monotonic() - before
-    assert (dock.warm(), dock.loads.rows) == ({"one:1/echo"}, 0)
-    assert dock.loads.finish() == []
-
-
 def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> None:
     dock.job("one", arrived=1.0)
     urgent = dock.job("other", deadline=5.0, arrived=2.0)
@@ -121,19 +110,6 @@ def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
     assert dock.loads.hung(time.monotonic() + LOAD_AT_MOST)
     dock.finish()
     assert not dock.loads.hung(math.inf)
-
-
-def test_a_variant_that_was_lost_is_loaded_again_once_no_job_waits_for_a_load(dock: Dock) -> None:
-    lost = dock.executor.load(dock.catalogue.resolve("one"), "echo")
-    dock.executor.unload(lost)
-    dock.loads.replace(lost.model, "echo")
-    job = dock.job("other")
-    dock.begin()
-    assert dock.finish() == [job]
-    dock.executor.unload(dock.executor.all_loaded()[0])
-    dock.begin()
-    assert dock.finish() == []
-    assert dock.warm() == {lost.key}
 
 
 def test_a_lost_variant_that_is_there_again_or_finds_no_room_is_not_loaded(dock: Dock) -> None:

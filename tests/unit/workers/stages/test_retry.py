@@ -65,16 +65,6 @@ def test_what_a_variant_raises_is_a_fault_of_ours_only_where_it_says_so() -> Non
         as_ours("m/v", RuntimeError("CUDA error: device-side assert triggered"))
 
 
-def test_a_fault_of_ours_runs_again_after_a_pause_and_at_last_ends_the_job() -> None:
-    desk, one = Desk(attempts=3), delivery()
-    one.began = 5.0
-    for _ in range(3):
-        desk.retries.put([failed(one, OURS)])
-    assert [taken for taken, _ in desk.admissions.all] == [one, one]
-    assert desk.endings.all == [failed(one, OURS)]
-    assert one.began == 0.0
-
-
 def test_the_requests_own_fault_is_never_retried() -> None:
     desk, one = Desk(), delivery()
     endings: list[Ending] = [failed(one, ExecutionError("division by zero")), Dropped(one)]
