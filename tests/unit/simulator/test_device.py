@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from router.decide.plan import Density
 from router.upkeep import yielding as product
 from simulator import class_queue
 from simulator.device import SimulatedDevice
-from simulator.engine import ANSWERED, DROPPED, WAITING, OutcomeColumns, Simulation, simulate
+from simulator.engine import ANSWERED, DROPPED, WAITING, OutcomeColumns, Simulation
 from simulator.fleet import SERVICES, Stepping, WholeBatches
 from simulator.policies.policy import Policy
 from simulator.policies.taxiway import POLICIES, Taxiway
@@ -47,17 +46,6 @@ def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> No
     assert [ended.index for ended in device.run.ended(2.1)] == [0]
 
 
-def test_a_request_is_not_refused_for_generations_between_whose_steps_it_runs() -> None:
-    chats = [{"arrival": 0.0, "model": "chat", "size": 100, "output": 100, "deadline": 60, "priority": 0}] * 40
-    embed = {"arrival": 2.0, "model": "embed", "size": 1, "deadline": 1, "priority": 0}
-    workload = prepare(
-        make_trace([*chats, embed]), parse_fleet(FLEET.replace("gpu: {count: 2", "gpu: {count: 1")), seed=1
-    )
-    outcome = Simulation(workload, POLICIES["per-request"](workload, 1), seed=1).run()
-    assert outcome.state[-1] == ANSWERED
-    assert outcome.latency[-1] < 1
-
-
 def test_rows_that_wait_for_company_do_not_wait_behind_a_batch_of_a_lower_level_that_comes_then() -> None:
     one = FLEET.replace("gpu: {count: 2", "gpu: {max_wait: 0.5, count: 1")
     asked = [{"arrival": at, "model": "embed", "size": 1, "deadline": 5, "priority": 0} for at in (0.0, 0.01, 0.195)]
@@ -66,28 +54,6 @@ def test_rows_that_wait_for_company_do_not_wait_behind_a_batch_of_a_lower_level_
     outcome = Simulation(workload, POLICIES["least-work"](workload, 1), seed=1).run()
     assert (outcome.state == ANSWERED).all()
     assert outcome.latency[:3].max() < 0.5
-
-
-def test_two_generating_models_take_steps_in_turn() -> None:
-    device = SimulatedDevice(0, memory=100)
-    device.admit(job(0, 0, output=10), CHAT, 0.0)
-    device.admit(job(1, 1, output=10), CHAT, 0.0)
-    assert device.run is not None
-    assert device.run.next_end() == pytest.approx(0.2 + 10 * 0.2)
-
-
-def test_a_model_in_use_is_not_unloaded_for_another() -> None:
-    device = SimulatedDevice(0, memory=100)
-    large = WholeBatches(load=0.0, memory=60, base=1.0, slope=0.0, floor=0.0)
-    device.admit(job(0, 0, output=10), Stepping(0.0, 60, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0), 0.0)
-    assert not device.can_begin(1, large, 0.5)
-    assert device.run is not None
-    device.run.next_end()
-    assert device.run.ended(1.1)
-    device.rest(1.1)
-    assert device.can_begin(1, large, 1.1)
-    device.begin([job(1, 1)], large, 1.1)
-    assert set(device.resident) == {1}
 
 
 class First(Policy):
@@ -137,14 +103,6 @@ def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
     run = Simulation(work, POLICIES[name](work, 1), seed=1)
     run.run()
     assert sum(device.powered for device in run.pools[1].devices) == 0
-
-
-def test_the_score_adds_the_penalty_of_what_was_missed_to_the_cost() -> None:
-    work = workload((0.0, "image"), (3600.0, "image"), events="events: [{at: 1800, class: gpu, slower: 9}]")
-    summary = simulate("first", work, First(), seed=1)
-    assert summary.attainment["live"] == 0.5
-    assert summary.score == pytest.approx(summary.cost_usd + 36 * 0.5)
-    assert np.isclose(summary.cost_usd, 1.0, rtol=0.01)
 
 
 ONE_SLOT = FLEET.replace("count: 2, minimum: 1, initial: 1", "count: 1, minimum: 1, initial: 1").replace(

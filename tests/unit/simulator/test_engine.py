@@ -8,14 +8,13 @@ import pytest
 
 from lab.fleet_file import parse_fleet
 from lab.rows import make_trace
-from router.decide.facts import BEAT
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Simulation, StuckError, simulate, summarise
 from simulator.fleet import Fleet
 from simulator.policies.policy import Static
-from simulator.policies.routing import Count, SimulatedReader, Surroundings, topology_of
+from simulator.policies.routing import topology_of
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import synthetic_trace
-from simulator.workload import Workload, jobs, prepare
+from simulator.workload import Workload, prepare
 from tests.builders import recorded
 
 FLEET = recorded("fleets/engine.yaml")
@@ -135,27 +134,6 @@ def test_a_batch_forms_while_the_one_before_it_runs() -> None:
     assert np.unique(np.round(ends, 3), return_counts=True)[1].tolist() == [1, 4, 3]
 
 
-def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:
-    workload = chat(rate=20, duration=3)
-    run = engine("taxiway", workload)
-    reader = SimulatedReader(workload, Surroundings(), seed=1)
-    job = next(jobs(workload))
-    big = run.pools[0]
-    big.serving = 1
-
-    def seconds(now: float) -> float:
-        return float(reader.working(run.pools, now).backlog.seconds.sum())
-
-    before = seconds(0.0)
-    reader.count(job, Count(big.name, "chat:1", 100.0))
-    assert before == 0
-    assert seconds(0.0) == 100
-    assert seconds(BEAT / 2) == pytest.approx(100 - BEAT / 2)  # one device has had that time
-    reader.ended(job, big, BEAT / 2)
-    assert seconds(BEAT * 0.9) > 99  # what ended is seen with the next reading
-    assert seconds(BEAT) == 0
-
-
 def test_the_fleet_file_is_the_router_s_topology() -> None:
     topology = topology_of(fleet())
     assert topology.hardware["small"].capacity == "spot"
@@ -205,16 +183,3 @@ def test_a_simulation_whose_time_does_not_advance_is_an_error_that_says_where() 
     run.at(3.0, again, None, 0)
     with pytest.raises(StuckError, match=r"does not advance: 100000 events at 3 s, the last .*again"):
         run.run()
-
-
-def test_the_policy_uses_a_cheap_endpoint_and_leaves_an_expensive_one() -> None:
-    trace = synthetic_trace("poisson:rate=1,duration=60,seed=3", model="chat")
-
-    def sent(price: str) -> float:
-        offered = "usd_per_million_input: 0.5, usd_per_million_output: 1.5, usd_per_request: 0.0001"
-        fleet = parse_fleet(PROVIDER.replace(offered, f"usd_per_million_output: {price}"))
-        run = engine("per-request", prepare(trace, fleet, seed=1))
-        run.run()
-        return run.pools[2].metered_requests
-
-    assert sent("0.001") > 2 * sent("500")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import shares_of
-from simulator.traces import UNSET, read_arrivals, read_trace, trace_of, write_arrivals
-from tasks.history import JOB, NAMED, PRIORITIES, STATES, Arrivals
+from simulator.traces import read_arrivals, read_trace, trace_of, write_arrivals
+from tasks.history import JOB, NAMED, STATES, Arrivals
 
 NAMES = {
     **dict.fromkeys(NAMED, ("x",)),
@@ -68,23 +68,6 @@ def some(**columns: Sequence[float]) -> Arrivals:
 
 def state(name: str) -> int:
     return STATES.index(name)
-
-
-def test_a_refused_request_is_demand_as_any_other_and_unknown_terms_are_unset() -> None:
-    states = [state("succeeded"), state("refused"), state("queued")]
-    trace = trace_of(some(arrival=[100, 101, 103], service=[0, 0, 3], state=states, priority=[0, 1, -1]))
-    assert trace.arrival.tolist() == [0.0, 1.0, 3.0]
-    assert trace.service.tolist() == [0, 0, UNSET]
-    assert trace.priority.tolist() == [0, 1, UNSET]
-    assert PRIORITIES[trace.priority[0]] == "high"
-    assert len(trace_of(some(arrival=[]))) == 0
-
-
-def test_a_request_is_as_large_as_its_rows_and_generates_what_it_did_or_was_expected_to() -> None:
-    trace = trace_of(some(rows=[2, 3], size=[100, 10], expected=[40, 40], output=[50, -1]))
-    assert trace.size.tolist() == [200, 30]
-    assert trace.output.tolist() == [100, 120]
-    assert trace.predicted.tolist() == [80, 120]
 
 
 def test_jobs_are_summed_up_by_model_and_service() -> None:

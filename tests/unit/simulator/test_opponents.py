@@ -9,7 +9,7 @@ import pytest
 
 from lab.fleet_file import parse_fleet
 from lab.rows import make_trace
-from router.decide.plan import Density, Depth
+from router.decide.plan import Density
 from simulator.engine import simulate
 from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
@@ -20,8 +20,6 @@ from tests import builders
 from tests.random_fleets import leads
 
 FLEET = builders.recorded("fleets/opponents.yaml")
-
-SPOT = 2
 
 Tune = Callable[[Workload, int], Assignment]
 
@@ -66,14 +64,6 @@ def test_a_tuned_split_is_among_the_best_tenth_of_all_splits() -> None:
     every = itertools.product(*([0, 1] if service < 2 else [1, 2] for _, service in cells))
     scores = [score(known, Assignment(dict(zip(cells, places, strict=True)), (Density(),) * 3)) for places in every]
     assert score(known, tuned_split(work, 1)) <= np.quantile(scores, 0.1)
-
-
-def test_pinning_gives_a_model_one_class_without_spot_and_scales_on_depth() -> None:
-    found = pinned(workload(), 1)
-    for model in range(2):
-        (place,) = {found.classes[model, service] for service in range(3)}
-        assert place != SPOT
-    assert all(isinstance(rule, Depth) for rule in found.rules)
 
 
 def test_a_descent_uses_no_more_plays_than_it_may() -> None:

@@ -32,7 +32,7 @@ from simulator.traces import arrivals_of, read_arrivals, synthetic_trace
 from simulator.workload import Workload
 from tasks.history import Arrivals
 from tasks.topology import Planning, Service
-from tests.unit.simulator.own_fleet import ECHO, TOPOLOGY, a_folder, seen
+from tests.unit.simulator.own_fleet import TOPOLOGY, a_folder, seen
 
 DAY = """arrival,model,size,deadline,priority,tenant,output,service,locality
 0,echo,1,0.25,high,,0,live,
@@ -72,17 +72,6 @@ def test_a_class_has_the_devices_that_run_or_as_many_as_an_autoscaler_may_start(
     assert counts(FleetSnapshot(), "cpu") == (0, 1, 16)
     with pytest.raises(ReplayError, match="no class runs a model of echo for its service"):
         counts(FleetSnapshot())
-
-
-def test_what_devices_learned_is_in_the_replay_and_a_class_has_its_warm_models_loaded(models: Path) -> None:
-    topology = msgspec.structs.replace(TOPOLOGY, hardware={"cpu": msgspec.structs.replace(ECHO, warm=("echo",))})
-    arrivals = under(arrivals_of(make_trace([{"arrival": 0, "model": "echo", "size": 1}])), topology, topology)
-    usual = replayable(arrivals, known_fleet(topology, models, seen(1))).workload.fleet
-    slow = replayable(arrivals, known_fleet(topology, models, seen(1, pace={"echo:1/echo": 3.0}))).workload.fleet
-    (before,), (after,) = usual.timings["echo:1"], slow.timings["echo:1"]
-    assert before is not None
-    assert after == before.slower(3.0)
-    assert usual.classes["cpu"].warm == ("echo:1",)
 
 
 def test_a_file_without_plans_is_replayed_without_them(models: Path) -> None:
@@ -142,20 +131,6 @@ def play(workload: Workload, label: str) -> tuple[RunSummary, OutcomeColumns]:
 def echoes(rate: float = 4.0, duration: float = 60.0) -> Arrivals:
     spec = f"poisson:rate={rate},duration={duration},size=1,output=0,seed=1"
     return arrivals_of(synthetic_trace(spec, model="echo"), "live")
-
-
-def test_a_dearer_class_costs_more_by_its_price_and_attains_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
-    models = a_folder(tmp_path_factory)
-    dearer = msgspec.structs.replace(
-        TOPOLOGY.hardware["cpu"], price=msgspec.structs.replace(ECHO.price, usd_per_hour=3)
-    )
-    old = known_fleet(TOPOLOGY, models, seen(2))
-    new = known_fleet(msgspec.structs.replace(TOPOLOGY, hardware={"cpu": dearer}), models, seen(2))
-    found = difference(echoes(), old, new, 0.0, play)
-    assert found.difference.cost_usd == pytest.approx(found.old.cost_usd / 2)
-    assert found.difference.usd_by_class == {"cpu": pytest.approx(found.difference.cost_usd)}
-    (share,) = found.attained
-    assert (share.model, share.service, share.old, share.new) == ("echo", "live", 1.0, 1.0)
 
 
 def test_what_no_class_of_a_file_runs_is_not_in_time_there(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -124,14 +124,6 @@ def test_headroom_leaves_slow_classes_but_never_the_fastest(deadline: float, hea
     assert list(np.isfinite(demand(close, np.full(3, headroom))[0])) == [place < classes for place in range(3)]
 
 
-def test_demand_is_what_the_busiest_windows_ask_and_at_least_the_mean() -> None:
-    rows = [{"arrival": float(at), "model": "m", "size": 1, "service": 1} for at in [*range(100), *[110] * 60, 240]]
-    asked = demand(prepare(make_trace(rows), fleet(), seed=0), np.ones(3))
-    busiest = np.quantile([60 * 0.1 / 60, 100 * 0.1 / 60, 0.0, 0.1 / 60], 0.95)
-    assert asked[0, 0] == pytest.approx(busiest)
-    assert asked[0, 1] == pytest.approx(4 * busiest)
-
-
 def test_an_impossible_share_says_what_the_fastest_class_needs() -> None:
     tight = work(5, fleet(old="deadline: 0.3", new="deadline: 0.05"))
     with pytest.raises(InfeasibleError) as caught:

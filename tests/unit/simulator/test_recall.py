@@ -27,11 +27,6 @@ def counts(*spans: tuple[int, tuple[int, ...]], seed: int = 1) -> Counts:
     return np.hstack(drawn).astype(np.float64)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_latest_arrivals_are_played_while_rates_stay(seed: int) -> None:
-    assert recalled(counts((40, DAY), seed=seed), LENGTH) is None
-
-
 CHANGED = ((20, DAY), (20, NIGHT))
 
 

@@ -1,12 +1,11 @@
 """Readers of traces: figures of public ones, and what they say of bad rows."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simulator.traces import KINDS, PRIOR, UNSET, TraceError, predict, read_trace, synthetic_trace
+from simulator.traces import KINDS, PRIOR, TraceError, predict, read_trace, synthetic_trace
 from tests.unit.simulator.public_data import table
 
 HEADER = "arrival,model,size,deadline,priority,tenant"
@@ -30,16 +29,6 @@ def test_the_azure_reader_gives_the_published_figures(
     assert minutes.var() / minutes.mean() == pytest.approx(dispersion, rel=0.02)
     assert tuple(np.quantile(trace.size, [0.5, 0.9, 0.99, 1.0]).round()) == pytest.approx(prompts, abs=6)
     assert tuple(np.quantile(trace.output, [0.5, 0.9, 0.99, 1.0]).round()) == pytest.approx(outputs, abs=1)
-
-
-def test_a_generic_trace_is_put_in_order_and_may_leave_terms_open(tmp_path: Path) -> None:
-    path = written(tmp_path, f"{HEADER}\n7.5,chat,10,,,\n5,embed,20,1.5,high,acme\n")
-    trace = read_trace(path, model="unused")
-    assert trace.arrival.tolist() == [0.0, 2.5]
-    assert [trace.models[i] for i in trace.model] == ["embed", "chat"]
-    assert trace.deadline[0] == 1.5
-    assert math.isnan(trace.deadline[1])
-    assert trace.priority.tolist() == [0, UNSET]
 
 
 @pytest.mark.cases("row, expected")

@@ -14,7 +14,7 @@ from lab.fleet_file import parse_fleet
 from lab.rows import make_trace
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
 from simulator.engine import Simulation, simulate
-from simulator.fleet import SERVICES, HardwareChange
+from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
@@ -231,13 +231,6 @@ def test_a_pause_costs_at_most_what_its_end_would_with_the_chance_that_the_load_
     assert patient.pauses(everything, (0, 2)) == [STALE, 5.0], "nothing is late, so only the start is saved"
 
 
-def test_a_play_counts_what_is_late_when_the_load_comes_back_to_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = Assignment({(0, 0): 1}, (Density(), Density()))
-    assert bursty(pause=60.0).play(everything).timely.all()
-    monkeypatch.setattr("simulator.tuning.twin.RETURNS", 0.0)
-    assert not bursty(pause=60.0).play(everything).timely.all()
-
-
 @given(most=st.integers(50, 900), span=st.floats(30, 120))
 def test_a_busy_window_is_sampled_in_pieces_of_its_whole_span(most: int, span: float) -> None:
     work = workload()
@@ -270,15 +263,6 @@ def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> 
     decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
     assert len(window.jobs) == pytest.approx(MOST_ARRIVALS, rel=0.05)
     assert decision.plays <= 12
-
-
-@pytest.mark.parametrize(("memory", "homes"), [("100MiB", {1}), ("4GiB", {0, 1})])
-def test_a_search_begins_with_whole_models_on_one_class_if_it_can_hold_them(memory: str, homes: set[int]) -> None:
-    fleet = parse_fleet(FLEET.replace("load: 0.1}", f"load: 0.1, memory: {memory}}}"))
-    window = Window.all(prepare(workload().trace, fleet, seed=1), 120.0)
-    first = Search(Twin(window, usual(fleet, fresh(fleet))), seed=1).shapes()[0]
-    assert [len({first[model, service] for service in range(3)}) for model in range(2)] == [1, 1]
-    assert set(first.values()) == homes
 
 
 @cache
@@ -409,12 +393,6 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert [few.due(now, (1.0,), []) for now in (144.0, 145.0)] == [False, True], "twice as much is known"
 
 
-def test_a_plan_that_was_dropped_is_followed_by_another() -> None:
-    tuner, now, _ = tuned_once()
-    tuner.assignment = None
-    assert tuner.tune(now.window, now.conditions, 320.0, plays=20).adopted
-
-
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
     work = Window.of(workload(), 0.0, 5.0).workload
     policy = TunedPolicy(work, seed=1, history=workload())
@@ -476,16 +454,3 @@ def test_a_period_is_scored_by_what_it_cost_and_what_was_late_in_it() -> None:
     assert trust.score(460.0, 2.5, PENALTIES) == 5.0 + 12.0
     assert not trust.is_lost(460.0, 2.5, PENALTIES, predicted=10.0)
     assert trust.score(820.0, 2.5, PENALTIES) == 0.0
-
-
-def test_a_plan_says_which_share_of_each_cell_it_has_in_time() -> None:
-    _, now, decision = tuned_once()
-    played, trace = now.play(decision.assignment), now.window.workload.trace
-    shares = {
-        (cell.model, SERVICES.index(cell.service)): cell.in_time
-        for cell in plan_of(decision, now.fleet, now.window, number=1, made=0.0).cells
-    }
-    for model, name in enumerate(trace.models):
-        live = played.timely[(trace.model == model) & (trace.service == 0)]
-        assert shares[name, 0] == pytest.approx(float(live.mean()), abs=0.05)
-        assert shares[name, 2] == 1.0, "none came"
