@@ -120,6 +120,20 @@ service:"""
 """Of a far fleet that opens the connection on which the near one hands it work."""
 
 
+ENGINE = """
+  engine:
+    device: endpoint
+    labels: LABELS
+    endpoint: {protocol: openai, url: "URL", slots: 4, models: {chat: served}, health: {every: 0.2}}
+    price: {usd_per_hour: 1}
+service:"""
+
+
+def with_engine(queues: str, url: str, labels: str = "[]") -> str:
+    """A fleet with a class that is an engine."""
+    return queues.replace("service:", ENGINE.replace("URL", url).replace("LABELS", labels), 1)
+
+
 @contextmanager
 def served_sites(
     valkey_url: str, folder: Path, *near: str, queues: str = NEAR, lasting: bool = False
@@ -161,29 +175,15 @@ def two_sites(
     `lasting`: they live through the tests of a module. `seals` are the keys of all but the far router.
     """
     folder.mkdir(exist_ok=True)
-    with (
-        open_fleet(
-            valkey_url,
-            folder / "far",
-            far,
-            "cpu.batch",
-            *classes,
-            options=options,
-            lasting=lasting,
-            seals=seals,
-            opening=False,
-        ) as (there, _),
-        line_to(there.url) as line,
-        open_fleet(
-            valkey_url,
-            folder / "near",
-            queues.replace("URL", f"http://127.0.0.1:{line.port}"),
-            PEER,
-            *near,
-            lasting=lasting,
-            seals=seals,
-        ) as (here, workers),
-    ):
+    both: Any = {"lasting": lasting, "seals": seals}
+    far_classes = ("cpu.batch", *classes)
+    with ExitStack() as stack:
+        there, _ = stack.enter_context(
+            open_fleet(valkey_url, folder / "far", far, *far_classes, options=options, opening=False, **both)
+        )
+        line = stack.enter_context(line_to(there.url))
+        queues = queues.replace("URL", f"http://127.0.0.1:{line.port}")
+        here, workers = stack.enter_context(open_fleet(valkey_url, folder / "near", queues, PEER, *near, **both))
         sites = TwoSites(here, there, line, workers[PEER])
         eventually(sites.offered)
         yield sites

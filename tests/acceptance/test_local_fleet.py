@@ -84,13 +84,6 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
         assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
 
 
-def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: LocalFleet) -> None:
-    started = children(small_fleet.pid)
-    assert len(started) == 3  # the broker, the router and a worker
-    os.kill(small_fleet.pid, signal.SIGKILL)
-    assert until(lambda: all(map(gone, started)))
-
-
 def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
     running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
     started = children(running.pid)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,25 +23,23 @@ def test_submit_prints_the_answer_and_one_line_on_how_it_ran(cli: CommandLine) -
     assert answer.stderr.startswith("job ")
 
 
-def test_submit_in_json_prints_nothing_else(cli: CommandLine) -> None:
-    answer = cli.succeed("submit", "echo", "--text", "a", "--text", "b", "--json")
-
-    assert json.loads(answer.stdout)["outputs"] == {"payload": ["a", "b"]}
-    assert answer.stderr == ""
-
-
-def test_a_file_is_sent_as_it_is(cli: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "typed", "payload"),
+    [
+        (["--text", "a", "--text", "b"], None, ["a", "b"]),
+        (["--file", "photo.jpg"], None, {"__type__": "base64", "__value__": "/9j/"}),
+        (["-"], '{"a": 1}', {"a": 1}),
+    ],
+)
+def test_submit_sends_texts_a_file_or_what_is_typed_and_in_json_prints_nothing_else(
+    cli: CommandLine, tmp_path: Path, given: list[str], typed: str | None, payload: Any
+) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
 
-    answer = json.loads(cli.succeed("submit", "echo", "--file", str(tmp_path / "photo.jpg"), "--json").stdout)
+    answer = cli.succeed("submit", "echo", *given, "--json", input=typed)
 
-    assert answer["outputs"]["payload"] == {"__type__": "base64", "__value__": "/9j/"}
-
-
-def test_standard_input_is_read(cli: CommandLine) -> None:
-    answer = cli.succeed("submit", "echo", "-", "--json", input='{"a": 1}')
-
-    assert json.loads(answer.stdout)["outputs"]["payload"] == {"a": 1}
+    assert json.loads(answer.stdout)["outputs"] == {"payload": payload}
+    assert answer.stderr == ""
 
 
 def test_a_job_that_was_not_waited_for_is_looked_after_by_its_id(cli: CommandLine) -> None:

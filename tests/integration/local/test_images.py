@@ -32,15 +32,10 @@ IMAGES = {
     "flower": set(),
     "controller": set(),
 }
-LOCKED = {
-    "router": ("api", "simulator"),
-    "worker-cpu": ("worker", "onnx"),
-    "worker-cuda": ("worker", "torch"),
-    "worker-tpu": ("worker", "tpu"),
-    "flower": ("flower",),
-    "controller": ("controller",),
-}
-"""The groups of each image, as docker/supply.py has them."""
+
+SUPPLY = run_path(str(TREE / "docker" / "supply.py"))
+LOCKED: dict[str, tuple[str, ...]] = SUPPLY["IMAGES"]
+"""The groups of each image."""
 
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
@@ -228,9 +223,7 @@ def test_the_oldest_python_that_taxiway_takes_needs_nothing_that_the_locks_lack(
 def test_a_lock_has_what_its_image_asks_for_each_file_by_its_hash(image: str) -> None:
     text = (TREE / "docker" / "requirements" / f"{image}.txt").read_text()
     versions = {canonicalize_name(need.name): str(need.specifier).removeprefix("==") for need in locked(image)}
-    asked = run_path(str(TREE / "docker" / "supply.py"))
-    assert asked["IMAGES"][image] == LOCKED[image]
-    for wanted in map(Requirement, asked["requirements"](LOCKED[image])):
+    for wanted in map(Requirement, SUPPLY["requirements"](LOCKED[image])):
         assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), f"{wanted}: run `make lock`"
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\w)", text.strip()))
     assert f"docker/requirements/{image}.txt" in dockerfile(image)

@@ -34,8 +34,12 @@ NEVER_READY = "import time; print('still loading', flush=True); time.sleep(600)"
 BROKEN = "raise SystemExit('no such device')"
 
 
+Make = Callable[[str, str], SupervisedProcess]
+"""Makes a process of this name that runs a program."""
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[[str, str], SupervisedProcess]:
+def make(tmp_path: Path) -> Make:
     def make(name: str, program: str) -> SupervisedProcess:
         return SupervisedProcess(name, ["-c", program], dict(os.environ), tmp_path, announces=True)
 
@@ -50,7 +54,7 @@ def stopped_after(supervisor: Supervisor) -> Iterator[None]:
         supervisor.stop()
 
 
-def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], SupervisedProcess]) -> None:
+def test_a_fleet_is_ready_once_every_process_is(make: Make) -> None:
     worker, router = make("worker", READY), make("router", READY)
     supervisor = Supervisor(None, [[worker], [router]])
     with stopped_after(supervisor):
@@ -65,7 +69,7 @@ def test_a_fleet_is_ready_once_every_process_is(make: Callable[[str, str], Super
     [(BROKEN, 60, "no such device"), (NEVER_READY, 1.5, r"slow-worker(.|\n)*still loading")],
 )
 def test_a_process_that_ends_or_is_not_ready_in_time_stops_the_fleet_with_its_log(
-    make: Callable[[str, str], SupervisedProcess], program: str, timeout: float, log: str
+    make: Make, program: str, timeout: float, log: str
 ) -> None:
     supervisor = Supervisor(None, [[make("slow-worker", program)]])
     with stopped_after(supervisor), pytest.raises(StartError, match=log):
@@ -94,9 +98,7 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
         watching.join(60)
 
 
-def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
-    make: Callable[[str, str], SupervisedProcess],
-) -> None:
+def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(make: Make) -> None:
     worker = make("worker", READY)
     with watched(Supervisor(None, [[worker]])) as failed:
         first = worker.process.pid
@@ -116,9 +118,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
         assert worker.last_exit.last_line == "all well"
 
 
-def test_a_fleet_that_cannot_be_described_while_the_disk_is_full_runs_and_is_described_later(
-    make: Callable[[str, str], SupervisedProcess],
-) -> None:
+def test_a_fleet_that_cannot_be_described_while_the_disk_is_full_runs_and_is_described_later(make: Make) -> None:
     worker, attempts, described = make("worker", READY), [3], list[int]()
 
     def describe() -> None:
@@ -133,9 +133,7 @@ def test_a_fleet_that_cannot_be_described_while_the_disk_is_full_runs_and_is_des
         assert until(lambda: worker.ready)
 
 
-def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
-    make: Callable[[str, str], SupervisedProcess], tmp_path: Path
-) -> None:
+def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(make: Make, tmp_path: Path) -> None:
     (tmp_path / "worker.log").symlink_to("/dev/full")
     worker = make("worker", "import time; print('{\"ready\": 1}', flush=True); time.sleep(600)")
     supervisor = Supervisor(None, [[worker]])
@@ -144,7 +142,7 @@ def test_a_process_whose_log_the_disk_has_no_space_for_is_ready(
 
 
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
-    make: Callable[[str, str], SupervisedProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("local.supervisor.RESTARTS", Backoff(0.01, 0.01))
     broken = tmp_path / "broken"
@@ -161,9 +159,7 @@ def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
         assert worker.last_exit.last_line == "broken again"
 
 
-def test_a_process_that_is_asked_to_end_comes_back_and_did_not_fail(
-    make: Callable[[str, str], SupervisedProcess],
-) -> None:
+def test_a_process_that_is_asked_to_end_comes_back_and_did_not_fail(make: Make) -> None:
     drains = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
     drains += "print('{\"ready\": 1}', flush=True); time.sleep(600)"
     workers = [make("worker", drains), make("flower", READY)]
@@ -175,9 +171,7 @@ def test_a_process_that_is_asked_to_end_comes_back_and_did_not_fail(
     assert [(worker.restarts, worker.last_exit) for worker in workers] == [(0, None)] * 2
 
 
-def test_a_failure_is_forgotten_after_a_minute_of_health(
-    make: Callable[[str, str], SupervisedProcess], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_is_forgotten_after_a_minute_of_health(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.supervisor.HEALTHY_AFTER", 0.5)
     worker, stated = make("worker", READY), list[int]()
     with watched(Supervisor(None, [[worker]]), changed=lambda: stated.append(worker.restarts)):
@@ -187,9 +181,7 @@ def test_a_failure_is_forgotten_after_a_minute_of_health(
         assert worker.last_exit is None
 
 
-def test_a_failed_process_takes_what_it_had_started_along(
-    make: Callable[[str, str], SupervisedProcess], tmp_path: Path
-) -> None:
+def test_a_failed_process_takes_what_it_had_started_along(make: Make, tmp_path: Path) -> None:
     deaf_child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     program = (
         "import json, subprocess, sys, time;"
@@ -203,7 +195,7 @@ def test_a_failed_process_takes_what_it_had_started_along(
         assert until(lambda: gone(child))
 
 
-def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, str], SupervisedProcess]) -> None:
+def test_a_process_that_does_not_stop_when_asked_is_killed(make: Make) -> None:
     deaf = make("deaf", DEAF)
     deaf.timeout = 0.5
     supervisor = Supervisor(None, [[deaf]])
@@ -212,9 +204,7 @@ def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, 
     assert not deaf.alive
 
 
-def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
-    make: Callable[[str, str], SupervisedProcess],
-) -> None:
+def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(make: Make) -> None:
     busy = make("busy", BUSY)
     busy.timeout = 600
     supervisor = Supervisor(None, [[busy]])

@@ -186,21 +186,15 @@ def test_a_batch_of_embeddings_and_lines_that_fail(client: openai.OpenAI) -> Non
     done = ended(client, begin(client, lines, "/v1/embeddings").id)
     assert [len(one["response"]["body"]["data"]) for one in lines_of(client, done.output_file_id)] == [2, 2, 2]
 
-    done = ended(client, begin(client, [line(1, "fine"), line(2, "status=400 no such tool")]).id)
+    faults = [line(2, "status=400 no such tool"), line(3, "status=500 worn out")]
+    done = ended(client, begin(client, [line(1, "fine"), *faults]).id)
     assert done.request_counts is not None
-    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 1)
-    (fault,) = lines_of(client, done.error_file_id)
-    assert (fault["custom_id"], fault["response"]["status_code"]) == ("line-2", 400)
-    assert "no such tool" in fault["response"]["body"]["error"]["message"]
-
-
-def test_a_line_whose_job_ended_with_a_fault_of_the_fleet_is_answered_by_it(client: openai.OpenAI) -> None:
-    done = ended(client, begin(client, [line(1, "fine"), line(2, "status=500 worn out")]).id)
-
-    (fault,) = lines_of(client, done.error_file_id)
-    assert (done.status, fault["custom_id"], fault["response"]["status_code"]) == ("completed", "line-2", 503)
-    assert fault["response"]["body"]["error"]["code"] == "device_fault"
-    assert fault["response"]["request_id"]
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 2)
+    answers = {one["custom_id"]: one["response"] for one in lines_of(client, done.error_file_id)}
+    assert {name: answer["status_code"] for name, answer in answers.items()} == {"line-2": 400, "line-3": 503}
+    assert "no such tool" in answers["line-2"]["body"]["error"]["message"]
+    assert answers["line-3"]["body"]["error"]["code"] == "device_fault"
+    assert answers["line-3"]["request_id"]
 
 
 def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) -> None:

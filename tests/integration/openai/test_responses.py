@@ -189,14 +189,6 @@ def test_a_response_in_the_background_is_cancelled(call: Caller, respond: Caller
     eventually(lambda: text in fleet.engine.aborts)
 
 
-def test_a_stream_of_the_background_goes_on_without_its_reader(client: openai.OpenAI) -> None:
-    with client.responses.create(model="talk", input="wait=0.3 a b c", background=True, stream=True) as stream:
-        first: Any = next(iter(stream))
-
-    assert (first.type, first.sequence_number) == ("response.created", 0)
-    assert ended(client, first.response.id).output_text == "a b c "
-
-
 def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
     call: Caller, respond: Caller, fleet: OpenAIFleet
 ) -> None:
@@ -257,19 +249,6 @@ def test_what_is_wrong_is_named(client: openai.OpenAI, fields: dict[str, Any], p
         client.responses.create(**{"model": "talk", **fields})
 
     assert (caught.value.param, caught.value.code) == (param, code)
-
-
-def test_only_a_response_in_the_background_is_cancelled(client: openai.OpenAI) -> None:
-    made = client.responses.create(model="talk", input="one")
-
-    with pytest.raises(openai.BadRequestError):
-        client.responses.cancel(made.id)
-
-
-def test_calls_under_one_key_are_one_response(client: openai.OpenAI) -> None:
-    key = {"Idempotency-Key": "r1"}
-    made = [client.responses.create(model="talk", input="once", extra_headers=key) for _ in range(2)]
-    assert made[0].id == made[1].id
 
 
 def test_responses_outlive_the_router_that_began_them(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -31,7 +31,7 @@ from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
 from tests.routing import HTTP, eventually, router_process
 from tests.scanning import forms, hits, values_of
-from tests.sites import FAR, NEAR, PEER, OpenSite, TwoSites, two_sites
+from tests.sites import FAR, NEAR, PEER, OpenSite, TwoSites, two_sites, with_engine
 from tests.working import empty_fleet, worker_process, worker_settings
 
 KEY = secrets.token_bytes(32)
@@ -206,19 +206,10 @@ def test_a_rotated_key_still_opens_and_the_newest_seals(valkey_url: str, tmp_pat
         assert SealKeys([OTHER]).names[0].encode() in as_bytes(site.state.get(result_key(newest.id)))
 
 
-ENGINE = """
-  engine:
-    device: endpoint
-    labels: [vault]
-    endpoint: {protocol: openai, url: "ENGINE", slots: 4, models: {chat: served}, health: {every: 0.2}}
-    price: {usd_per_hour: 1}
-service:"""
-
-
 def test_a_sealed_chat_is_streamed_whole_at_its_end_and_leaves_no_pieces(valkey_url: str, tmp_path: Path) -> None:
     text = canary()
     with serving(Engine(script=f"calm {text} ahead")) as engine:
-        queues = HOME.replace("service:", ENGINE.replace("ENGINE", engine.url), 1)
+        queues = with_engine(HOME, engine.url, "[vault]")
         with fleet(valkey_url, tmp_path, queues, hardware_class="engine", model="chat") as site:
             asked = {"model": "chat", "messages": [{"role": "user", "content": text}], "stream": True}
             options: Any = {"json": asked, "headers": {"X-Taxiway-Locality": "vault"}, "timeout": 60}

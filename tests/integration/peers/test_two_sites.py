@@ -13,7 +13,7 @@ from taxiway.contract.keys import job_key, priority_lists
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
 from tests.routing import HTTP, eventually
-from tests.sites import FAR, NEAR, PEER, TwoSites, served_sites, two_sites
+from tests.sites import FAR, NEAR, PEER, TwoSites, served_sites, two_sites, with_engine
 from tests.stored import record_of
 from tests.working import LASTING, release
 
@@ -132,17 +132,9 @@ def submitted(sites: TwoSites) -> taxiway.Job | None:
     return job if reason.startswith("no line to the site") else None
 
 
-ENGINE = """
-  engine:
-    device: endpoint
-    endpoint: {protocol: openai, url: "ENGINE", slots: 4, models: {chat: served}, health: {every: 0.2}}
-    price: {usd_per_hour: 1}
-service:"""
-
-
 def test_tokens_stream_from_an_engine_of_the_other_site(valkey_url: str, tmp_path: Path) -> None:
     with serving(Engine(script="calm wait=0.5 skies ahead")) as engine:
-        far = FAR.replace("service:", ENGINE.replace("ENGINE", engine.url), 1)
+        far = with_engine(FAR, engine.url)
         near = NEAR.replace("models: {", "models: {chat: chat, ")
         with two_sites(valkey_url, tmp_path / "sites", far=far, queues=near, classes=("engine",)) as sites:
             eventually(lambda: "chat:1/taxiway" in sites.facts().offers)

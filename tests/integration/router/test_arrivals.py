@@ -308,21 +308,14 @@ PLAIN_WORKER = textwrap.dedent(
 )
 
 
-def ruled_settings(settings: Settings, folder: Path, tenants: dict[str, dict[str, Any]]) -> Settings:
-    """The settings with these tenants in queues.yaml."""
-    queues = folder / "queues.yaml"
-    queues.write_text(settings.queues.read_text() + f"\ntenants: {json.dumps(tenants)}\n")
-    return dataclasses.replace(settings, queues=queues)
-
-
 def test_another_router_knows_what_a_tenant_has_spent(
     settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
 ) -> None:
-    ruled = ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 1.0}})
+    (tmp_path / "queues.yaml").write_text(settings.queues.read_text() + "\ntenants: {lab: {usd_per_day: 1}}\n")
     seconds, _ = store.time()
     store.hset(spent_key(datetime.fromtimestamp(seconds, UTC).date().isoformat()), "lab", 1.0)
 
-    with router_process(ruled):
+    with router_process(dataclasses.replace(settings, queues=tmp_path / "queues.yaml")):
         job = send(store, tenant="lab", deadline=30)
         with pytest.raises(OverloadedError, match="'lab' has 0 of 1 USD left for today"):
             result(store, job)

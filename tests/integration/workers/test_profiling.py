@@ -4,7 +4,6 @@ import datetime
 import json
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +11,7 @@ from click.testing import Result
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
-from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
+from tasks.models.profiles import Processor, load_book, load_profile, make_book, profile_path
 from tasks.settings import TREE
 from tests.builders import recorded
 from tests.command_line import CommandLine
@@ -104,26 +103,18 @@ def test_a_real_models_memory_load_and_curve_are_measured(tmp_path: Path) -> Non
     assert set(measured.packages) == {"onnxruntime"}
 
 
-def paced_executor(book: ProfileBook, tmp_path: Path) -> Executor:
-    device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
-    return Executor(bench_class("cpu"), device, ArtefactStore(tmp_path), threads=1, book=book)
-
-
-def run_paced(executor: Executor, batches: int) -> Any:
-    loaded = executor.load(load_catalogue(TREE / "models").resolve("paced"), "paced")
-    items = [loaded.pipeline.prepare({"payload": "x"}, {})]
-    for _ in range(batches):
-        executor.run(loaded, items)
-    return executor.track(loaded)
-
-
 def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
     device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
     shipped = msgspec.json.decode(profile(tmp_path, "--model", "paced", "--quick", "--json", "--output", "o").stdout)
     file = load_profile(tmp_path / shipped["files"][0])
     hasty = msgspec.structs.replace(file.variants["paced"], base=0.001, slope=0.0001, floor=0.0)
     book = make_book([msgspec.structs.replace(file, variants={"paced": hasty})])
-    track = run_paced(paced_executor(book, tmp_path), 40)
+    executor = Executor(bench_class("cpu"), device, ArtefactStore(tmp_path), threads=1, book=book)
+    loaded = executor.load(load_catalogue(TREE / "models").resolve("paced"), "paced")
+    items = [loaded.pipeline.prepare({"payload": "x"}, {})]
+    for _ in range(40):
+        executor.run(loaded, items)
+    track = executor.track(loaded)
     assert device.name == file.device.name
     assert track.drifted
     assert track.pace > 0.7 * 5.1 / 1.1  # or more, on a busy machine

@@ -15,6 +15,7 @@ import pytest
 
 from local.embedded import free_port
 from tasks.settings import TREE, Settings
+from tests.builders import recorded
 from tests.waiting import until
 from tests.working import CLASS, LASTING, QUEUES, Tower, is_running, release, worker_settings
 
@@ -23,26 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("slurmctld"), reason="needs Slurm: apt-get install slurm-wlm"),
 ]
 
-CONFIGURATION = """
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmUser=root
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/linear
-ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES State=UP
-"""
+CONFIGURATION = recorded("documents/slurm.conf")
 
 
 def run(*command: str, environment: Mapping[str, str]) -> str:
