@@ -9,7 +9,6 @@ result: a sentinel could always reach a replica that had confirmed it.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import secrets
 import signal
@@ -20,23 +19,18 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import redis
 
-from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client, FleetUnavailable
 from taxiway.contract.job import FINAL, JobState
 from taxiway.contract.keys import job_key, result_key
 from taxiway.contract.wire import Durability
-from tests.cable import Cable
 from tests.routing import router_process
-from tests.sentinels import SERVICE, primary_by, sentinel
+from tests.sentinels import ServerSet
 from tests.waiting import until
 from tests.working import QUEUES, worker_process, worker_settings
 
@@ -44,103 +38,6 @@ REPLICAS = 3
 CONFIRM = 2  # a majority of the four servers, the primary included
 FAULTS = ("kill the primary", "freeze the primary", "cut the primary off", "kill a replica")
 DOWN_AFTER = 1.5  # seconds of silence after which a sentinel takes a server for gone
-TIMEOUT = 90.0  # seconds for a failover, or for the replicas to follow, on a busy machine
-
-
-class Server:
-    """A Valkey server, which all others reach through its cable."""
-
-    def __init__(self, folder: Path, password: str) -> None:
-        folder.mkdir(parents=True)
-        (folder / "valkey.password").write_text(password)
-        self._valkey = EmbeddedValkey(folder, timeout=TIMEOUT)
-        self.start()
-        self.cable = Cable("127.0.0.1", urlsplit(self._valkey.url).port or 0)
-        self.set_up()
-
-    def start(self) -> None:
-        """Start it, from its log if it has one."""
-        self._valkey.start()
-
-    def set_up(self) -> None:
-        """What a server of the set has in its configuration file."""
-        with self.client() as client:
-            client.config_set("masterauth", urlsplit(self._valkey.url).password)
-            client.config_set("repl-diskless-sync-delay", 0)
-            client.config_set("replica-announce-ip", "127.0.0.1")
-            client.config_set("replica-announce-port", self.cable.port)
-            client.config_set("min-replicas-max-lag", 3)
-            client.config_set("min-replicas-to-write", CONFIRM)
-
-    def client(self) -> redis.Redis:
-        """A client that needs no cable."""
-        return redis.Redis.from_url(self._valkey.url, socket_timeout=5)
-
-    def replication(self) -> dict[str, Any]:
-        """What it says of its replication; nothing if it does not answer."""
-        with suppress(redis.RedisError, OSError), self.client() as client:
-            return dict(client.info("replication"))
-        return {}
-
-    def signal(self, number: signal.Signals) -> None:
-        """Signal its process."""
-        if (pid := self._valkey.pid) is not None:
-            os.kill(pid, number)
-
-    def kill(self) -> None:
-        """`kill -9`."""
-        self.signal(signal.SIGKILL)
-        until(lambda: self._valkey.pid is None, timeout=TIMEOUT)
-
-    def stop(self) -> None:
-        """Stop it for good."""
-        self.signal(signal.SIGCONT)
-        self._valkey.stop()
-        self.cable.close()
-
-
-class ServerSet:
-    """A primary, its replicas, and the sentinels that watch them."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.password = secrets.token_hex(16)
-        self.servers: list[Server] = []
-        for number in range(REPLICAS + 1):
-            self.servers.append(Server(folder / f"server-{number}", self.password))
-            stack.callback(self.servers[-1].stop)
-        first = self.servers[0].cable.port
-        for replica in self.servers[1:]:
-            with replica.client() as client:
-                client.execute_command("REPLICAOF", "127.0.0.1", first)
-        watches = partial(sentinel, folder, first, self.password, replicas=REPLICAS, down_after=DOWN_AFTER)
-        self._sentinels = [stack.enter_context(watches()) for _ in range(3)]
-        self.await_whole()
-
-    @property
-    def url(self) -> str:
-        """The address of the sentinels, for routers, workers and producers."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self._sentinels)
-        return f"redis+sentinel://:{self.password}@{hosts}/0?service={SERVICE}"
-
-    def primary(self) -> Server:
-        """The server that the sentinels name."""
-        return next(server for server in self.servers if server.cable.port == self._named())
-
-    def await_failover(self, before: Server) -> None:
-        """Wait until the sentinels name another."""
-        assert until(lambda: self._named() != before.cable.port, timeout=TIMEOUT), "no failover"
-
-    def await_whole(self) -> None:
-        """Wait until all servers follow the one that the sentinels name."""
-        assert until(self._whole, timeout=TIMEOUT), "the replicas do not follow"
-
-    def _whole(self) -> bool:
-        said = self.primary().replication()
-        slaves = [said.get(f"slave{number}", {}) for number in range(REPLICAS)]
-        return said.get("role") == "master" and all(slave.get("state") == "online" for slave in slaves)
-
-    def _named(self) -> int:
-        return primary_by(self._sentinels[0])
 
 
 class Producers:
@@ -232,7 +129,7 @@ def main() -> int:
     given = parser.parse_args()
     began, chance, injected = time.monotonic(), random.Random(given.seed), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="storm-") as name, ExitStack() as stack:
-        servers = ServerSet(Path(name), stack)
+        servers = ServerSet(Path(name), stack, replicas=REPLICAS, down_after=DOWN_AFTER, confirm=CONFIRM)
         fleet = settings_of(servers, Path(name) / "fleet")
         router = stack.enter_context(router_process(fleet, subprocess.DEVNULL))
         stack.enter_context(worker_process(fleet, log=subprocess.DEVNULL))
