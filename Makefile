@@ -88,9 +88,8 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 lab: $(READY) ## the tests of the laboratory, whose questions about decisions lab/README.md has, each with its command
 	$(BIN)/pytest tests/lab -n 2 --dist loadfile
 
-fuzz: $(READY) ## random requests, numbers, objects and hostile engines (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
+fuzz: $(READY) ## random requests and hostile engines (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_api --seconds $(SECONDS)
-	@$(BIN)/python -m tests.fuzzing.objects --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.engines --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.broker --messages $(MESSAGES)
 

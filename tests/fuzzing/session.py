@@ -1,22 +1,16 @@
-"""What the fuzzers share: their options, a store, what is wrong with an answer whatever was asked, and what is said."""
+"""What the fuzzers share: their options, a store, and what is said."""
 
 from __future__ import annotations
 
 import argparse
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
-from tests.ticking import LONGEST, Stalls
-
-ECHOED = 2_000
-"""Characters of an answer that tells of an error: more would be what was sent."""
 
 
 def options(name: str, about: str | None, **amounts: int) -> argparse.Namespace:
@@ -35,17 +29,6 @@ def a_store(folder: Path) -> Iterator[Settings]:
     """Settings of a fleet with a store and a secret of its own."""
     with EmbeddedValkey(folder / "valkey") as server:
         yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-
-
-def asked(stalls: Stalls, ask: Callable[[], httpx.Response]) -> tuple[list[httpx.Response], list[str]]:
-    """Ask until the router did not stand still, a few times; the answers, and what is wrong with them."""
-    answers: list[httpx.Response] = []
-    stall = stalls.least(lambda: answers.append(ask()))
-    last = answers[-1]
-    faults = [f"the loop stood still for {stall:.3f} s"] if stall >= LONGEST else []
-    faults += ["answered 500"] if last.status_code == httpx.codes.INTERNAL_SERVER_ERROR else []
-    faults += [f"{len(last.text)} characters of an error"] if last.is_client_error and len(last.text) > ECHOED else []
-    return answers, faults
 
 
 def say(seed: int, answers: Mapping[str, int], faults: list[str], *figures: str) -> int:
