@@ -154,9 +154,3 @@ def test_what_a_worker_that_died_does_not_take_returns_to_the_class_and_no_more_
     assert taken(workers["b"]) == ["k"]
     assert taken(workers["a"]) == []  # it is back, and finds only what is gone
     assert store.client.exists(affinity_key("a@host")) == 0
-
-
-def test_a_message_that_came_twice_is_led_once(store: Store, workers: dict[str, ClassQueue]) -> None:
-    workers["a"].take(QUEUE, 4)
-    assert store.forward(leading("j"), leading("j")) == [True, False]
-    assert taken(workers["a"]) == ["j"]

@@ -19,7 +19,7 @@ from broker.valkey import run
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
-from taxiway.contract.job import JobState, Result
+from taxiway.contract.job import Result
 from taxiway.contract.keys import job_key
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
@@ -261,25 +261,3 @@ def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
             assert http.get("/v2/fleet").json()["moves"][0]["kind"] == "yield"
         for job in bulk:
             job.cancel()
-
-
-@pytest.mark.slow
-def test_a_running_generation_goes_on_where_it_is_cheaper(
-    settings: Settings, tmp_path: Path, llamas: list[str]
-) -> None:
-    classes = {"gpu.dear": llama_class(llamas[0], price=1.0), "cpu.cheap": llama_class(llamas[1])}
-    settings = settings_with(settings, tmp_path, **classes)
-    with ExitStack() as stack:
-        stack.enter_context(worker_process(settings, "--class", "gpu.dear", "--device", "endpoint:0"))
-        router = stack.enter_context(router_process(settings))
-        eventually(lambda: is_ready(router, "chat"))
-        client = stack.enter_context(taxiway.Client(settings.broker))
-        job = client.submit("chat", STORY | {"max_tokens": 400, "ignore_eos": True}, service="bulk")
-        eventually(lambda: job.status().state is JobState.RUNNING)
-        stack.enter_context(worker_process(settings, "--class", "cpu.cheap", "--device", "endpoint:0"))
-        result = job.result(timeout=120)
-        assert [part.hardware_class for part in result.report.parts] == ["gpu.dear", "cpu.cheap"]
-        assert result.report.parts[0].ended.startswith("save: ")
-        assert result.outputs["usage"]["completion_tokens"] == 400
-        placement = HTTP.get(f"{router.http}/v2/jobs/{job.id}/placement").json()
-        assert (placement["hardware_class"], placement["moves"][0]["kind"]) == ("cpu.cheap", "save")

@@ -78,11 +78,6 @@ def test_the_magnetisation_is_onsagers(temperature: float, sweep: Any) -> None:
     assert answer["magnetisation"] == pytest.approx(sweep.exact(temperature), abs=0.01)
 
 
-def test_an_interrupted_ising_run_ends_with_the_same_bytes() -> None:
-    inputs = {**INPUTS, "sweeps": 1500}
-    assert resumed(example("ising"), **inputs) == example("ising")(**inputs, run=Run())
-
-
 def test_an_interrupted_run_of_openmm_ends_with_the_same_bytes_and_argon_s_energy() -> None:
     pytest.importorskip("openmm")
     inputs = {"steps": 1200, "temperature": 94.4, "seed": 1}

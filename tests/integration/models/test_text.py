@@ -111,13 +111,6 @@ def test_a_question_is_nearest_to_the_sentence_that_answers_it() -> None:
     assert model.examples[1 + likeness.index(max(likeness))].startswith("A guide to repairing")
 
 
-def test_both_models_share_one_file_of_every_artefact() -> None:
-    embed, sentiment = CATALOGUE.resolve("embed"), CATALOGUE.resolve("sentiment")
-    for name in embed.variants:
-        mine, theirs = place(embed, name).files, place(sentiment, name).files
-        assert {role: theirs[role] for role in mine} == mine
-
-
 @pytest.mark.parametrize(("model", "name"), CASES)
 def test_a_text_longer_than_256_tokens_is_cut_there(model: str, name: str) -> None:
     described = CATALOGUE.resolve(model)

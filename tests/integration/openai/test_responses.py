@@ -263,16 +263,3 @@ def test_responses_outlive_the_router_that_began_them(tmp_path_factory: pytest.T
             eventually(lambda: HTTP.get(f"{router.http}/v2/health/ready").is_success)
             assert client.responses.retrieve(done.id).output_text == "one "
             assert ended(client, running.id).output_text == "a b c "
-
-
-def test_of_a_tenants_responses_the_latest_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with openai_fleet(tmp_path_factory.mktemp("few"), queues=QUICK) as fleet, sdk(fleet.url) as client:
-        names = [client.responses.create(model="talk", input=str(n)).id for n in range(5)]
-
-        def is_there(name: str) -> bool:
-            try:
-                return client.responses.retrieve(name).id == name
-            except openai.NotFoundError:
-                return False
-
-        assert [is_there(name) for name in names] == [False, False, True, True, True]

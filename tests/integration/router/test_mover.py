@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import redis
 from celery import Celery
 from celery.events.state import Task
 
 from tasks.settings import Settings
-from taxiway.contract.job import MoveRecord, Result, read_meta, read_result
+from taxiway.contract.job import Result, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     WORK,
@@ -199,16 +198,3 @@ def test_what_waits_for_a_class_that_was_renamed_runs_in_another(twins: Settings
             assert fleet.waiting("cpu.a") == 0
             result = fleet.result(jobs[0])
             assert result.report.reason.startswith("rescue: cpu.a is not in queues.yaml; ")
-
-
-def test_what_has_moved_as_often_as_it_may_leaves_a_class_that_nothing_serves(twins: Settings) -> None:
-    with fleet_of(twins) as fleet, router_process(twins):
-        with EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            jobs = fleet.send(40)
-            eventually(lambda: fleet.waiting("cpu.a") == 40)
-        made = [MoveRecord(at=0.0, source="cpu.b", target="cpu.a", kind="balance", reason="")] * 2
-        for job in jobs:
-            fleet.store.hset(job_key(job), "moves", msgspec.json.encode(made))
-        with EchoDevice(twins, hardware_class="cpu.b") as device:
-            eventually(lambda: all(fleet.results(jobs)))
-            assert sorted(device.done) == sorted(jobs)

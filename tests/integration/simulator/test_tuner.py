@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,8 +21,7 @@ from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import RENEW_EVERY, TUNER_LEASE, FleetTuner, Lease, parse_prior
-from simulator.tuning.recall import BLOCK, SOON
-from simulator.tuning.tuner import FIRST, PERIODS, PLAYED_WINDOW, REST, Trust
+from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
 from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
@@ -57,13 +55,13 @@ def other_tuner(store: Any, seconds: float) -> str:
     return lease_answer(run(store, lease_call((TUNER, TUNERS), "other", seconds))).own
 
 
-def record(store: Any, seconds: float = 300, until: float = 0, rate: int = 2) -> None:
-    """Arrivals at a rate a second from `seconds` until `until` seconds before now, a quarter of them private."""
+def record(store: Any, seconds: float = 300) -> None:
+    """Two arrivals a second for so many seconds until now, a quarter of them private."""
     now = float(store.time()[0])
-    for begin in range(slice_of(now - LAG - seconds), slice_of(now - until), SLICE):
-        count = np.arange(rate * SLICE)
+    for begin in range(slice_of(now - LAG - seconds), slice_of(now), SLICE):
+        count = np.arange(2 * SLICE)
         jobs = np.zeros(len(count), JOB)
-        jobs["arrival"] = begin + count / rate
+        jobs["arrival"] = begin + count / 2
         jobs["model"], jobs["service"] = count % 2, count // 2 % 2
         jobs["locality"] = count % 4 == 3
         jobs["deadline"] = np.where(jobs["service"] == 0, 5.0, 3600.0)
@@ -85,35 +83,6 @@ def environment(settings: Settings) -> dict[str, str]:
     known = {**os.environ, **settings.environment()}
     known.pop("TAXIWAY_SECRET")
     return known
-
-
-def test_after_a_change_the_plan_is_made_for_an_earlier_time_that_was_like_now(
-    settings: Settings, store: Any, devices: None
-) -> None:
-    recent = SOON * BLOCK + LAG
-    record(store, recent + 3 * PLAYED_WINDOW)
-    record(store, recent + PLAYED_WINDOW, recent, rate=8)
-    stated = tune(settings)
-    assert stated["adopted"]
-    assert stated["arrivals"] == pytest.approx(2 * (PLAYED_WINDOW + SOON * BLOCK), rel=0.1)
-
-
-def test_a_plan_is_tuned_early_once_requests_come_as_at_an_earlier_time(
-    settings: Settings, store: Any, devices: None
-) -> None:
-    recent = SOON * BLOCK + LAG
-    record(store, recent + 2 * PLAYED_WINDOW)
-    record(store, recent + PLAYED_WINDOW, rate=8)
-    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
-        tuner.tune(dry_run=False)
-        assert tuner._watch is not None
-        tuner._watch = replace(tuner._watch, tuned=float(store.time()[0]) - 3 * REST)
-        assert not tuner.due()
-        record(store, recent)
-        assert tuner.due()
-        assert tuner.tune(dry_run=False)[1] is not None
-        tuner._watch = replace(tuner._watch, tuned=float(store.time()[0]) - 3 * REST)
-        assert not tuner.due()
 
 
 def firsts(plan: Plan, locality: str | None) -> set[str]:
