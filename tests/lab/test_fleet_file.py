@@ -57,11 +57,6 @@ def test_a_class_too_small_for_a_model_does_not_run_it() -> None:
     assert able["gpu.l4"] is not None
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match=r"none\.yaml: document: expected a readable file"):
-        load_fleet(tmp_path / "none.yaml")
-
-
 @pytest.mark.cases("event, message")
 def test_an_event_that_cannot_happen_is_refused(event: str, message: str) -> None:
     with pytest.raises(FleetError, match=message.replace("[", r"\[").replace("]", r"\]")):

@@ -4,10 +4,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
-from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, agreement, foreseen, homes_of, result, table, verdict
-from lab.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
+from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, agreement, foreseen, result, verdict
+from lab.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, write_models
 from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
@@ -42,21 +41,6 @@ def test_each_class_runs_its_own_variant_of_every_model(tmp_path: Path) -> None:
         assert (CHEAP, "cpu") in pairs and (DEAR, "gpu") in pairs and (CHEAP, "gpu") not in pairs
 
 
-def test_an_operator_tunes_on_the_same_paces_prices_and_bounds(tmp_path: Path) -> None:
-    write_models(tmp_path)
-    fleet = simulated(TOPOLOGY)
-    for name, one in fleet.classes.items():
-        assert one.price == TOPOLOGY.hardware[name].price and one.count == TOPOLOGY.hardware[name].scaling.maximum
-    profile = load_catalogue(tmp_path).resolve("chat").variants["gpu"].profiles["cuda"]
-    assert (profile.base, profile.slope) == MODELS["chat"].paces[DEAR]
-
-
-def test_requests_before_the_trial_are_another_draw_at_the_first_rates() -> None:
-    plain, warm = requests(100, 7), requests(100, 7, warm=50)
-    assert int((warm.arrival >= 50).sum()) == pytest.approx(len(plain), abs=2)
-    assert len(warm) - len(plain) == sum(int(model.before * 50) for model in MODELS.values())
-
-
 def test_images_double_and_the_language_model_halves_at_half_time() -> None:
     trace = requests(200, 7)
     for name, share in {"image": 2 / 3, "chat": 1 / 3, "embed": 1 / 2}.items():
@@ -82,11 +66,6 @@ def test_what_is_late_or_unanswered_is_missed_and_requests_before_the_trial_do_n
     assert found.score == pytest.approx(1.0 + 48 * missed * 20 / 3600)
     assert found.planned == 1.0 and found.first_classes["chat"] == f"{DEAR} 100.0 %"
     assert found.refused == found.requests == int((trace.arrival >= 10).sum())
-
-
-def test_an_assignment_names_the_class_of_each_model_and_service() -> None:
-    found = Assignment({(0, 0): 1, (0, 1): 0}, (Density(), Density()))
-    assert homes_of(found, [CHEAP, DEAR]) == {(0, 0): DEAR, (0, 1): CHEAP}
 
 
 def test_queue_scaling_grows_with_the_queue_and_keeps_devices_for_a_while() -> None:
@@ -120,11 +99,3 @@ def test_a_side_is_simulated_on_the_same_requests() -> None:
     dear = Assignment({(model, service): 1 for model in range(4) for service in range(3)}, (Density(), Density()))
     found = foreseen(Side("pinned", {}, ask_router, dear), Scene(trace, 20, 0, 7), TOPOLOGY)
     assert found.requests == len(trace) and found.usd_by_class[DEAR] == found.cost_usd > 0
-
-
-def test_the_table_has_the_lowest_score_first() -> None:
-    console = Console(width=200, color_system=None)
-    with console.capture() as capture:
-        console.print(table([a_run("taxiway", 2), a_run("pinned", 1)]))
-    lines = [line.split()[0] for line in capture.get().splitlines() if line.strip()]
-    assert lines.index("pinned") < lines.index("taxiway")

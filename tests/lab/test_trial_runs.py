@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lab.trials.__main__ import panels, table
-from lab.trials.runs import Run, Source, Task, changes_in, play
+from lab.trials.runs import Run, Source, Task, play
 from lab.trials.targets import targets
 
 
@@ -51,10 +51,6 @@ def test_targets_of_opponents_that_were_not_run_are_left_out() -> None:
     ours = [trial_run("taxiway", 7, 2.0, changes=4), trial_run("tuned-plan", 8, 1.0)]
     (found,) = targets("steady", ours, warm=False)
     assert (found.holds, found.because) == (False, "at most 4 times, chat with seed 7")
-
-
-def test_changes_count_how_often_a_value_differs_from_the_one_before() -> None:
-    assert [changes_in(values) for values in ([], [1], [1, 1, 2, 2, 1])] == [0, 0, 2]
 
 
 def test_a_trial_is_played_and_shown_as_a_table_and_bars() -> None:

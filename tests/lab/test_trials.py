@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lab.trials.trial import FLASH, FLEETS, LENGTH, SHARES, TRIALS
+from lab.trials.trial import FLEETS, LENGTH, SHARES, TRIALS
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
 from tasks.settings import TREE
@@ -50,12 +50,6 @@ def rise(trial: str, model: str, span: Span, *usual: Span) -> float:
 def test_in_a_drift_images_double_and_language_models_halve() -> None:
     for model, ratio in {"image": 2, "chat": 0.5, "sentiment": 1}.items():
         assert rise("drift", model, (540, LENGTH), (0, 450)) == pytest.approx(ratio, rel=0.2)
-
-
-def test_in_a_flash_crowd_images_treble_for_two_minutes() -> None:
-    begin, end = FLASH
-    for model in ("image", "embed"):
-        assert rise("flash", model, FLASH, (0, begin), (end, LENGTH)) == pytest.approx(3, rel=0.2)
 
 
 def figures(trace: Trace, model: str) -> list[float]:

@@ -88,12 +88,6 @@ def test_what_runs_on_when_hardware_slows_down_is_a_batch_of_its_models_own_size
     assert cores.carried == pytest.approx(2 * (0.5 + 0.02 + 0.0001 * 4 * 1000))
 
 
-def test_what_is_not_available_serves_nothing() -> None:
-    workload = fined(one(at(0, 100), curve="{base: 2, slope: 0}"), (0.0, 9000.0, 0.0))
-    gone = changed(workload, HardwareChange(at=50, hardware_class="one", available=0))
-    assert whole_bound(gone).score == pytest.approx(2 + 125, rel=2e-3)
-
-
 def test_the_bound_counts_devices_that_the_linear_one_does_not() -> None:
     rows = [{"arrival": 7.0 * n, "model": "embed", "size": 100, "deadline": 3} for n in range(60)]
     workload = fined(prepare(make_trace(rows), parse_fleet(MIXED), seed=0), DEAR)

@@ -202,19 +202,10 @@ def test_a_message_that_kombu_wrote_again_is_claimed_by_its_property(queue: Clas
     assert claimed(queue, broker, json.dumps(json.loads(ORDER)).encode()) == [("lost", Verdict.RUN)]
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"message",
-        b"[1]",
-        b'{"properties":{"taxiway_job":{"job":{},"deadline_at":0}}}',
-        b'{"properties":{"taxiway_job":{"job":3}}}',
-        b'{"properties":{"taxiway_job":{"job":"}"}}}',
-        b'{"properties":{},"headers":{"taxiway":"' + b"0" * 64 + b'7"}}',
-        b'{"properties":{},"headers":{"taxiway":{"reply":""}}}',
-        PREVIOUS.replace(b'"headers":{', b'"headers":{"eta":"2030-01-01T00:00:00",'),
-    ],
-)
+SCHEDULED = PREVIOUS.replace(b'"headers":{', b'"headers":{"eta":"2030-01-01T00:00:00",')
+
+
+@pytest.mark.cases("message")
 def test_a_message_that_names_no_job_to_claim_is_taken_without_a_claim(
     queue: ClassQueue, broker: redis.Redis, message: bytes
 ) -> None:

@@ -318,22 +318,10 @@ def test_a_client_that_is_not_closed_ends_in_silence_with_its_process() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (b"200 OK", b"[" * 1_000_000),
-        (b"200 OK", b"null"),
-        (b"200 OK", b"{}"),
-        (b"200 OK", b'{"model_name":5,"id":[1],"inputs":{"a":1},"outputs":7,"parameters":[]}'),
-        (b"200 OK", b'{"inputs":[],"outputs":[]}'),
-        (b"200 OK", b'{"id":"\\ud800","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
-        (b"200 OK", b'{"id":"../../admin","inputs":[{"name":"a","datatype":"BYTES","shape":[1]}],"outputs":[]}'),
-        (b"502 Bad Gateway", b"<html"),
-        (b"429 Busy", b'{"code":"rate_limited","error":[],"details":{"retry_after":"soon"}}'),
-        (b"400 Bad Request", b'{"code":["x"],"error":7,"details":5}'),
-    ],
-    ids=["deep", "null", "empty", "types", "no inputs", "surrogate", "path", "gateway", "retry", "error"],
-)
+DEEP = b"[" * 1_000_000
+
+
+@pytest.mark.cases("status, body")
 def test_an_answer_that_no_router_sends_raises_an_error_of_the_client_alone(status: bytes, body: bytes) -> None:
     def calls(client: Client) -> list[Callable[[], object]]:
         job = client.job("00000000-0000-4000-8000-000000000000")

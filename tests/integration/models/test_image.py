@@ -115,19 +115,10 @@ def test_pixels_give_the_same_answer_as_the_photograph_that_they_come_from(
     assert pipeline.run(runtime, [pixels]) == pipeline.run(runtime, items[:1])
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {},
-        {"image": b"x", "pixels": [[[0.0]]]},
-        {"image": "text"},
-        {"image": b""},
-        {"image": b"GIF89a"},
-        {"pixels": np.full((224, 224, 3), 1.5, np.float32)},
-        {"pixels": np.zeros((3, 224, 224), np.float32)},
-    ],
-    ids=["nothing", "both", "text", "empty", "gif", "too bright", "channels first"],
-)
+TOO_BRIGHT, CHANNELS_FIRST = np.full((224, 224, 3), 1.5, np.float32), np.zeros((3, 224, 224), np.float32)
+
+
+@pytest.mark.cases("row")
 def test_a_row_that_is_no_photograph_is_refused(row: dict[str, Any], reference: tuple[Runtime, Pipeline]) -> None:
     with pytest.raises(InvalidRequestError, match=r"image|pixels"):
         reference[1].prepare(row, {})

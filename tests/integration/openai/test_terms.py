@@ -10,10 +10,12 @@ import celery
 import httpx
 import openai
 import pytest
+import yaml
 
 import taxiway
 from api.app import ENDPOINTS
 from taxiway.contract.keys import ARRIVALS, INFER
+from tests.builders import recorded
 from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
 from tests.producing import stop_listening
 from tests.routing import HTTP, eventually
@@ -32,37 +34,14 @@ CHEAP = """
     price: {{usd_per_hour: 0.0001}}
 service:"""
 
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-TENSORS = {"inputs": [{"name": "request", "shape": [1], "datatype": "BYTES", "data": [CHAT]}]}
-MADE: Mapping[str, Any] = {
-    "/v1/chat/completions": {"model": "talk", **CHAT},
-    "/v1/completions": {"model": "tale", "prompt": "hi"},
-    "/v1/embeddings": {"model": "vector", "input": "hi"},
-    "/v1/responses": {"model": "talk", "input": "hi"},
-    "/v1/batches": {"endpoint": "/v1/chat/completions", "completion_window": "1h"},
-    "/v2/models/{model:str}/infer": TENSORS,
-    "/v2/models/{model:str}/versions/{version:str}/infer": TENSORS,
-    "/v2/models/{model:str}/placement": TENSORS,
-    "/v2/models/{model:str}/versions/{version:str}/placement": TENSORS,
-    "/v2/dead/{dead_letter:str}/replay": {},
-}
+BODIES: dict[str, Any] = yaml.safe_load(recorded("documents/terms.yaml"))
+MADE: Mapping[str, Any] = BODIES["made"]
 """A body for each endpoint that makes jobs, or says where it would."""
 
-NONE_MADE = {
-    "/v1/batches/{batch:str}/cancel",
-    "/v1/files",
-    "/v1/responses/{response:str}/cancel",
-    "/v1/scaling/{hardware_class:str}/starts",
-    "/v1/webhook_endpoints",
-    "/v1/webhook_endpoints/{endpoint:str}",
-    "/v1/webhook_endpoints/{endpoint:str}/dead_letters/replay",
-    "/v1/webhook_endpoints/{endpoint:str}/rotate_secret",
-    "/v1/webhook_endpoints/{endpoint:str}/test",
-    "/v2/drain",
-    "/v2/reload",
-    "/v2/repository/index",
-}
+NONE_MADE = {*BODIES["none made"]}
 """Paths of the other endpoints."""
+
+CHAT: dict[str, Any] = BODIES["chat"]
 
 
 @pytest.fixture(scope="module")

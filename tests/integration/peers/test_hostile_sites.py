@@ -6,15 +6,14 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import aiohttp
 import msgspec
 import pytest
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.site_key import public_text
@@ -31,7 +30,6 @@ from taxiway.contract.peers import (
     PeerPing,
     PeerPong,
     PeerRefused,
-    PeerServe,
     PeerSubmit,
     PeerTaken,
     SiteOffer,
@@ -51,9 +49,6 @@ KEYS = SealKeys([KEY])
 CHEAP = SiteOffer(0.001, 0.0, 0.0, 1.0, 1e-9, 0.0, 0.0, 100.0)
 
 
-Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
-
-
 class FalseSite:
     """A site that does as it is told: `answers` are the frames with which it answers each job, made from its frame."""
 
@@ -70,7 +65,7 @@ class FalseSite:
         self.connections = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
-        self._sockets: set[Socket] = set()
+        self._sockets: set[web.WebSocketResponse] = set()
 
     @contextmanager
     def serving(self) -> Iterator[FalseSite]:
@@ -92,22 +87,6 @@ class FalseSite:
             thread.join()
             self._loop.close()
 
-    @contextmanager
-    def connecting(self, near: OpenSite) -> Iterator[None]:
-        """It connects to a near fleet again and again, to take work of it."""
-        dialling = asyncio.run_coroutine_threadsafe(self._connect(near.url), self._loop)
-        try:
-            yield
-        finally:
-            dialling.cancel()
-
-    async def _connect(self, url: str) -> None:
-        async with aiohttp.ClientSession() as session:
-            while True:
-                async with session.ws_connect(url + PATH, max_msg_size=0) as socket:
-                    await socket.send_bytes(b"".join(messages(PeerServe(VERSION, "false"))))
-                    await self._converse(socket, await socket.receive())
-
     def say(self, *frames: ToCaller) -> None:
         """Say this on all connections."""
         for socket in list(self._sockets):
@@ -121,10 +100,7 @@ class FalseSite:
     async def _serve(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
-        await self._converse(socket, await socket.receive())
-        return socket
-
-    async def _converse(self, socket: Socket, message: WSMessage) -> None:
+        message = await socket.receive()
         self.connections += 1
         self._sockets.add(socket)
         inbox = Inbox(read_to_site, read_one_to_site, 2**30)
@@ -139,8 +115,9 @@ class FalseSite:
         except* ConnectionError:
             pass
         self._sockets.discard(socket)
+        return socket
 
-    async def _take(self, socket: Socket, frame: Any) -> None:
+    async def _take(self, socket: web.WebSocketResponse, frame: Any) -> None:
         if self.deaf:
             return
         match frame:
@@ -154,7 +131,7 @@ class FalseSite:
                 if self.garbage:
                     await socket.send_bytes(self.garbage)
 
-    async def _offer(self, socket: Socket) -> None:
+    async def _offer(self, socket: web.WebSocketResponse) -> None:
         while not socket.closed:
             await asyncio.sleep(0.1)
             if not self.deaf:
@@ -163,7 +140,7 @@ class FalseSite:
                 await _send(socket, msgspec.structs.replace(offers, signature=signature))
 
 
-async def _send(socket: Socket, *frames: ToCaller) -> None:
+async def _send(socket: web.WebSocketResponse, *frames: ToCaller) -> None:
     for message in messages(*frames):
         await socket.send_bytes(message)
 
@@ -180,20 +157,11 @@ class Watched:
 
 
 @pytest.fixture
-def watched(request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path) -> Iterator[Watched]:
-    """The near site opens the connection, or the false one where a test says `CONNECTING`."""
-    connects = getattr(request, "param", False)
-    with FalseSite().serving() as false, ExitStack() as stack:
-        queues = NEAR.replace('url: "URL"', "peer: 'false'" if connects else f"url: 'http://127.0.0.1:{false.port}'")
-        near, workers = stack.enter_context(open_fleet(valkey_url, tmp_path / "near", queues, PEER, "cpu.batch"))
-        if connects:
-            stack.enter_context(false.connecting(near))
-            eventually(lambda: near.client.what_if("slab", QUICK)["hardware_class"] == PEER)
-        yield Watched(near, false, workers[PEER].name)
-
-
-CONNECTING = pytest.mark.parametrize("watched", [False, pytest.param(True, marks=pytest.mark.slow)], indirect=True)
-"""Both sides may have opened the connection."""
+def watched(valkey_url: str, tmp_path: Path) -> Iterator[Watched]:
+    with FalseSite().serving() as false:
+        queues = NEAR.replace("URL", f"http://127.0.0.1:{false.port}")
+        with open_fleet(valkey_url, tmp_path / "near", queues, PEER, "cpu.batch") as (near, workers):
+            yield Watched(near, false, workers[PEER].name)
 
 
 def offered(watched: Watched) -> bool:
@@ -201,7 +169,6 @@ def offered(watched: Watched) -> bool:
     return peer is not None and bool(peer.offers)
 
 
-@CONNECTING
 def test_an_honest_site_of_this_kind_is_used(watched: Watched) -> None:
     eventually(lambda: offered(watched))
     assert watched.near.client.infer("slab", QUICK, timeout=60).report.hardware_class == PEER
@@ -210,7 +177,6 @@ def test_an_honest_site_of_this_kind_is_used(watched: Watched) -> None:
     assert 0 < (sent.terms.left or 0) <= 60
 
 
-@CONNECTING
 def test_a_site_of_another_version_gets_no_work(watched: Watched) -> None:
     watched.false.version = VERSION + 1
     watched.false.hang_up()
@@ -341,7 +307,6 @@ def test_offers_that_the_site_did_not_sign_for_this_one_are_refused(valkey_url: 
             assert watched.facts()[1].signed_at == 1e9
 
 
-@CONNECTING
 @pytest.mark.parametrize("garbage", [b"\xc1", b"text", b"\x91\x92\xa5hello\x01", b"\x91" * 100_000])
 def test_what_cannot_be_read_ends_the_line_and_its_jobs_run_elsewhere(watched: Watched, garbage: bytes) -> None:
     watched.false.answers, watched.false.garbage = (lambda one: []), garbage
@@ -352,7 +317,6 @@ def test_what_cannot_be_read_ends_the_line_and_its_jobs_run_elsewhere(watched: W
     assert job.result(timeout=60).report.hardware_class == "cpu.batch"
 
 
-@CONNECTING
 def test_answers_that_come_again_or_for_other_jobs_are_dropped_and_counted(watched: Watched) -> None:
     watched.false.answers = lambda one: [
         PeerAnswer("stranger#1.0", {"estimate": [9.0]}, 0.0),
@@ -368,7 +332,6 @@ def test_answers_that_come_again_or_for_other_jobs_are_dropped_and_counted(watch
     assert {record_of(watched.near.state, job.id).state for job in jobs} == {"succeeded"}
 
 
-@CONNECTING
 def test_an_answer_that_comes_after_the_job_ran_at_home_is_dropped_and_counted(watched: Watched) -> None:
     watched.false.answers = lambda one: []
     eventually(lambda: offered(watched))

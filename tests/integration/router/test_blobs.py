@@ -178,27 +178,11 @@ def test_each_output_may_be_asked_for_raw_or_not(http: httpx.Client) -> None:
     assert answer.json()["outputs"][0]["data"] == SMALL.reshape(-1).tolist()
 
 
-@pytest.mark.parametrize(
-    ("inputs", "parts", "length", "field"),
-    [
-        ([tensor()], b"\0" * 23, None, "binary_data_size"),
-        ([tensor()], b"\0" * 25, None, "binary_data_size"),
-        ([tensor()], b"\0" * 24, "100000", HEADER),
-        ([tensor()], b"\0" * 24, "many", HEADER),
-        ([tensor(parameters={})], b"", None, "inputs.x"),
-        ([tensor(data=[1.0] * 6)], b"\0" * 24, None, "inputs.x"),
-        ([tensor(parameters={"binary_data_size": "24"})], b"\0" * 24, None, "binary_data_size"),
-        ([tensor(shape=[2, 4])], b"\0" * 24, None, "inputs.x"),
-        ([tensor(shape=[2, -3])], b"\0" * 24, None, "inputs.x"),
-        ([tensor(datatype="FP64")], b"\0" * 24, None, "inputs.x"),
-        ([tensor(datatype="FP31")], b"\0" * 24, None, "inputs.x"),
-        ([tensor(name="note", shape=[2], datatype="BYTES")], b"\0" * 24, None, "inputs.note"),
-    ],
-)
+@pytest.mark.cases("fields, size, length, field")
 def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(
-    http: httpx.Client, inputs: list[Any], parts: bytes, length: str | None, field: str
+    http: httpx.Client, fields: dict[str, Any], size: int, length: str | None, field: str
 ) -> None:
-    answer = raw_infer(http, {"inputs": inputs}, parts, length=length, model="noted")
+    answer = raw_infer(http, {"inputs": [tensor(**fields)]}, bytes(size), length=length, model="noted")
 
     reply = answer.json()
     assert (answer.status_code, reply["code"], reply["details"]["field"]) == (400, "invalid_request", field)

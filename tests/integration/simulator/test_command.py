@@ -38,12 +38,6 @@ def test_one_policy_is_shown_as_a_table() -> None:
     assert "taxiway" not in shown.stdout
 
 
-def test_who_looks_for_a_trial_is_told_where_it_is() -> None:
-    stated = simulator("simulate", "--help").output
-
-    assert "lab/README.md" in stated and (TREE / "lab" / "README.md").is_file()
-
-
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
     given = (*SENTIMENT, "--json")
     no_fleet = simulator("simulate", *given)
