@@ -187,21 +187,21 @@ class Inference:
         """
         return await self.accept(await self._converted(reference, infer, size), size)
 
-    async def accept(self, request: Request, size: int = 0, notify: bool = True) -> Accepted:
+    async def accept(self, request: Request, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
-
-        `notify` is whether webhook endpoints are notified of its end.
 
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
-        prepared = await self._prepared(request, size, reply="", notify=notify)
+        prepared = await self._prepared(request, size, reply="")
         admitted = await self._placed(prepared)
         fresh = await self._forward(prepared, admitted)
         return Accepted(prepared.order.job, admitted.placement if admitted is not None and fresh else None)
 
     async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
         """Accept a request as `accept` does, and listen for its result until that is closed.
+
+        `notify` is whether webhook endpoints are notified of its end.
 
         Raises:
             TaxiwayError: as `accept` raises it.

@@ -43,8 +43,7 @@ from api.storage.objects import (
 from api.terms import HEADERS, terms_in
 from router.decide.classify import service_of
 from tasks.queues.locality import joined, missing
-from tasks.topology import Topology
-from taxiway.contract.request import Terms, parse_terms
+from taxiway.contract.request import parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
     FleetUnavailable,
@@ -466,15 +465,20 @@ class _Form:
 
 
 def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The service terms of a batch.
+    """The service terms of a batch, under which some class could run something.
 
     Raises:
         InvalidRequestError: one is invalid, or a batch does not have it.
-        UnplaceableError: no class has the label.
+        UnplaceableError: no class has the labels of the terms and of their tenant.
     """
     given = terms_in(fields)
     take_terms(request.scope, given, REFUSED_TERMS)
-    _check_classes(parse_terms(given), router_of(request).rules.topology)
+    topology = router_of(request).rules.topology
+    terms = parse_terms(given)
+    service_of(terms, topology)
+    locality = joined(terms.locality, topology.rules_of(terms.tenant).locality)
+    if all(missing(locality, one.labels) for one in topology.hardware.values()):
+        raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")
     owner = owner_of(tenant_of(request))
     if (tenant := given.pop("tenant", owner)) != owner:
         raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
@@ -491,16 +495,3 @@ async def _file(request: AnyRequest, name: str) -> FileRecord:
 
 def _is_over(request: AnyRequest, record: FileRecord) -> bool:
     return record.expires_at is not None and record.expires_at <= router_of(request).store.clock.now()
-
-
-def _check_classes(terms: Terms, topology: Topology) -> None:
-    """Refuse terms under which no class could run anything, whatever the model.
-
-    Raises:
-        InvalidRequestError: unknown service.
-        UnplaceableError: no class has the labels of the terms and of their tenant.
-    """
-    service_of(terms, topology)
-    locality = joined(terms.locality, topology.rules_of(terms.tenant).locality)
-    if all(missing(locality, one.labels) for one in topology.hardware.values()):
-        raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")

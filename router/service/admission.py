@@ -28,11 +28,10 @@ from router.service.classifier import Classifier, classified
 from tasks.history import UnservedTerms
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, beginning
-from tasks.models.contents import facts_of
 from tasks.models.model import Model
 from tasks.models.profiles import Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
-from tasks.models.sizes import given_inputs, quantised
+from tasks.models.sizes import facts_of, given_inputs, quantised
 from tasks.queues.locality import joined
 from tasks.queues.receipts import PlacementReceipt, Sign, lacking, rules_by_label
 from tasks.queues.sealing import labels_of_sealed, sealed_message

@@ -14,9 +14,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tasks.models.chats import characters
+from tasks.models.chats import answer_limit, asks, characters, most_tokens
 from tasks.models.model import Model, Unit
+from tasks.models.profiles import ANSWER_BOUND, generates
 from tasks.models.tensor_spec import TensorSpec
+from taxiway.contract.limits import COUNT
+from taxiway.contract.request import Request
+from taxiway.contract.sealed import ContentFacts, sealed_in
 from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
@@ -86,6 +90,28 @@ def measured(model: Model, inputs: Any) -> int:
         for index, size in enumerate(sizes):
             _check(model, unit, size, index if len(sizes) > 1 else None)
     return max(-(-sum(sizes) // len(sizes)), 1)
+
+
+def facts_of(model: Model, request: Request) -> ContentFacts:
+    """What who places a request knows of its inputs; of sealed ones, what is told of them.
+
+    Raises:
+        InvalidRequestError, RequestTooLargeError: as `measured` and `chats.asks`.
+    """
+    sealed = sealed_in(request.inputs)
+    if sealed is not None:
+        return sealed.facts
+    name, limit = model.inputs[0].name, request.parameters.get(ANSWER_BOUND)
+    chat = given_inputs(model, request.inputs).get(name) if model.pipeline == "chat" else None
+    limit = answer_limit(chat) or limit
+    bound = limit if isinstance(limit, int) else int(model.parameters[ANSWER_BOUND].default) if generates(model) else 0
+    return ContentFacts(
+        rows=rows_of(model, request.inputs),
+        size=measured(model, request.inputs),
+        longest=min(max(bound, 0), COUNT),
+        most_read=most_tokens(chat),
+        asks=asks(chat, f"inputs.{name}") if model.pipeline == "chat" else (),
+    )
 
 
 def size_of_row(model: Model, row: Mapping[str, Any]) -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tasks.models.contents import facts_of
 from tasks.models.model import Model
+from tasks.models.sizes import facts_of
 from tasks.settings import SettingsError
 from tasks.topology import Topology
 from taxiway.contract.request import Request

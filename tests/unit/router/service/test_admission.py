@@ -17,10 +17,9 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Order, Place, Rules, admit, sizes_of
 from router.service.decision import Cancel, Decision, End, GiveUp, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
-from tasks.models.contents import facts_of
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import bin_of
-from tasks.models.sizes import rows_of
+from tasks.models.sizes import facts_of, rows_of
 from tasks.settings import TREE
 from tasks.ticket import job_id, read_ticket
 from tasks.topology import Tenant, load_topology
