@@ -1,10 +1,11 @@
-"""What a worker reads and writes in the state store: claims, results, heartbeats and dead letters."""
+"""What a worker reads and writes in the state store: claims, runs, results, heartbeats and dead letters."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ import msgspec
 
 from broker.outage import Outage
 from broker.port import KEPT_DEAD, DeadLetter, Holder
+from broker.valkey import Call, packed
 from broker.valkey.claims import (
     Claim,
     YieldRequest,
@@ -30,7 +32,6 @@ from broker.valkey.claims import (
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
-from broker.valkey.runs import EARLIER, EarlierRuns, RunUpdate, checkpoint_call, earlier_runs, report_call
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from taxiway.connection import Connection, ConnectionPool
@@ -48,6 +49,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
+from taxiway.contract.progress import RunProgress, celery_state
 from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_entries
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
@@ -61,6 +63,9 @@ _FACTS_KEPT = 30 * 86400
 _UNCLAIMED = 600
 """Seconds for which a checkpoint's bytes stay that no record names: its worker died in between."""
 
+MOST_REPORTS = 16
+"""Approximate number of reports of a run that a stream keeps: a reader wants the latest."""
+
 Answer = TypeVar("Answer")
 
 
@@ -70,6 +75,38 @@ class JobNotice(NamedTuple):
     job: str
     token: str = ""
     request: YieldRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunUpdate:
+    """What is new of a run."""
+
+    token: str
+    ran: float
+    """Seconds for which the job ran, in all its runs."""
+    progress: RunProgress | None
+    """None if there is no new report."""
+    celery: bool
+    """The job's producer may look for its state in Celery's result backend."""
+    row: int = 0
+
+    def joined(self, after: RunUpdate) -> RunUpdate:
+        """This update and the one `after` it as one."""
+        return replace(after, progress=after.progress or self.progress)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRuns:
+    """What is kept of a job's earlier runs."""
+
+    ran: float = 0.0
+    """Their seconds."""
+    yields: int = 0
+    """How many of them yielded."""
+    yielded: str = ""
+    """Why one did last; empty if none did."""
+    checkpoints: tuple[bytes, ...] = ()
+    """The facts of their last ones, latest first."""
 
 
 class WorkerStore:
@@ -158,7 +195,7 @@ class WorkerStore:
         commands: list[Command] = []
         for job, piece in pieces:
             if isinstance(piece, RunUpdate):
-                self._connections.run(report_call(job, piece))
+                self._report(job, piece)
                 continue
             fields = [part for pair in piece.fields().items() for part in pair]
             commands.append(("XADD", stream_key(job), "MAXLEN", "~", MOST_PIECES, "*", *fields))
@@ -166,9 +203,23 @@ class WorkerStore:
         if commands:
             self._connections.calls(*commands)
 
+    def _report(self, job: str, update: RunUpdate) -> None:
+        progress = update.progress
+        run = {
+            "token": update.token,
+            "ran": update.ran,
+            "progress": "" if progress is None else msgspec.json.encode(progress).decode(),
+            "state": "" if progress is None or not update.celery else celery_state(job, progress).decode(),
+        }
+        keys = [job_key(job), stream_key(job), result_key(job)]
+        self._connections.run(Call("runs/report", keys, [KEEP, MOST_REPORTS, packed(run)]))
+
     def earlier_runs(self, job: str) -> EarlierRuns:
         """What is kept of a job's earlier runs."""
-        return earlier_runs(self._connections.call("HMGET", job_key(job), *EARLIER))
+        fields = ("ran", "yields", "yielded", "checkpoint", "checkpoint_before")
+        ran, yields, yielded, *checkpoints = self._connections.call("HMGET", job_key(job), *fields)
+        kept = tuple(filter(None, checkpoints))
+        return EarlierRuns(float(ran or 0), int(yields or 0), (yielded or b"").decode(), kept)
 
     def checkpoint(self, key: str) -> Buffer | None:
         """A checkpoint's bytes; None if they have expired."""
@@ -180,7 +231,8 @@ class WorkerStore:
 
         `ran` is the seconds of all runs of the job.
         """
-        call = checkpoint_call(job, token, key, facts, ran)
+        run = {"token": token, "ran": ran, "checkpoint": facts.decode()}
+        call = Call("runs/checkpoint", [job_key(job), key], [packed(run)])
         return bool(self._connections.run(call, *stored(key, content, _UNCLAIMED)))
 
     def result(self, job: str) -> ResultMeta | None:

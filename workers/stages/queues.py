@@ -17,8 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from broker.valkey.runs import RunUpdate
-from broker.valkey.worker_store import WorkerStore
+from broker.valkey.worker_store import RunUpdate, WorkerStore
 from tasks.heartbeat import EndpointFacts, Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model

@@ -21,8 +21,7 @@ import msgspec
 import numpy as np
 
 from broker.outage import Outage
-from broker.valkey.runs import RunUpdate
-from broker.valkey.worker_store import insist
+from broker.valkey.worker_store import RunUpdate, insist
 from tasks.heartbeat import Yieldable, three_digits
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import Buffer

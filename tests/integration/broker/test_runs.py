@@ -18,8 +18,7 @@ from broker.valkey.claims import (
     yield_call,
 )
 from broker.valkey.endings import Ending
-from broker.valkey.runs import MOST_REPORTS, RunUpdate
-from broker.valkey.worker_store import JobNotice, WorkerStore
+from broker.valkey.worker_store import MOST_REPORTS, JobNotice, RunUpdate, WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
 from taxiway.contract.job import JobState, read_meta
