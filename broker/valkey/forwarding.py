@@ -111,13 +111,8 @@ def forward_call(
 ) -> Call:
     """Forwards jobs, stores the snapshots that their records refer to, and takes the next arrivals.
 
-    Args:
-        messages: the jobs.
-        taking: the arrivals to take.
-        keep: seconds for which records are kept.
-        snapshots: the snapshots to keep.
-        receipts: the receipts to keep.
-        held: whether the jobs were held, so that they have records: a server whose memory is full forwards them too.
+    Records are kept for `keep` seconds. Jobs that were `held` have records: a server whose memory is full forwards them
+    too.
     """
     keys = _Keys(_KEYS)
     args: list[Any] = [*_PREFIXES, packed(_taking(taking, keys)) if taking is not None else b""]

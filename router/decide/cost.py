@@ -297,11 +297,7 @@ def horizon(table: CandidateTable, needs: Needs) -> Column:
 def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, work_limit: float | None = None) -> bool:
     """Whether any live queue has capacity for a held request of this level.
 
-    Args:
-        table: as in `choose`.
-        level: the request's priority level.
-        work: as in `choose`.
-        work_limit: as in `Needs`.
+    `table` and `work` are as in `choose`, `work_limit` as in `Needs`.
     """
     usual = _usual(table)
     limits = None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual) / table.limit)

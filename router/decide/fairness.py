@@ -164,11 +164,8 @@ class Shares:
 class Tenants:
     """The store's facts about tenants at the last read; spending grows as this router places more.
 
-    Args:
-        lengths: answer lengths as stored, by `keys.lengths_cell`.
-        day: the date of `spent`.
-        spent: US dollars by tenant.
-        shares: each tenant's recent usage; it outlives the snapshot.
+    `lengths` are answer lengths as stored, by `keys.lengths_cell`, and `spent` is what each tenant spent on that `day`,
+    in US dollars. `shares`, each tenant's recent usage, outlive the snapshot.
     """
 
     def __init__(

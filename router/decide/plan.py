@@ -316,12 +316,8 @@ class Guide:
 def guide_of(plan: Plan, cell: Cell, candidates: Sequence[str], serve: Collection[str], now_in: str) -> Guide | None:
     """The guide for a cell's requests; None if they have no candidate on the classes that the plan prefers.
 
-    Args:
-        plan: the plan to follow.
-        cell: the requests' part of it.
-        candidates: the class of each candidate.
-        serve: the classes on which candidates have devices.
-        now_in: the cell's class at present (`preferred_class`).
+    `candidates` has the class of each, `serve` those on which candidates have devices, and `now_in` is the cell's class
+    at present (`preferred_class`).
     """
     preferred = next((name for name in (now_in, *cell.classes) if name in candidates), None)
     if preferred is None:

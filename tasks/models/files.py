@@ -114,11 +114,7 @@ class Code:
 
 
 def recipe_code(recipe: str, folder: str) -> Code:
-    """The function `make(inputs, output, options)` of a recipe.
-
-    Args:
-        recipe: its name in model.yaml.
-        folder: the model's folder; empty for none.
+    """The function `make(inputs, output, options)` of a recipe, for a model in that folder; empty for none.
 
     Raises:
         CodeError: there is no such recipe.

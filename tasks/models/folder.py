@@ -74,11 +74,7 @@ class ModelsFolder:
         self._log_profiles()
 
     def look(self, *, closely: bool = False) -> bool:
-        """Read what changed since the last check; returns whether anything differs now.
-
-        Args:
-            closely: read everything again, whatever the files' times.
-        """
+        """Read what changed since the last check, or everything if `closely`; returns whether anything differs now."""
         with self._turn:
             renewed = self.queues.look(closely=closely)
             if not self.root.is_dir() and self._stamps:
