@@ -171,21 +171,13 @@ class Inference:
         infer = await beside(size, read_infer, body, header_length, self._limits.elements)
         take_terms(scope, infer.parameters)
         if "respond-async" in prefer:
-            got: Framed | Accepted = await self.submit(reference, infer, size)
+            got: Framed | Accepted = await self.accept(await self._converted(reference, infer, size), size)
         else:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return HttpAnswer(200, got.headers, got.pieces)
         content = {"id": got.job, "state": "queued", "location": got.location}
         return HttpAnswer(202, {**JSON, "location": got.location}, (_encode(content),))
-
-    async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
-        """Accept a request, whose body had `size` bytes, and return at once.
-
-        Raises:
-            TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
-        """
-        return await self.accept(await self._converted(reference, infer, size), size)
 
     async def accept(self, request: Request, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
@@ -223,7 +215,7 @@ class Inference:
         """Accept a request and wait for its answer; the job if that takes longer than `limits.wait` or `longest`.
 
         Raises:
-            TaxiwayError: as `submit` raises it, or the error that the job ended with.
+            TaxiwayError: as `accept` raises it, or the error that the job ended with.
         """
         model = self.router.rules.catalogue.resolve(reference)
         request = await self._converted(reference, infer, size)

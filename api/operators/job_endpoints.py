@@ -79,13 +79,9 @@ async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
 
 
 _States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
-
 _Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
-
 _Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key, only its own tenant is allowed.")]
-
 _Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
-
 _Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
 
 

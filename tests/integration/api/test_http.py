@@ -15,7 +15,6 @@ import pytest
 import redis
 
 from api.inference.infer import Inference
-from api.inference.protocol import read_infer
 from api.routing.router import HttpRouter
 from local.embedded import EmbeddedValkey
 from router.decide.basis import Basis, read_basis
@@ -26,6 +25,7 @@ from tasks.settings import Settings
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
 from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
+from taxiway.contract.request import Request
 from taxiway.errors import FleetUnavailable, TaxiwayError
 from tests.command_line import program
 from tests.narrowing import present
@@ -387,7 +387,7 @@ async def ended_astray(router: Astray) -> str:
     while True:
         try:
             await router.fleet.read()
-            await inference.submit("echo", read_infer(msgspec.json.encode(body("hello"))))
+            await inference.accept(Request(model="echo", inputs="hello"))
         except KeyError as error:
             (job,) = error.args
             if (await router.jobs.record(job))["state"] == "failed":
