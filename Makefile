@@ -154,4 +154,5 @@ $(READY): pyproject.toml
 	@echo "installing taxiway and what its fleet needs into $(VENV) (the first time: some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group fleet --group dev
+	@if $(BIN)/python -m local.torch_choice; then $(BIN)/python -m pip install --quiet --group torch; fi
 	@touch $@

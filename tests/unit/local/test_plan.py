@@ -7,6 +7,7 @@ import pytest
 from local.artefacts import for_runtimes, runtimes_of
 from local.plan import StartPlanError, WorkerPlan, absent, plan_fleet
 from local.supervisor import ended_with, exit_of, exit_reason
+from local.torch_choice import brings_cuda
 from tasks.machine import Machine
 from tasks.queues.endpoints import Endpoint
 from tasks.settings import TREE
@@ -92,6 +93,13 @@ def test_the_last_line_of_a_log_is_shown_in_words(tmp_path: Path) -> None:
 def test_only_runtimes_that_some_started_class_uses_are_fetched_for() -> None:
     assert runtimes_of(TOPOLOGY, ["tpu.bulk"], {"onnx", "jax", "torch"}) == {"jax"}
     assert for_runtimes([], ["onnx"]) == []
+
+
+@pytest.mark.cases("version, requirements, expected")
+def test_torch_is_known_to_bring_cuda_by_its_version_and_requirements(
+    version: str, requirements: list[str], expected: bool
+) -> None:
+    assert brings_cuda(version, requirements) is expected
 
 
 @pytest.mark.cases("said, status, expected")
