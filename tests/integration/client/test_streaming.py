@@ -215,6 +215,6 @@ def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(
         return cli.succeed(*asked, *options).stdout
 
     *lines, last = (msgspec.json.decode(line) for line in printed("--json").splitlines())
-    assert len(lines) > 5
+    assert len(lines) > 1
     assert "".join(line["text"] for line in lines) == last["outputs"]["text"]
     assert printed() == last["outputs"]["text"] + "\n"

@@ -71,7 +71,7 @@ def test_an_engine_serves_with_its_worker_is_restarted_and_ends_with_it(
     with Tower(fleet) as tower:
         assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
         (first,) = engines(process)
-        assert first.nice() == os.nice(0) + 10, "workers on its cores come first"
+        assert first.nice() == min(os.nice(0) + 10, 19), "workers on its cores come first"
         first.kill()
         first.wait(60)
         assert tower.result(tower.order("talk", talk, variant="engine")).outputs["text"] == "Hello "
