@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.http import InferenceServerClient, InferInput
 
 from tasks.settings import Settings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
@@ -100,24 +100,6 @@ def test_versions_aliases_and_second_names_come_and_change_while_the_fleet_runs(
         assert until(partial(leads_to, router, "stand-in", f"many:{version}"))
         assert scaled(client, "stand-in")[0] == factor
         assert client.is_model_ready("stand-in")
-
-
-@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
-def test_requests_and_answers_are_compressed_as_the_client_asks(client: InferenceServerClient, binary: bool) -> None:
-    texts = np.array([f"row {index}" for index in range(900)], dtype=np.object_)
-    given = InferInput("payload", texts.shape, "BYTES")
-    given.set_data_from_numpy(texts, binary_data=binary)
-    for coding in ("gzip", "deflate"):
-        answer = client.infer(
-            "echo",
-            [given],
-            outputs=[InferRequestedOutput("payload", binary_data=binary)],
-            request_compression_algorithm=coding,
-            response_compression_algorithm=coding,
-        )
-        got = [text.decode() if isinstance(text, bytes) else text for text in answer.as_numpy("payload")]
-        assert got[:2] == ["row 0", "row 1"] or got[0] == "cm93IDA="
-        assert len(got) == 900
 
 
 def test_no_request_is_lost_while_its_model_yaml_is_edited_broken_and_repaired(

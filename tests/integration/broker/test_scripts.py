@@ -188,26 +188,25 @@ def test_a_refusal_of_a_job_that_was_never_placed_is_final_and_adds_no_work(stor
     assert store.forward(placed("j")) == [0]
 
 
-def test_a_copy_from_before_its_job_was_placed_again_is_dropped(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "told", "verdict"),
+    [
+        (60, 60, Verdict.RUN),
+        (60, 30, Verdict.FINAL),  # a copy from before its job was placed again
+        (30, 60, Verdict.RUN),
+        (-1, 60, Verdict.LATE),
+        (0, 0, Verdict.RUN),  # without a deadline
+    ],
+)
+def test_a_claim_goes_by_the_deadline_in_its_jobs_record(
+    store: Store, recorded: float, told: float, verdict: Verdict
+) -> None:
     now = float(store.client.time()[0])
-    store.forward(placed("j", deadline_at=repr(now + 60)))
-    [earlier], [later] = store.claim("a", "j", deadline=now + 30), store.claim("a", "j", deadline=now + 60)
-    assert (earlier.verdict, later.verdict) == (Verdict.FINAL, Verdict.RUN)
-
-
-def test_a_copy_with_a_later_deadline_than_its_jobs_record_is_late_with_the_record(store: Store) -> None:
-    now = float(store.client.time()[0])
-    store.forward(placed("j", deadline_at=repr(now - 1)))
-    [claim] = store.claim("a", "j", deadline=now + 60)
-    assert claim.verdict == Verdict.LATE
-
-
-@pytest.mark.parametrize("due", [30, 0], ids=["due", "without a deadline"])
-def test_a_claim_has_the_deadline_in_the_jobs_record(store: Store, due: float) -> None:
-    recorded = float(store.client.time()[0]) + due if due else 0.0
-    store.forward(placed("j", deadline_at=repr(recorded)))
-    [claim] = store.claim("a", "j", deadline=0.0 if not due else recorded + 30)
-    assert claim.deadline_at == pytest.approx(recorded)
+    due, asked = (now + seconds if seconds else 0.0 for seconds in (recorded, told))
+    store.forward(placed("j", deadline_at=repr(due)))
+    [claim] = store.claim("a", "j", deadline=asked)
+    assert claim.verdict is verdict
+    assert verdict is not Verdict.RUN or claim.deadline_at == pytest.approx(due)
 
 
 def test_a_cancellation_needs_no_claim_and_fences_the_worker(store: Store) -> None:

@@ -19,9 +19,8 @@ from taxiway.client import valkey_results
 from taxiway.client.sync_client import Client
 from taxiway.client.valkey_results import Replies
 from taxiway.contract.job import JobState, Result
-from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key
+from taxiway.contract.keys import ARRIVALS, job_key, result_key
 from taxiway.contract.request import Request, new_id
-from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -30,8 +29,7 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from tests.cable import cable_to
-from tests.integration.responder import REPORT, Responder, echo, finish
+from tests.integration.responder import Responder, echo, finish
 from tests.routing import eventually
 from tests.waiting import BUSY, until
 
@@ -313,20 +311,6 @@ def test_a_wrong_password_is_reported_at_once(url: str) -> None:
             client.submit("echo", "hello")
 
         assert time.monotonic() - started < 2 + BUSY
-
-
-def test_a_large_answer_is_waited_for_through_an_outage(url: str, store: redis.Redis) -> None:
-    large, kept = b"x" * 50_000, ResultBlobs(0)
-    answer = Result(model="echo:1", outputs={"payload": to_wire(large, "payload", kept)}, report=REPORT)
-    for ref, content in kept.contents.items():
-        store.set(blob_key(ref), content)
-    with cable_to(url) as (cable, address), taxiway.Client(address, connect_timeout=0.5) as client:
-        job = client.submit("echo", "x")
-        finish(store, job.id, lambda: answer)
-        eventually(job.done)
-        cable.pull()
-        threading.Timer(1.5, cable.plug).start()
-        assert job.result(timeout=60).outputs == {"payload": large}
 
 
 def test_an_id_of_no_job_is_unknown_after_a_while_for_a_router_may_be_about_to_write_its_record(

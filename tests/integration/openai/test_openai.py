@@ -81,24 +81,6 @@ def test_several_choices_are_rows_of_one_job(call: Caller, fleet: OpenAIFleet) -
     assert not any({"n", "service_tier"} & one.keys() for one in asked)
 
 
-def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
-    tools: Any = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
-    client.chat.completions.create(
-        model="talk",
-        messages=HELLO,
-        tools=tools,
-        response_format={"type": "json_object"},
-        stop=["x"],
-        max_completion_tokens=7,
-        extra_body={"top_k": 3},
-        user="somebody",
-    )
-
-    asked = fleet.engine.chats[-1]
-    assert (asked["tools"], asked["response_format"], asked["stop"]) == (tools, {"type": "json_object"}, ["x"])
-    assert (asked["max_completion_tokens"], asked["top_k"], "user" in asked) == (7, 3, False)
-
-
 def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Caller) -> None:
     asked = {"model": "talk", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
     (choice,) = call("chat.completions.create", **asked).choices
@@ -162,19 +144,6 @@ def test_choices_of_prompts_are_streamed_by_their_index(call: Caller) -> None:
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (6, 6)
 
 
-def test_a_completion_has_the_probabilities_of_its_tokens_on_request(call: Caller) -> None:
-    asked = {"model": "tale", "prompt": "one two", "logprobs": 1}
-    (choice,) = call("completions.create", **asked).choices
-    chunks = call("completions.create", **asked, stream=True)
-
-    assert (choice.logprobs.tokens, choice.logprobs.text_offset) == (["one ", "two "], [0, 4])
-    assert choice.logprobs.token_logprobs == [-0.5, -0.5]
-    parts = [one.logprobs for chunk in chunks for one in chunk.choices if one.logprobs]
-    assert [token for part in parts for token in part.tokens] == ["one ", "two "]
-    assert [offset for part in parts for offset in part.text_offset] == [0, 4]
-    assert call("completions.create", model="tale", prompt="one").choices[0].logprobs is None
-
-
 def test_embeddings_are_one_job_with_a_row_for_each_text(call: Caller) -> None:
     texts = ["a", "bb", "ccc"]
     plain = call("embeddings.create", model="vector", input=texts, encoding_format="float")
@@ -232,36 +201,10 @@ def test_an_error_is_the_sdks_own_class_with_param_and_code(
     assert caught.value.type in ("invalid_request_error", "server_error")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b"3", b'{"model": "talk"}', b"", b"{}" + b"[" * 9000])
-@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
-def test_a_body_that_is_no_call_is_refused_by_openais_form(http: httpx.Client, path: str, content: bytes) -> None:
-    answer = http.post(f"/v1/{path}", content=content)
-
-    assert answer.status_code == 400
-    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
-
-
 def test_paths_and_methods_that_are_not_there_are_refused_by_openais_form(http: httpx.Client) -> None:
     for answer, status in [(http.get("/v1/assistants"), 404), (http.get("/v1/chat/completions"), 405)]:
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
     assert http.get("/v1/scaling/none").json()["code"] == "request_error"
-
-
-def test_the_tier_names_a_service_and_the_answer_says_which_served(
-    client: openai.OpenAI, fleet: OpenAIFleet, http: httpx.Client
-) -> None:
-    tiers = {
-        asked: client.chat.completions.create(model="talk", messages=HELLO, service_tier=asked)
-        for asked in ("auto", "default", "flex")
-    }
-
-    assert {asked: one.service_tier for asked, one in tiers.items()} == {
-        "auto": "default",
-        "default": "default",
-        "flex": "flex",
-    }
-    record = http.get(f"/v2/jobs/{tiers['flex']._request_id}").json()
-    assert record["deadline_at"] - record["accepted"] == pytest.approx(600, abs=1)
 
 
 def test_headers_are_terms_and_the_answers_headers_the_report(client: openai.OpenAI, http: httpx.Client) -> None:

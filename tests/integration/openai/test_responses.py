@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.responses import Response, ResponseFunctionToolCall
+from openai.types.responses import Response
 
 from tests.openai_fleet import QUEUES, Caller, OpenAIFleet, openai_fleet, sdk
 from tests.routing import HTTP, eventually, router_process
@@ -67,30 +67,6 @@ def test_a_conversation_goes_on_after_the_previous_response(call: Caller, respon
         assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
 
-def test_a_function_is_called_and_its_output_goes_back_in(respond: Caller, fleet: OpenAIFleet) -> None:
-    first = respond('call=add:{"a":1} finish=tool_calls', tools=[ADD], tool_choice="required")
-
-    (function,) = first.output
-    assert isinstance(function, ResponseFunctionToolCall)
-    assert (function.name, function.arguments, function.call_id) == ("add", '{"a":1}', "call_add")
-    asked = fleet.engine.chats[-1]
-    assert asked["tools"] == [
-        {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}, "strict": True}}
-    ]
-    output: Any = {"type": "function_call_output", "call_id": function.call_id, "output": "3"}
-    fleet.engine.script = "It is 3"
-    try:
-        by_id = respond([output], previous_response_id=first.id, tools=[ADD])
-        whole = respond([{"role": "user", "content": "add"}, function.to_dict(), output])
-    finally:
-        fleet.engine.script = ""
-    assert by_id.output_text == whole.output_text == "It is 3 "
-    for asked in fleet.engine.chats[-2:]:
-        called, returned = asked["messages"][-2:]
-        assert called["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a":1}'}
-        assert returned == {"role": "tool", "tool_call_id": "call_add", "content": "3"}
-
-
 def test_a_stream_has_openais_events_with_numbers_that_grow_by_what_is_sent(call: Caller, respond: Caller) -> None:
     events = respond("one two", stream=True)
 
@@ -123,29 +99,6 @@ def test_the_sdks_own_stream_puts_text_and_calls_together(client: openai.OpenAI)
     assert "response.function_call_arguments.delta" in kinds
     assert final.output_text == "one two "
     assert sorted(item.type for item in final.output) == ["function_call", "message", "reasoning"]
-
-
-def test_the_events_of_a_stored_response_are_replayed_after_a_number(call: Caller, respond: Caller) -> None:
-    said = "think=hm one two call=add:{} finish=tool_calls"
-    events = respond(said, tools=[ADD], stream=True)
-    last = events[-1]
-
-    again = call("responses.retrieve", last.response.id, stream=True)
-    assert stated(again) == stated(events)
-    assert again[-1].response == last.response
-    for after in (0, last.sequence_number // 2, last.sequence_number - 1):
-        rest = call("responses.retrieve", last.response.id, stream=True, starting_after=after)
-        assert stated(rest) == [one for one in stated(events) if one[0] > after]
-
-
-def stated(events: list[Any]) -> list[tuple[int, str, str]]:
-    """What events tell, with each character by itself."""
-    found = []
-    for event in events:
-        text = getattr(event, "delta", " ")
-        first = event.sequence_number - len(text) + 1
-        found += [(first + place, event.type, one) for place, one in enumerate(text)]
-    return found
 
 
 def test_a_reader_that_comes_back_to_a_response_in_the_background_gets_the_rest_as_it_comes(

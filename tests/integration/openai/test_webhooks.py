@@ -223,7 +223,9 @@ def test_a_secret_is_shown_once_and_rotated_without_a_gap(fleet: OpenAIFleet, re
         assert len(delivery.headers["webhook-signature"].split()) == 1
 
 
-def test_an_endpoint_of_another_tenant_is_not_there(fleet: OpenAIFleet, receiver: Receiver) -> None:
+def test_an_endpoint_is_changed_by_its_tenants_keys_and_not_there_for_another(
+    fleet: OpenAIFleet, receiver: Receiver
+) -> None:
     with endpoint(fleet, receiver) as made:
         path = f"/v1/webhook_endpoints/{made.id}"
         statuses = {name: call(fleet, path, name=name).status_code for name in ("lab", "shop", "root")}
@@ -233,6 +235,9 @@ def test_an_endpoint_of_another_tenant_is_not_there(fleet: OpenAIFleet, receiver
         assert call(fleet, f"{path}/rotate_secret", {}, name="lab").status_code == 403
         ask(fleet, name="shop")
         assert receiver.deliveries == []
+        assert call(fleet, path, {"name": "other", "event_types": ["batch.failed"]}).status_code == 200
+        found = call(fleet, path).json()
+        assert (found["name"], found["event_types"], found["url"]) == ("other", ["batch.failed"], receiver.url)
 
 
 @pytest.mark.cases("url")
@@ -251,15 +256,6 @@ def test_a_name_that_resolves_to_a_private_address_is_not_connected_to(fleet: Op
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")
         assert "is not a public address" in answer.json()["error"]["message"]
     assert receiver.deliveries == []
-
-
-def test_an_endpoint_gets_another_name_and_other_events(fleet: OpenAIFleet, receiver: Receiver) -> None:
-    with endpoint(fleet, receiver) as made:
-        path = f"/v1/webhook_endpoints/{made.id}"
-        changed = call(fleet, path, {"name": "other", "event_types": ["batch.failed"]})
-        found = call(fleet, path).json()
-    assert changed.status_code == 200
-    assert (found["name"], found["event_types"], found["url"]) == ("other", ["batch.failed"], receiver.url)
 
 
 def test_a_sample_is_sent_at_once(fleet: OpenAIFleet, receiver: Receiver) -> None:
