@@ -80,14 +80,6 @@ def test_models_are_listed(cli: CommandLine) -> None:
         assert [model["name"] for model in json.loads(cli.succeed("models", *arguments).stdout)] == ["echo"]
 
 
-def test_an_unknown_model_exits_with_2_and_a_hint(cli: CommandLine) -> None:
-    answer = cli("submit", "ecko", "--text", "a")
-
-    assert answer.exit_code == 2
-    assert "did you mean" in answer.stderr
-    assert "hint: `taxiway models`" in answer.stderr
-
-
 def test_a_job_that_has_ended_is_reported_as_not_cancelled(cli: CommandLine) -> None:
     job = json.loads(cli.succeed("submit", "echo", "--text", "a", "--json").stdout)["id"]
     shown = cli("cancel", job, "--json")

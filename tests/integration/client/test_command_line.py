@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tasks.settings import TREE
-from taxiway.cli import COMMANDS, CommandError
+from taxiway.cli import CommandError
 from taxiway.cli.address import find_fleet
 from taxiway.cli.jobs import answer_of
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT, AsyncClient
@@ -44,10 +44,6 @@ def test_the_client_and_help_cost_less_than_150_milliseconds(start: str) -> None
         return processor_seconds() - before
 
     assert min(seconds() for _ in range(5)) < 0.15
-
-
-HELP = "from taxiway.cli import main; main(['submit', '--help'], standalone_mode=False)"
-OPENED = "import taxiway; taxiway.Client('{}://127.0.0.1:9').close()"
 
 
 @pytest.mark.cases("code, libraries, imported")
@@ -124,15 +120,6 @@ def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed
     assert "make setup" in done.stderr
 
 
-@pytest.mark.parametrize("verb", [verb for verb, (module, _) in COMMANDS.items() if module == "taxiway.cli.fleet"])
-def test_the_fleets_verbs_print_the_help_of_their_own_command_line(verb: str) -> None:
-    done = program("taxiway", verb, "-h")
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Usage: taxiway {verb} ")
-    assert "-h, --help" in done.stdout
-
-
 def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "__init__.py").write_text("raise SystemExit('the wrong tasks')")
@@ -156,15 +143,6 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
     assert re.search(rf"^error: {places['file']}\S*: not a directory$", done.stderr, re.MULTILINE)
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_the_completion_script_completes_verbs() -> None:
-    words = {"COMP_WORDS": "taxiway sub", "COMP_CWORD": "1", "_TAXIWAY_COMPLETE": "bash_complete"}
-    code = "from taxiway.cli import main; main(prog_name='taxiway')"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **words}, timeout=60, check=False)
-
-    assert "submit" in done.stdout
 
 
 @pytest.mark.cases("command, begins, said")

@@ -13,8 +13,6 @@ import redis
 import taxiway
 from tasks.settings import Settings
 from taxiway.contract.job import Result
-from taxiway.contract.keys import stream_key
-from taxiway.contract.stream import Lost, Piece, Restarted
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
 from tests.builders import ENGINE_MODELS, add_engine_models
 from tests.cable import Balancer, cable_to
@@ -169,18 +167,6 @@ def test_the_python_client_comes_back_by_itself(fleet: ServedFleet, interface: s
         *rest, result = streamed
     assert isinstance(result, Result)
     assert "".join(map(str, read + rest)) == result.outputs["text"]
-
-
-def test_a_restart_and_a_loss_are_events_of_their_own(client: taxiway.Client, state: redis.Redis) -> None:
-    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
-    eventually(lambda: state.exists(stream_key(job.id)))
-    streamed = job.stream(timeout=60)
-    assert isinstance(next(streamed), str)
-    for piece in (Piece(7, 0, "again "), Piece(7, 9, "on")):
-        state.xadd(stream_key(job.id), piece.fields())
-    rest = [event for event in iter(lambda: next(streamed), "on") if not isinstance(event, str) or event == "again "]
-    assert rest == [Restarted(7), "again ", Lost(3)]
-    job.cancel()
 
 
 def test_a_reader_who_stops_leaves_no_connection_behind(fleet: ServedFleet, state: redis.Redis) -> None:

@@ -47,8 +47,6 @@ STORY = {
     "repeat_penalty": 1.1,
 }
 
-RAIN = {"messages": [{"role": "user", "content": "Explain what rain is."}], "max_tokens": 48, "temperature": 0}
-
 
 @dataclass
 class Fleet:
@@ -172,21 +170,6 @@ def test_a_story_that_yields_at_any_point_goes_on_after_it(
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_a_greedy_text_that_its_engine_has_in_its_cache_goes_on_as_if_undisturbed(
-    settings: Settings, tmp_path: Path, llamas: list[str]
-) -> None:
-    """Another server computes the text as a prompt, in another order: what is almost as likely may come instead."""
-    with ExitStack() as stack:
-        fleet = stack.enter_context(fleet_before(llamas[:1], settings, tmp_path))
-        client = stack.enter_context(taxiway.Client(fleet.settings.broker))
-        whole = client.infer("chat", RAIN, timeout=60)
-        for cuts in ([1], [9, 30]):
-            events, result = told_of(client, fleet.ask_to_yield, cuts, RAIN)
-            assert_seamless(events, result)
-            assert result.outputs["text"] == whole.outputs["text"]
-            assert len(result.report.parts) > 1
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 def test_a_reader_misses_nothing_of_a_worker_that_goes(own: Fleet, how: int) -> None:
     with taxiway.Client(own.settings.broker) as client:
@@ -213,17 +196,6 @@ def test_a_reader_misses_nothing_of_an_engine_that_is_lost(
 
         events, result = told_of(client, end, [12])
         assert_seamless(events, result)
-
-
-def test_a_chat_for_more_than_text_does_not_yield(fleet: Fleet, client: taxiway.Client) -> None:
-    shaped = STORY | {"response_format": {"type": "json_object"}, "max_tokens": 12}
-    job = client.submit("chat", shaped, service="bulk", stream=True)
-    events = job.stream(timeout=60)
-    next(events)
-    assert fleet.ask_to_yield(job.id)
-    *_, result = events
-    assert isinstance(result, Result)
-    assert result.report.parts == ()
 
 
 def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Client) -> None:

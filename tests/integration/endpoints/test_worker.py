@@ -20,7 +20,7 @@ from tasks.settings import Settings
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import job_key, learned_key, result_key, stream_key
 from taxiway.contract.stream import Piece, read_piece
-from taxiway.errors import DeadlineExceededError, DeviceFaultError, InvalidRequestError, JobCancelledError, TaxiwayError
+from taxiway.errors import DeadlineExceededError, DeviceFaultError, JobCancelledError, TaxiwayError
 from tests.builders import add_engine_models
 from tests.command_line import program
 from tests.engine import Engine, serving
@@ -186,15 +186,6 @@ def test_a_job_that_expires_while_it_runs_closes_its_connection(site: Site) -> N
         tower.result(job)
     eventually(lambda: engine.aborts)
     assert engine.aborts["one stall"] - time.monotonic() + time.time() - due < 1 + BUSY
-
-
-def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repeated(site: Site) -> None:
-    tower, engine = site.tower, site.engine
-    with pytest.raises(InvalidRequestError, match="status=400 no such tool"):
-        tower.result(order(tower, "status=400 no such tool"))
-    with pytest.raises(InvalidRequestError, match=r"inputs.request.messages: expected a list of objects with a role"):
-        tower.result(tower.order("talk", {"messages": []}, **VARIANT))
-    assert len(engine.chats) == 1
 
 
 def test_a_failed_run_is_repeated_and_the_last_failure_is_reported(site: Site) -> None:
@@ -463,20 +454,3 @@ def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, towe
     with worker_process(fleet, "--device", "endpoint:0"):
         again = eventually(lambda: (configured := facts(tower).endpoint) and configured.curves.get("talk:1/engine"))
     assert again.step + again.slope == pytest.approx(0.2, rel=0.4)
-
-
-def test_an_engine_whose_requests_wait_gets_one_at_a_time_until_they_do_not(
-    fleet: Settings, tower: Tower, engine: Engine
-) -> None:
-    engine.metrics = "vllm:num_requests_running 9\nvllm:num_requests_waiting 3\n"
-    with worker_process(fleet, "--device", "endpoint:0"):
-        configured = eventually(lambda: (one := facts(tower).endpoint) and one.engine)
-        assert (configured.running, configured.waiting) == (9, 3)
-        for job in [order(tower, f"wait=0.1 {n} done") for n in range(3)]:
-            tower.result(job)
-        assert engine.most == 1
-        engine.metrics = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
-        for n in range(8):
-            order(tower, f"wait=0.4 {n} done done")
-        eventually(lambda: engine.most > 1)
-        settled(tower, engine)

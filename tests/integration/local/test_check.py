@@ -46,17 +46,6 @@ def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not
     assert "Required inputs (['x']) are missing" in found["wrong:1/onnx"]["text"]
 
 
-def test_up_refuses_a_warm_model_that_does_not_exist_and_says_which_was_meant(settings: dict[str, Any]) -> None:
-    write_model(Path(settings["TAXIWAY_MODELS"]), "scale", scale_graph(2.0), **SCALE_SPECS)
-    queues = Path(settings["TAXIWAY_QUEUES"])
-    queues.write_text(queues.read_text().replace("warm: []", "warm: [scal]"))
-    done = program("taxiway", "up", "--no-flower", "--data", str(queues.parent / "data"), **settings)
-    assert done.returncode == 2
-    assert "error: queues.yaml: hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'scal'" in done.stderr
-    assert "hint: did you mean scale?" in done.stderr
-    assert program("taxiway", "check", **settings).returncode == 1
-
-
 def test_what_show_prints_is_the_same_queues_yaml_with_every_default(settings: dict[str, Any], tmp_path: Path) -> None:
     shown = program("taxiway", "check", "--show", **settings)
     (tmp_path / "shown.yaml").write_text(shown.stdout)

@@ -121,16 +121,3 @@ def test_moved_work_has_a_receipt_and_an_export_is_verified_offline(ward: Ward, 
     status, flaws = ward.audit(*verify)
     assert (status, "receipts 8 to 8 of router" in flaws) == (1, True)
     assert ward.audit("--job", jobs[0])[1].count(jobs[0][:8]) >= 1
-
-
-def test_a_router_without_a_key_says_so_and_its_receipts_do_not_verify(ward: Ward, tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as log, router_process(ward.settings, log):
-        assert "receipts of labelled work are not signed" in (tmp_path / "log").read_text()
-        ward.router.process.kill()
-        job = ward.send(locality="ward")
-        eventually(lambda: ward.receipts(job))
-    file = tmp_path / "audit.jsonl"
-    file.write_text(ward.audit("--json")[1])
-    _, public = ward.audit("--public", str(ward.key))
-    status, flaws = ward.audit("--verify", str(file), "--key", public.strip())
-    assert (status, flaws) == (1, f"line 1: job {job}: not signed\n")
