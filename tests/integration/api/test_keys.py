@@ -27,13 +27,10 @@ OWNERS: dict[str, tuple[str, tuple[Scope, ...]]] = {
     "writer": ("lab", ("submit",)),
     "reader": ("lab", ("read",)),
     "ops": ("ops", ("admin",)),
-    "slow": ("slow", ("read",)),
     "busy": ("busy", ("submit", "read")),
 }
 SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in OWNERS}
-QUEUES = (
-    TREE / "queues.yaml"
-).read_text() + "\ntenants: {slow: {requests_per_second: 0.01}, busy: {requests_per_second: 50}}\n"
+QUEUES = (TREE / "queues.yaml").read_text() + "\ntenants: {busy: {requests_per_second: 50}}\n"
 
 
 def keys_of(names: Iterable[str]) -> list[Key]:
@@ -139,16 +136,6 @@ def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client
 
     assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(403, "forbidden")}
     assert shop.post("/v2/models/echo/infer", json=named).status_code == 200
-
-
-def test_a_rate_limited_caller_learns_when_to_retry(interface: str, folder: Path) -> None:
-    with asking(interface, folder, "slow") as http:
-        answers = [http.get("/v2/models") for _ in range(2)]
-
-    assert [answer.status_code for answer in answers] == [200, 429]
-    assert answers[1].json()["code"] == "rate_limited"
-    assert 1 <= int(answers[1].headers["retry-after"]) <= 100
-    assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.01 requests/s")
 
 
 def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(

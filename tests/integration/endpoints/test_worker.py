@@ -269,19 +269,6 @@ def test_an_engine_that_loads_its_model_serves_soon_after_and_no_attempt_is_coun
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, engine: Engine) -> None:
-    engine.models = ["other"]
-    eventually(lambda: "talk:1/engine" in facts(tower).unavailable)
-    assert facts(tower).unavailable["talk:1/engine"] == "the endpoint lists no model 'served' (other)"
-    assert facts(tower).warm == ()
-    job = order(tower, "hello")
-    eventually(lambda: tower.state.hget(job_key(job), "holder") == b"")  # it returned, and nothing was sent
-    assert not engine.chats
-    engine.models = ["served"]
-    assert tower.result(job).outputs["text"] == "hello "
-
-
-@pytest.mark.usefixtures("worker")
 def test_an_edited_endpoint_is_used_without_a_restart_and_what_runs_ends_where_it_began(
     tower: Tower, engine: Engine, fleet: Settings
 ) -> None:

@@ -163,18 +163,6 @@ def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_n
     assert call("models.retrieve", model="talk@stable").model_extra["taxiway"]["model"] == "talk:1"
 
 
-def test_a_second_name_may_be_what_other_servers_call_the_model(
-    call: Caller, fleet: OpenAIFleet, http: httpx.Client
-) -> None:
-    assert call("models.retrieve", model=SECOND).taxiway == call("models.retrieve", model="talk").taxiway
-    assert call("chat.completions.create", model=SECOND, messages=HELLO).model == "talk:1"
-    assert http.get(f"/v1/models/{SECOND}").json()["id"] == SECOND  # not escaped, as older clients do
-    with taxiway.Client(fleet.router.http) as other:
-        assert other.submit(SECOND, {"messages": HELLO}).result(timeout=60).model == "talk:1"
-    assert http.get("/v2/models/meta-llama%2fLlama-3.1-8B/versions/1/ready").json()["ready"]
-    assert http.get(f"/v2/models/{SECOND}/ready").status_code == 404
-
-
 CHAT = "chat.completions.create"
 
 
@@ -239,15 +227,6 @@ def test_calls_under_one_key_are_one_job_and_another_call_is_refused(client: ope
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-def test_a_copy_of_a_stream_that_can_no_longer_be_placed_gets_the_same_stream(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "talk", "messages": HELLO, "stream": True}
-    keyed = {"Idempotency-Key": "copied stream"}
-    first = list(client.chat.completions.create(**asked, extra_headers=keyed))
-    copy = list(client.chat.completions.create(**asked, extra_headers=keyed | {"X-Taxiway-Budget": "1e-15"}))
-
-    assert (text_of(copy), copy[0].id) == ("Hello dear world ", first[0].id)
-
-
 def test_a_deadline_that_passes_is_an_error_that_is_not_retried(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "late stall"}]
     for stream in (False, True):
@@ -269,15 +248,6 @@ def test_a_client_that_leaves_cancels_its_job(fleet: OpenAIFleet, http: httpx.Cl
         leaving.request("POST", "/v1/chat/completions", json.dumps(body))
         eventually(lambda: prompt in fleet.engine.begun)
     eventually(lambda: prompt in fleet.engine.aborts)
-
-
-def test_an_engine_that_fails_in_the_middle_never_gives_text_twice(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
-    """The first attempt breaks; the second says the same again."""
-    turns = iter(["one two break", "one two three"])
-    with scripted(fleet, lambda: next(turns, "one two three")):
-        chunks = list(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
-
-    assert text_of(chunks) == "one two three "
 
 
 @contextlib.contextmanager

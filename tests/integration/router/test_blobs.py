@@ -176,13 +176,3 @@ def test_each_output_may_be_asked_for_raw_or_not(http: httpx.Client) -> None:
 
     assert HEADER not in answer.headers
     assert answer.json()["outputs"][0]["data"] == SMALL.reshape(-1).tolist()
-
-
-@pytest.mark.cases("fields, size, length, field")
-def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(
-    http: httpx.Client, fields: dict[str, Any], size: int, length: str | None, field: str
-) -> None:
-    answer = raw_infer(http, {"inputs": [tensor(**fields)]}, bytes(size), length=length, model="noted")
-
-    reply = answer.json()
-    assert (answer.status_code, reply["code"], reply["details"]["field"]) == (400, "invalid_request", field)

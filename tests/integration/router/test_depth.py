@@ -6,15 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import celery
 import httpx
 import pytest
 import redis
 
 from tasks.settings import Settings
-from taxiway.contract.job import read_meta
-from taxiway.contract.keys import ARRIVALS, INFER, job_key, open_key, result_key
-from tests.narrowing import as_bytes
+from taxiway.contract.keys import open_key
 from tests.producing import infer_body
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.scripting import Store
@@ -104,15 +101,3 @@ def test_jobs_whose_router_and_worker_died_count_until_they_end_and_no_longer(
     killed.process.kill()
     eventually(lambda: not store.exists(open_key("lab")))
     assert len(filled_again([left])) == MOST
-
-
-@pytest.mark.usefixtures("routers")
-def test_arrivals_over_the_depth_of_their_tenant_are_refused_and_no_others(fleet: Settings, store: redis.Redis) -> None:
-    with celery.Celery(broker=fleet.broker, backend=fleet.broker, set_as_current=False) as app:
-        given = {"model": "echo", "inputs": "hello", "tenant": "lab"}
-        jobs = [app.send_task(INFER, kwargs=given, queue=ARRIVALS).id for _ in range(AT_ONCE)]
-    eventually(lambda: all(store.exists(job_key(job)) for job in jobs))
-    refused = [job for job in jobs if as_bytes(store.hget(job_key(job), "state")) == b"failed"]
-    assert len(jobs) - len(refused) == store.zcard(open_key("lab")) == MOST
-    results = [read_meta(as_bytes(store.get(result_key(job)))).result for job in refused]
-    assert {result["exc_type"] for result in results} == {"OverloadedError"}

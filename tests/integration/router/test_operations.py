@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.settings import Settings
 from taxiway.contract.keys import STARTS
-from tests.command_line import CommandLine, program
+from tests.command_line import program
 from tests.producing import infer_body
 from tests.routing import echo_fleet, eventually
 
@@ -57,17 +57,6 @@ def test_a_jobs_position_counts_the_jobs_that_come_before_it(settings: Settings)
         assert positions(urgent, first, second) == [0, 1, 2]
         fleet.http.delete(f"/v2/jobs/{first}")
         assert positions(urgent, second) == [0, 1]
-
-
-def test_top_fits_80_columns_and_names_every_class(http: httpx.Client, cli: CommandLine) -> None:
-    def top(option: str) -> str:
-        return cli.succeed("top", option, "--url", str(http.base_url), env={"COLUMNS": "80"}).stdout
-
-    shown = top("--once")
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "1 devices  3 waiting  $0.05/h" in shown
-    assert all(name in shown for name in ("cpu.batch", "gpu.realtime", "tpu.bulk"))
-    assert json.loads(top("--json"))["classes"]["cpu.batch"]["devices"] == 1
 
 
 def test_a_class_has_a_number_of_replicas_with_its_reason(http: httpx.Client) -> None:
