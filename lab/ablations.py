@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.harness.measure import machine, say
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Bound, lower_bound
-from lab.fleet_file import load_fleet
+from lab.fleet_file import load_fleet, prepare
 from lab.policies import TRACES, Bench, Figure, mean, parser
 from lab.trials.trial import TRIALS
 from router.decide import placement
@@ -39,7 +39,7 @@ from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import Maker, Taxiway
 from simulator.traces import Trace, joined, synthetic_trace
-from simulator.workload import SimulatedJob, Workload, prepare
+from simulator.workload import SimulatedJob, Workload
 from tasks.topology import Rebalance
 
 FLEET = Path(__file__).with_name("ablations.yaml")
@@ -133,8 +133,8 @@ CENTRAL = "central-queue"
 class Without(Taxiway):
     """The router's decision on candidate tables that lack a term."""
 
-    def __init__(self, workload: Workload, term: Term, *, seed: int) -> None:
-        super().__init__(workload, seed=seed)
+    def __init__(self, workload: Workload, term: Term) -> None:
+        super().__init__(workload)
         self._term = term
 
     def _table(self, job: SimulatedJob, working: WorkingSnapshot) -> CandidateTable:
@@ -159,7 +159,7 @@ class Scene:
     def without(self, term: Term) -> Figure:
         """Mean attainment and cost of placement without the term, over the seeds."""
         with term.switched_off():
-            return self.played(term.name, lambda on, chance: Without(on, term, seed=chance))
+            return self.played(term.name, lambda on, chance: Without(on, term))
 
     def played(self, name: str, make: Maker) -> Figure:
         """Mean attainment and cost of a policy, over the seeds."""

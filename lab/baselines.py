@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
+from lab.changes import simulate
 from router.decide.fairness import RELEASE_TICK
 from simulator.class_queue import Order
-from simulator.engine import RunSummary, simulate
+from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment, Fixed, Held, Policy, Shift, able
 from simulator.policies.taxiway import POLICIES, Maker

@@ -5,12 +5,17 @@ Parsed once into the simulator's frozen values. Only this module knows the file'
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 
+from lab.changes import ChangingFleet, HardwareChange
 from lab.roofline import Roofline, Shape, stepping
+from router.decide.classify import BACKGROUND, LATENCY_CRITICAL
 from simulator.fleet import (
     SERVICES,
     USABLE,
@@ -18,15 +23,43 @@ from simulator.fleet import (
     AtLeast0,
     DeviceClass,
     Fleet,
-    HardwareChange,
     Positive,
-    ServiceShare,
     Timing,
     WholeBatches,
 )
+from simulator.traces import UNSET, Column, Trace, TraceError
+from simulator.workload import CHUNK, Figures, Workload, alone_and_work
+from simulator.workload import prepare as with_levels
 from tasks.document import Contradictions, DocumentError, Size, Verbatim, parse_document, read_document
+from tasks.history import PRIORITIES
 from tasks.queues.endpoints import Rate
 from tasks.topology import ClassName, Rebalance, price_contradictions
+from taxiway.contract.request import Priority
+
+
+class ServiceShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Terms for the requests whose trace names no service."""
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Their share of those requests, 0 to 1. Example: 0.4"""
+    deadline: Above | None = None
+    """Seconds within which they are due; not given, as below: never. Example: 0.3"""
+    times_fastest: Above | None = None
+    """The same as a multiple of their fastest unloaded time. Example: 5"""
+    priority: Priority = "normal"
+    """The level at which they wait."""
+    preemptible: bool = False
+    """Whether they may be interrupted, and so run on spot classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFleet(ChangingFleet):
+    """A fleet of a fleet file."""
+
+    file: str
+    default_model: str
+    terms: tuple[ServiceShare, ...]
+    """In the order of `SERVICES`."""
 
 
 class FleetError(DocumentError):
@@ -123,7 +156,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What late work costs; without them nothing is planned."""
 
 
-def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
+def parse_fleet(text: str, file: str = "fleet.yaml") -> FileFleet:
     """The fleet that the YAML `text` describes.
 
     Raises:
@@ -137,11 +170,12 @@ def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
     if document.default_model not in able:
         what = f"one of the models that a class can run, {sorted(able)}"
         raise FleetError(file, "default_model", what, document.default_model)
-    services = tuple(document.services[name] for name in SERVICES)
-    return Fleet(
+    terms = tuple(document.services[name] for name in SERVICES)
+    return FileFleet(
         file=file,
         classes=document.classes,
-        services=services,
+        preemptible=tuple(service.preemptible for service in terms),
+        terms=terms,
         default_model=document.default_model,
         rebalance=document.rebalance,
         timings=able,
@@ -150,13 +184,50 @@ def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
     )
 
 
-def load_fleet(path: Path) -> Fleet:
+def load_fleet(path: Path) -> FileFleet:
     """Read `path`.
 
     Raises:
         FleetError: the file is missing or invalid.
     """
     return parse_fleet(read_document(path, file=str(path), error=FleetError), str(path))
+
+
+def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
+    """Give every request its terms; those missing in the trace are drawn with `seed`.
+
+    A request without service and deadline draws a service by the fleet's shares. One with only a deadline is live,
+    standard or bulk by its length; one with only a service gets that service's deadline.
+
+    Raises:
+        TraceError: the trace asks for a model that no class runs.
+    """
+    assert isinstance(fleet, FileFleet)
+    unknown = [name for name in trace.models if name not in fleet.timings]
+    if unknown:
+        raise TraceError("trace", 0, f"models that the fleet runs, {fleet.models()}", unknown)
+    service = _services(trace, fleet, np.random.default_rng(seed))
+    deadline = _deadlines(trace, fleet, service)
+    named = np.array([PRIORITIES.index(terms.priority) for terms in fleet.terms], np.int8)
+    priority = np.where(trace.priority == UNSET, named[service], trace.priority)
+    return with_levels(replace(trace, service=service, deadline=deadline, priority=priority), fleet)
+
+
+def _services(trace: Trace, fleet: FileFleet, random: np.random.Generator) -> Column:
+    shares = [terms.share for terms in fleet.terms]
+    drawn = random.choice(len(SERVICES), size=len(trace), p=np.array(shares) / sum(shares))
+    by_deadline = np.select([trace.deadline <= LATENCY_CRITICAL, trace.deadline <= BACKGROUND], [0, 1], 2)
+    chosen = np.where(np.isnan(trace.deadline), drawn, by_deadline)
+    return np.where(trace.service == UNSET, chosen, trace.service).astype(np.int8)
+
+
+def _deadlines(trace: Trace, fleet: FileFleet, service: Column) -> Figures:
+    fixed = np.array([math.inf if terms.deadline is None else terms.deadline for terms in fleet.terms])[service]
+    factor = np.array([terms.times_fastest or math.nan for terms in fleet.terms])[service]
+    parts = (trace.part(slice(start, start + CHUNK)) for start in range(0, len(trace), CHUNK))
+    fastest = np.concatenate([alone_and_work(part, fleet, part.output)[0].min(axis=1) for part in parts])
+    own = np.where(np.isnan(factor), fixed, factor * fastest)
+    return np.where(np.isnan(trace.deadline), own, trace.deadline)
 
 
 def _models(document: Document) -> list[str]:

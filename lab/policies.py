@@ -23,13 +23,13 @@ from rich.table import Table
 from benchmarks.harness.measure import machine, say
 from lab.baselines import CLAIRVOYANT, EVERY_POLICY, run
 from lab.bounds.linear import NAME, lower_bound
-from lab.fleet_file import load_fleet
+from lab.fleet_file import FileFleet, load_fleet, prepare
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES, Fleet
+from simulator.fleet import SERVICES
 from simulator.policies.taxiway import Maker
 from simulator.reports import percent
 from simulator.traces import Trace, read_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tasks.settings import TREE
 
 FLEET = TREE / "lab" / "fleets" / "azure-mixed.yaml"
@@ -90,7 +90,7 @@ class Bench:
     """The Azure traces on the example fleet, both `part` times smaller; workloads and bounds are computed once."""
 
     def __init__(self, data: Path, part: int = 1) -> None:
-        self.fleet: Fleet = smaller(load_fleet(FLEET), part)
+        self.fleet = smaller(load_fleet(FLEET), part)
         self._data = data
         self._part = part
 
@@ -119,7 +119,7 @@ class Bench:
         return run("static", EVERY_POLICY["static"], self.workload(trace, load, seed), seed).attainment["live"] or 0.0
 
 
-def smaller(fleet: Fleet, part: int) -> Fleet:
+def smaller(fleet: FileFleet, part: int) -> FileFleet:
     """A fleet with the number of devices of each class divided by this."""
     classes = {
         name: msgspec.structs.replace(device, count=max(device.count // part, 1), initial=device.initial // part)

@@ -12,11 +12,10 @@ import resource
 import time
 
 from benchmarks.harness.measure import machine, say
-from lab.fleet_file import load_fleet
+from lab.fleet_file import load_fleet, prepare
 from simulator.engine import simulate
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import synthetic_trace
-from simulator.workload import prepare
 from tasks.settings import TREE
 
 FLEET = TREE / "lab" / "fleets" / "azure-mixed.yaml"

@@ -34,13 +34,13 @@ import numpy as np
 import taxiway
 from benchmarks.harness.measure import machine, percentile, summary
 from benchmarks.harness.processes import fleet
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from simulator.engine import ANSWERED, Simulation
 from simulator.fleet import SERVICES, Fleet
-from simulator.policies.routing import Surroundings
+from simulator.policies.routing import SimulatedReader
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import Column, Trace, joined, synthetic_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Profile
 from tasks.settings import TREE
@@ -233,14 +233,20 @@ def one_round(scene: Scene) -> Run:
         beginning = workload.trace.part(slice(scene.beginning))
         trip = float(np.nanmedian(asyncio.run(replayed(interfaces.broker, ["echo"] * len(names), beginning))))
         real = asyncio.run(replayed(interfaces.broker, names, workload.trace))
-    around = Surroundings(path=trip - turn, strays=ratios / pace)
-    return Run(workload, real, simulated_seconds(workload, around), trip, turn, pace)
+    simulated = simulated_seconds(workload, trip - turn, ratios / pace)
+    return Run(workload, real, simulated, trip, turn, pace)
 
 
-def simulated_seconds(workload: Workload, around: Surroundings) -> Column:
-    """As `replayed`, by the simulator."""
-    outcome = Simulation(workload, Taxiway(workload, around, seed=SEED), seed=SEED).run()
-    return np.where(outcome.state == ANSWERED, outcome.latency, math.nan) + around.path
+def simulated_seconds(workload: Workload, path: float, strays: Column) -> Column:
+    """As `replayed`, by the simulator.
+
+    Work counts as unfinished for `path` seconds after its end, until the store shows it. `strays` are run times over
+    predicted ones, from which each run draws its own; shape (n,).
+    """
+    random = np.random.default_rng(SEED)
+    reader = SimulatedReader(workload, path=path, stray=lambda: float(random.choice(strays)))
+    outcome = Simulation(workload, Taxiway(workload, reader), seed=SEED).run()
+    return np.where(outcome.state == ANSWERED, outcome.latency, math.nan) + path
 
 
 async def turn_and_ratios(url: str, model: str, curve: Profile) -> tuple[float, Column]:

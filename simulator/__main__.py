@@ -168,7 +168,7 @@ def simulate(
     with _exit_on_error():
         topology = mine.topology()
         trace, fleet = _as_twin(mine.arrivals(source), mine.known(topology, mine.seen()))
-        workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+        workload = prepare(trace.at_load(load, seed=seed), fleet)
         summaries = [_run(one, workload, seed) for one in (POLICIES if compare else [name])]
         if as_json:
             click.echo(json_lines(summaries), nl=False)
@@ -328,7 +328,7 @@ def _planned(trace: Trace, fleet: Fleet, slo: dict[str, float], seed: int) -> Pl
     single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
 
     def loaded(load: float, on: Fleet = single) -> Workload:
-        return prepare(trace.at_load(load, seed=seed), on, seed=seed)
+        return prepare(trace.at_load(load, seed=seed), on)
 
     def planned(load: float) -> MixPlan:
         return find_plan(loaded(load), slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}"))

@@ -108,7 +108,7 @@ class YieldTerms:
     @classmethod
     def of(cls, fleet: Fleet, place: int, usd_per_second: float, *, yields: bool) -> YieldTerms:
         """The terms of a class; `yields` says whether its generations yield."""
-        preemptible = [service.preemptible for service in fleet.services]
+        preemptible = fleet.preemptible
         most = fleet.rebalance.max_moves_per_job if yields else 0
         return cls(place, usd_per_second, fleet.penalties, preemptible, most)
 

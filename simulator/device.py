@@ -133,14 +133,6 @@ class DeviceRun:
             done.append(job)
         return done
 
-    def replace_timings(self, timings: Sequence[Timing | None], now: float) -> None:
-        """The steps from now on take other times; the whole batch that runs is not affected."""
-        self._advance(now)
-        for model, generation in self.generations.items():
-            timing = timings[model]
-            assert isinstance(timing, Stepping)
-            generation.timing = timing
-
     def jobs(self) -> list[SimulatedJob]:
         """All jobs on the device, in order of arrival."""
         return sorted([*(job for _, _, job in self._active), *self.whole], key=lambda job: job.index)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from heapq import heappop, heappush
 
 import msgspec
 import numpy as np
 
 from simulator.device import SimulatedDevice
-from simulator.fleet import SERVICES, HardwareChange
+from simulator.fleet import SERVICES
 from simulator.policies import policy as policies
 from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
@@ -23,9 +22,6 @@ from simulator.workload import SimulatedJob, Workload, jobs
 
 SAMPLE_EVERY = 1.0
 """Seconds between two evaluations of the scaling rule."""
-
-GIVE_UP = 60.0
-"""Seconds after which jobs are given up that wait where no device may be on, once nothing else is left."""
 
 MOST_AT_ONCE = 100_000
 """Events at one instant, after which the simulation counts as stuck; devices and jobs have some of them each."""
@@ -73,6 +69,8 @@ class EventQueue:
 class Simulation(EventQueue):
     """One run of one policy over one workload. Deterministic: the same arguments give the same outcome."""
 
+    pool_type: type[Pool] = Pool
+
     def __init__(self, workload: Workload, policy: Policy, *, seed: int) -> None:
         super().__init__()
         fleet, models = workload.fleet, workload.trace.models
@@ -80,11 +78,10 @@ class Simulation(EventQueue):
         self.policy = policy
         self.outcome = OutcomeColumns(len(workload))
         self.pools = [
-            Pool(index, name, fleet, models, self, order=policy.order, yields=policy.yields, seed=seed)
+            self.pool_type(index, name, fleet, models, self, order=policy.order, yields=policy.yields, seed=seed)
             for index, name in enumerate(fleet.classes)
         ]
         self._inside = 0
-        self._changes = len(workload.fleet.events)
         self._held: dict[int, Pool] = {}
 
     def run(self, progress: Progress = lambda arrived: None) -> OutcomeColumns:
@@ -102,12 +99,9 @@ class Simulation(EventQueue):
         return self.outcome
 
     def finish(self) -> None:
-        """Play until the last job has ended; jobs left where no device may be on are given up after `GIVE_UP`."""
-        served = self.now
-        while self._inside and self.now < served + GIVE_UP:
+        """Play until the last job has ended."""
+        while self._inside:
             self.process_next()
-            if self._changes or any(pool.available and pool.jobs for pool in self.pools):
-                served = self.now
 
     def end(self, job: SimulatedJob, pool: Pool, now: float, *, answered: bool) -> None:
         """As `World.end`."""
@@ -120,21 +114,9 @@ class Simulation(EventQueue):
             device = pool.device_class
             for _ in range(min(max(device.initial, device.minimum), pool.available)):
                 pool.switch_on(0.0, after=0.0)
-        for event in self.workload.fleet.events:
-            self.at(event.at, partial(self._change, event), None, 0)
         self.at(SAMPLE_EVERY, self._tick, None, 0)
         if self.policy.beat < math.inf:
             self.at(self.policy.beat, self._look, None, 0)
-
-    def _change(self, event: HardwareChange, device: SimulatedDevice | None, version: int, now: float) -> None:
-        self._changes -= 1
-        pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
-        if event.slower is not None:
-            pool.slow_down(event.slower, now)
-        elif event.available is not None:
-            pool.limit(event.available, now)
-        else:
-            pool.reclaim(now)
 
     def _arrive(self, job: SimulatedJob, now: float) -> None:
         chosen = self.policy.choose(job, self.pools, now)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from tasks.document import Size
 from tasks.queues.endpoints import Rate
-from tasks.topology import ClassName, Price, Rebalance
-from taxiway.contract.request import Priority
+from tasks.topology import Price, Rebalance
 
 Numbers = NDArray[np.float64]
 Above = Annotated[float, msgspec.Meta(gt=0)]
@@ -187,50 +186,17 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return (spot if self.spot and spot is not None else self.price.usd_per_hour) / 3600
 
 
-class ServiceShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Terms for the requests whose trace names no service."""
-
-    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
-    """Their share of those requests, 0 to 1. Example: 0.4"""
-    deadline: Above | None = None
-    """Seconds within which they are due; not given, as below: never. Example: 0.3"""
-    times_fastest: Above | None = None
-    """The same as a multiple of their fastest unloaded time. Example: 5"""
-    priority: Priority = "normal"
-    """The level at which they wait."""
-    preemptible: bool = False
-    """Whether they may be interrupted, and so run on spot classes."""
-
-
-class HardwareChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A change of a class's hardware: exactly one of `slower`, `available` and `reclaimed`."""
-
-    at: AtLeast0
-    """Seconds into the trace. Example: 450"""
-    hardware_class: ClassName = msgspec.field(name="class")
-    """The class. Example: gpu.l4"""
-    slower: Above | None = None
-    """Work takes this many times its profile's seconds from then on. Example: 3"""
-    available: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    """Most devices that may be on from then on. Example: 2"""
-    reclaimed: bool = False
-    """Whether all devices that are on are reclaimed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """What a run is played on."""
 
-    file: str
     classes: Mapping[str, DeviceClass]
     """By name, in the order of the file."""
-    services: tuple[ServiceShare, ...]
-    """In the order of `SERVICES`."""
-    default_model: str
+    preemptible: tuple[bool, ...]
+    """By service: whether its requests may be interrupted, and so run on spot classes."""
     rebalance: Rebalance
     timings: Mapping[str, tuple[Timing | None, ...]]
     """Of each model, by class; None where it cannot run."""
-    events: tuple[HardwareChange, ...] = ()
     penalties: tuple[float, ...] = (0.0,) * len(SERVICES)
     """US dollars an hour by service."""
 

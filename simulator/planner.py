@@ -176,8 +176,7 @@ def equipped(workload: Workload, devices: Mapping[str, int]) -> Workload:
         if (count := devices.get(name))
     }
     timings = {model: tuple(row[number] for number in kept) for model, row in fleet.timings.items()}
-    events = tuple(event for event in fleet.events if event.hardware_class in classes)
-    return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
+    return replace(workload, fleet=replace(fleet, classes=classes, timings=timings))
 
 
 def _enough(search: _Search, rounds: list[Round]) -> Mix:

@@ -78,8 +78,7 @@ class Pool:
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
         self.devices = [SimulatedDevice(number, device.memory * USABLE) for number in range(device.count)]
-        self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
-        self._timings = self._profiles
+        self._timings: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._warm = [number for number, model in enumerate(models) if model in device.warm]
         self._random = random.Random(f"{seed} {name}")
         self._world = world
@@ -225,28 +224,6 @@ class Pool:
     def release(self, devices: int, now: float) -> None:
         """Switch off what is not needed now beyond a number of devices, without its keep-alive time."""
         self._size.release(devices, now)
-
-    def slow_down(self, factor: float, now: float) -> None:
-        """Work takes `factor` times its profile's seconds from now on."""
-        self.pace = factor
-        self._timings = tuple(timing.slower(factor) if timing is not None else None for timing in self._profiles)
-        for device in self.devices:
-            if device.run is not None:
-                device.run.replace_timings(self._timings, now)
-                self._expect(device)
-
-    def limit(self, available: int, now: float) -> None:
-        """At most `available` devices may be on; further ones are lost, and the jobs that they ran are queued again."""
-        self.available = min(available, self.count)
-        for device in [device for device in self.devices if device.on_since is not None][self.available :]:
-            self._lose(device, now)
-        self.feed(now)
-
-    def reclaim(self, now: float) -> None:
-        """All devices that are on are lost; the jobs that they ran are queued again."""
-        for device in [device for device in self.devices if device.on_since is not None]:
-            self._lose(device, now)
-        self._grow(now)
 
     def tick(self, now: float) -> None:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
-from simulator.fleet import SERVICES, Fleet
-from simulator.traces import UNSET, Column, Trace, TraceError, joined
+from simulator.fleet import Fleet
+from simulator.traces import UNSET, Column, Trace, joined
 from tasks.history import PRIORITIES
 
 TOGETHER = 8
 """Batch size at which work is counted (`b*` of the cost model), if that many fit."""
 
-_CHUNK = 16_384
+CHUNK = 16_384
 
 Figures = NDArray[np.float64]
 
@@ -78,25 +78,10 @@ class SimulatedJob:
         return max(self.predicted - written, 1.0)
 
 
-def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
-    """Give every request its terms; those missing in the trace are drawn with `seed`.
-
-    A request without service and deadline draws a service by the fleet's shares. One with only a deadline is live,
-    standard or bulk by its length; one with only a service gets that service's deadline.
-
-    Raises:
-        TraceError: the trace asks for a model that no class runs.
-    """
-    unknown = [name for name in trace.models if name not in fleet.timings]
-    if unknown:
-        raise TraceError("trace", 0, f"models that the fleet runs, {fleet.models()}", unknown)
-    service = _services(trace, fleet, np.random.default_rng(seed))
-    deadline = _deadlines(trace, fleet, service)
-    named = np.array([PRIORITIES.index(terms.priority) for terms in fleet.services], np.int8)
-    priority = np.where(trace.priority == UNSET, named[service], trace.priority)
-    level = _levels(deadline, priority)
-    filled = replace(trace, service=service, deadline=deadline, priority=priority)
-    return Workload(filled, fleet, level)
+def prepare(trace: Trace, fleet: Fleet) -> Workload:
+    """Give every request its level; it has its service and its deadline."""
+    priority = np.where(trace.priority == UNSET, PRIORITIES.index("normal"), trace.priority)
+    return Workload(trace, fleet, _levels(trace.deadline, priority))
 
 
 def followed_by(earlier: Workload, later: Workload) -> tuple[Workload, float]:
@@ -107,23 +92,6 @@ def followed_by(earlier: Workload, later: Workload) -> tuple[Workload, float]:
     span = float(earlier.trace.arrival[-1])
     after = replace(later.trace, arrival=later.trace.arrival + span)
     return Workload(joined([after, earlier.trace]), later.fleet, np.concatenate([earlier.level, later.level])), span
-
-
-def _services(trace: Trace, fleet: Fleet, random: np.random.Generator) -> Column:
-    shares = [terms.share for terms in fleet.services]
-    drawn = random.choice(len(SERVICES), size=len(trace), p=np.array(shares) / sum(shares))
-    by_deadline = np.select([trace.deadline <= LATENCY_CRITICAL, trace.deadline <= BACKGROUND], [0, 1], 2)
-    chosen = np.where(np.isnan(trace.deadline), drawn, by_deadline)
-    return np.where(trace.service == UNSET, chosen, trace.service).astype(np.int8)
-
-
-def _deadlines(trace: Trace, fleet: Fleet, service: Column) -> Figures:
-    fixed = np.array([math.inf if terms.deadline is None else terms.deadline for terms in fleet.services])[service]
-    factor = np.array([terms.times_fastest or math.nan for terms in fleet.services])[service]
-    parts = (trace.part(slice(start, start + _CHUNK)) for start in range(0, len(trace), _CHUNK))
-    fastest = np.concatenate([alone_and_work(part, fleet, part.output)[0].min(axis=1) for part in parts])
-    own = np.where(np.isnan(factor), fixed, factor * fastest)
-    return np.where(np.isnan(trace.deadline), own, trace.deadline)
 
 
 def _levels(deadline: Figures, priority: Column) -> Column:
@@ -166,7 +134,7 @@ def figures_of(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Fig
 def barred(trace: Trace, fleet: Fleet) -> Column:
     """Which requests may not run on which classes, under any policy; shape (n, classes)."""
     spot = np.array([device.spot for device in fleet.classes.values()])
-    firm = np.array([not service.preemptible for service in fleet.services])
+    firm = ~np.array(fleet.preemptible)
     both: Column = firm[trace.service][:, None] & spot[None, :]
     return both
 
@@ -174,8 +142,8 @@ def barred(trace: Trace, fleet: Fleet) -> Column:
 def jobs(workload: Workload) -> Iterator[SimulatedJob]:
     """The requests in order of arrival, made in chunks."""
     trace = workload.trace
-    for start in range(0, len(trace), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(trace), CHUNK):
+        part = slice(start, start + CHUNK)
         piece = trace.part(part)
         figures = figures_of(piece, workload.fleet, piece.predicted)
         yield from map(

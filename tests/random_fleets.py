@@ -5,14 +5,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Assignment
 from simulator.tuning.opponents import pin, split
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.twin import Twin, Window, usual
-from simulator.workload import prepare
 
 Random = np.random.Generator
 

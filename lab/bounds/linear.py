@@ -49,8 +49,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lab.changes import HardwareChange, changes_of
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES, USABLE, DeviceClass, Fleet, HardwareChange, Stepping, Timing, WholeBatches
+from simulator.fleet import SERVICES, USABLE, DeviceClass, Fleet, Stepping, Timing, WholeBatches
 from simulator.traces import Column
 from simulator.workload import Figures, Workload, barred
 
@@ -513,7 +514,7 @@ def is_lasting(fleet: Fleet, name: str) -> bool:
 
 
 def _events(fleet: Fleet, name: str) -> list[HardwareChange]:
-    return [event for event in fleet.events if event.hardware_class == name]
+    return [change for change in changes_of(fleet) if change.hardware_class == name]
 
 
 def _carried(workload: Workload, column: int) -> float:

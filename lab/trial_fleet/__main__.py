@@ -42,6 +42,7 @@ from rich.table import Table
 import taxiway
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
+from lab.fleet_file import prepare
 from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
 from lab.trial_fleet.emulated_models import BULK_DUE, DEAR, PENALTIES, QUEUES, requests, simulated, write_models
 from lab.trial_fleet.queue_scaling import QueueScaling
@@ -57,7 +58,7 @@ from simulator.pool import Pool
 from simulator.reports import percent
 from simulator.traces import Column, Trace
 from simulator.tuning.opponents import pinned, tuned_split
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tasks.topology import Topology, load_topology
 from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError
@@ -153,7 +154,7 @@ class AtHome(Taxiway):
     """The router's own placement of requests that name their class, which refuses what would be late there."""
 
     def __init__(self, workload: Workload, assigned: Assignment) -> None:
-        super().__init__(workload, seed=1)
+        super().__init__(workload)
         names = list(workload.fleet.classes)
         self._rules = assigned.rules
         self._constraints = [

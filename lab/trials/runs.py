@@ -18,8 +18,9 @@ from lab.bounds.linear import NAME as LP
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
+from lab.changes import simulate
 from lab.trials.trial import TRIALS
-from simulator.engine import RunSummary, simulate
+from simulator.engine import RunSummary
 from simulator.policies.policy import LIVE, REFUSED_JOB, Held, Policy, Shift
 from simulator.policies.taxiway import taxiway
 from simulator.pool import Pool

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.fleet_file import load_fleet
+from lab.changes import HardwareChange
+from lab.fleet_file import FileFleet, load_fleet, prepare
 from lab.rows import make_trace
-from simulator.fleet import SERVICES, Fleet, HardwareChange
+from simulator.fleet import SERVICES
 from simulator.traces import Trace, read_trace, synthetic_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 
 LENGTH = 900.0
 """Seconds of a trial."""
@@ -185,7 +186,7 @@ class Trial:
     make: Callable[[Random, Path | None], list[Row]]
     events: tuple[HardwareChange, ...] = ()
 
-    def fleet(self) -> Fleet:
+    def fleet(self) -> FileFleet:
         """The fleet, with the trial's events."""
         return replace(load_fleet(FLEETS / self.file), events=self.events)
 

@@ -144,9 +144,9 @@ def able_classes(fleet: Fleet, models: Sequence[str]) -> dict[Cell, list[int]]:
         (model, service): [
             place
             for place, timing in enumerate(fleet.timings[name])
-            if timing is not None and (terms.preemptible or not spot[place])
+            if timing is not None and (preemptible or not spot[place])
         ]
         for model, name in enumerate(models)
-        for service, terms in enumerate(fleet.services)
+        for service, preemptible in enumerate(fleet.preemptible)
     }
     return {cell: places for cell, places in able.items() if places}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from statistics import fmean
 
@@ -26,7 +26,6 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from simulator.fleet import SERVICES, Fleet, Stepping
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
-from simulator.traces import Column
 from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, SimulatedJob, Workload
 from tasks.document import Size
@@ -38,18 +37,6 @@ from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, held_cell, work_cell
 from workers.decide.endpoints import EndpointRates
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a real fleet adds to the profiles, if it was measured.
-
-    Work counts as unfinished for `path` seconds after its end, until the store shows it. `strays` are run times over
-    predicted ones, from which each run draws its own; shape (n,).
-    """
-
-    path: float = 0.0
-    strays: Column = field(default_factory=lambda: np.ones(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +52,17 @@ class SimulatedReader:
     """The simulation's counterpart of the router's `FleetReader`.
 
     Devices report what their workers learned in a heartbeat; only then are candidate tables rebuilt, with new rates.
+    Work counts as unfinished for `path` seconds after its end, until the store shows it. `stray` gives a run's time
+    over the one predicted.
     """
 
-    def __init__(self, workload: Workload, surroundings: Surroundings, *, seed: int) -> None:
+    def __init__(self, workload: Workload, *, path: float = 0.0, stray: Callable[[], float] = lambda: 1.0) -> None:
         fleet = workload.fleet
         self.models = [model_of(name) for name in workload.trace.models]
         self._topology = topology_of(fleet)
         self._book = _Book()
         self._timings = [fleet.timings[name] for name in workload.trace.models]
-        self._surroundings = surroundings
-        self._random = np.random.default_rng(seed)
+        self._path, self._stray = path, stray
         self._tracks: defaultdict[tuple[str, str], Track] = defaultdict(lambda: begin(UNSURE))
         self._cells: defaultdict[str, float] = defaultdict(float)
         self._generating: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * LEVELS)
@@ -155,8 +143,8 @@ class SimulatedReader:
         """A job has ended, and its worker has learned by how much its run deviated from the prediction."""
         count = self._counts.pop(job.index)
         self._generate(job, count.name, -count.work)
-        self._ending.append((now + self._surroundings.path, work_cell(pool.name, job.level), count.work))
-        ratio = pool.pace * float(self._random.choice(self._surroundings.strays))
+        self._ending.append((now + self._path, work_cell(pool.name, job.level), count.work))
+        ratio = pool.pace * self._stray()
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
 
@@ -263,10 +251,7 @@ def topology_of(fleet: Fleet) -> Topology:
         )
         for name, device in fleet.classes.items()
     }
-    services = {
-        name: Service(deadline=terms.deadline, priority=terms.priority, preemptible=terms.preemptible)
-        for name, terms in zip(SERVICES, fleet.services, strict=True)
-    }
+    services = {name: Service(preemptible=may) for name, may in zip(SERVICES, fleet.preemptible, strict=True)}
     return Topology(hardware=hardware, service=services, default_service=SERVICES[1])
 
 

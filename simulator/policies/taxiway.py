@@ -35,7 +35,6 @@ from simulator.policies.routing import (
     Holding,
     SimulatedMover,
     SimulatedReader,
-    Surroundings,
     model_of,
 )
 from simulator.pool import Pool
@@ -75,9 +74,9 @@ class Taxiway(Policy):
     beat = RELEASE_TICK
     yields = True
 
-    def __init__(self, workload: Workload, surroundings: Surroundings | None = None, *, seed: int = 0) -> None:
+    def __init__(self, workload: Workload, reader: SimulatedReader | None = None) -> None:
         fleet = workload.fleet
-        self._reader = SimulatedReader(workload, surroundings or Surroundings(), seed=seed)
+        self._reader = reader or SimulatedReader(workload)
         self._place = {name: place for place, name in enumerate(fleet.classes)}
         self._stepping = [
             any(isinstance(timing, Stepping) for timing in fleet.timings[name]) for name in workload.trace.models
@@ -235,8 +234,8 @@ def _constraints(fleet: Fleet, model: str) -> list[Constraints]:
     """A model's constraints by service: it runs on the classes that have a timing for it."""
     able = tuple(name for name, timing in zip(fleet.classes, fleet.timings[model], strict=True) if timing is not None)
     return [
-        Constraints(service=name, preemptible=service.preemptible, classes=able)
-        for name, service in zip(SERVICES, fleet.services, strict=True)
+        Constraints(service=name, preemptible=preemptible, classes=able)
+        for name, preemptible in zip(SERVICES, fleet.preemptible, strict=True)
     ]
 
 
@@ -262,7 +261,7 @@ class TunedPolicy(Taxiway):
     """
 
     def __init__(self, workload: Workload, *, seed: int = 0, history: Workload | None = None) -> None:
-        super().__init__(workload, seed=seed)
+        super().__init__(workload)
         self._offered = self._recorded = workload
         self._earlier = 0.0
         if history is not None:
@@ -390,13 +389,13 @@ Maker = Callable[[Workload, int], Policy]
 def taxiway(workload: Workload, seed: int, history: Workload | None = None) -> Policy:
     """The router with its tuner, which may know a `history`; without penalties there is nothing to tune for."""
     if not any(workload.fleet.penalties):
-        return Taxiway(workload, seed=seed)
+        return Taxiway(workload)
     return TunedPolicy(workload, seed=seed, history=history)
 
 
 POLICIES: Mapping[str, Maker] = {
     "taxiway": lambda workload, seed: taxiway(workload, seed),
-    "per-request": lambda workload, seed: Taxiway(workload, seed=seed),
+    "per-request": lambda workload, seed: Taxiway(workload),
     "tuned-split": lambda workload, seed: Fixed(tuned_split(workload, seed)),
     "pinned": lambda workload, seed: Fixed(pinned(workload, seed)),
     "static": lambda workload, seed: Static(),

@@ -100,7 +100,7 @@ def _simulated(workload: Workload, seed: int) -> Play:
 def recorded(workload: Workload) -> Window:
     """What an operator has recorded at half time."""
     middle = float(workload.trace.arrival[-1]) / 2
-    return Window.latest(replace(workload, fleet=replace(workload.fleet, events=())), middle, middle)
+    return Window.latest(workload, middle, middle)
 
 
 def known_half(workload: Workload, seed: int) -> tuple[Workload, Search]:

@@ -19,7 +19,7 @@ from router.decide.candidates import expected
 from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.plan import Cell, Density, Plan
 from router.decide.snapshot import FleetSnapshot
-from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, ServiceShare, Stepping, Timing, WholeBatches
+from simulator.fleet import SERVICES, DeviceClass, Fleet, ServiceName, Stepping, Timing, WholeBatches
 from simulator.policies.policy import Assignment, able_classes
 from simulator.policies.policy import Cell as TwinCell
 from simulator.traces import Column, Trace, trace_of
@@ -150,7 +150,7 @@ def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | 
     ids = [models[name][0].id for name in names]
     conditions = tuple(_state(name, device, known, ids) for name, device in fleet.classes.items())
     span = max(until - float(arrivals.jobs["arrival"][0]), float(trace.arrival[-1]))
-    workload = prepare(trace, fleet, seed=0)
+    workload = prepare(trace, fleet)
     jobs, places = arrivals.jobs[rows], {name: place for place, name in enumerate(fleet.classes)}
     place = np.array([places.get(name, -1) for name in arrivals.names["hardware_class"]])[jobs["hardware_class"]]
     waiting = _waiting(workload, jobs["state"], place, span, known.snapshot)
@@ -218,7 +218,7 @@ def _waiting(workload: Workload, states: Column, place: Column, now: float, flee
 
 def _has_place(fleet: Fleet, model: str) -> bool:
     """Whether some class can run the model for every service: spot capacity is for work that may be interrupted."""
-    firm = any(not service.preemptible for service in fleet.services)
+    firm = not all(fleet.preemptible)
     places = zip(fleet.timings[model], fleet.classes.values(), strict=True)
     return any(timing is not None and not (firm and device.spot) for timing, device in places)
 
@@ -260,10 +260,8 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: KnownFl
         for number, (name, (model, locality)) in enumerate(models.items())
     }
     return Fleet(
-        file="queues.yaml",
         classes={name: _device_class(name, hardware, known, models) for name, hardware in topology.hardware.items()},
-        services=tuple(_service(topology, rank) for rank in range(len(SERVICES))),
-        default_model=next(iter(models)),
+        preemptible=tuple(_preemptible(topology, rank) for rank in range(len(SERVICES))),
         rebalance=topology.rebalance,
         timings=timings,
         penalties=penalties(topology),
@@ -320,10 +318,10 @@ def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Pr
     return msgspec.structs.replace(hardware.price, usd_per_hour=mean, spot_usd_per_hour=mean)
 
 
-def _service(topology: Topology, rank: int) -> ServiceShare:
-    """The simulator's service; interrupted only if every service that it stands for may be."""
+def _preemptible(topology: Topology, rank: int) -> bool:
+    """Whether a service of the simulator may be interrupted: only if every service that it stands for may be."""
     mine = [terms for name, terms in topology.service.items() if urgency(topology, name) == rank]
-    return ServiceShare(share=1 / len(SERVICES), preemptible=bool(mine) and all(terms.preemptible for terms in mine))
+    return bool(mine) and all(terms.preemptible for terms in mine)
 
 
 def penalties(topology: Topology) -> tuple[float, ...]:

@@ -366,7 +366,7 @@ class Twin:
             name: msgspec.structs.replace(device, failures_per_hour=0.0, reclaims_per_hour=0.0)
             for name, device in fleet.classes.items()
         }
-        self.fleet = replace(fleet, classes=lasting, events=())
+        self.fleet = replace(fleet, classes=lasting)
         self.plays = 0.0
         self.rows = _rows_by_cell(window)
         self.work, self.expected = _work_by_cell(window, self.rows)

@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
-from lab.fleet_file import parse_fleet
+from lab.changes import ChangingSimulation as Simulation
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
-from simulator.engine import ANSWERED, Simulation
+from simulator.engine import ANSWERED
 from simulator.policies.policy import Assignment
-from simulator.workload import prepare
 from tests.unit.simulator import test_device as spot
 from tests.unit.simulator import test_opponents as halves
 from tests.unit.simulator.test_engine import chat, ends_once

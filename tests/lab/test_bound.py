@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from lab.ablations import TERMS, Term, Without, worthless
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.policies import Figure, targets
 from router.decide import placement
 from simulator.engine import simulate
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import synthetic_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tests.lab.test_bound import MIXED
 
 OURS = Figure("conv", 1.0, 17.0, "taxiway", live=0.95, standard=1.0, bulk=1.0, cost=11.0, bound=10.0)
@@ -33,7 +33,7 @@ def work() -> Workload:
 
 def test_the_model_without_nothing_decides_as_the_product() -> None:
     workload = work()
-    shipped, same = Taxiway(workload, seed=1), Without(workload, TERMS[0], seed=1)
+    shipped, same = Taxiway(workload), Without(workload, TERMS[0])
     assert simulate("t", workload, shipped, seed=1) == simulate("t", workload, same, seed=1)
 
 
@@ -42,7 +42,7 @@ def test_a_term_is_back_after_it_was_switched_off(term: Term) -> None:
     before = (placement.NEAR, placement.WARM_PREFERENCE)
     workload = work()
     with term.switched_off():
-        found = simulate("t", workload, Without(workload, term, seed=1), seed=1)
+        found = simulate("t", workload, Without(workload, term), seed=1)
     assert found.requests == len(workload)
     assert before == (placement.NEAR, placement.WARM_PREFERENCE)
 

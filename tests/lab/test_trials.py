@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lab.changes import changes_of
 from lab.trials.trial import FLEETS, LENGTH, SHARES, TRIALS
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
@@ -32,7 +33,7 @@ def test_a_trial_lasts_its_length_and_every_request_has_its_terms(name: str) -> 
     shares = [float((trace.service == number).mean()) for number in range(len(SERVICES))]
     assert shares == pytest.approx(SHARES, abs=0.02)
     assert sum(workload.fleet.penalties) > 0
-    assert workload.fleet.events == TRIALS[name].events
+    assert changes_of(workload.fleet) == TRIALS[name].events
 
 
 def rise(trial: str, model: str, span: Span, *usual: Span) -> float:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Pace, least_work, lower_bound
 from lab.bounds.whole_devices import kinds, whole_bound
-from lab.fleet_file import parse_fleet
+from lab.changes import ChangingFleet, HardwareChange
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.plan import Density
-from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed, Policy, able_classes
-from simulator.workload import Figures, Workload, prepare
+from simulator.workload import Figures, Workload
 from tests.lab.test_bound import MIXED, one, requests
 
 DEAR = (3_600_000.0,) * 3
@@ -37,6 +37,7 @@ def changed(workload: Workload, *events: HardwareChange, **fields: Any) -> Workl
     """The workload on a fleet whose only class has other fields."""
     ((name, device),) = workload.fleet.classes.items()
     classes = {name: msgspec.structs.replace(device, **fields)}
+    assert isinstance(workload.fleet, ChangingFleet)
     return replace(workload, fleet=replace(workload.fleet, classes=classes, events=events))
 
 

@@ -6,20 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.fleet_file import parse_fleet
+from lab.changes import ChangingSimulation as Simulation
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import Density
 from router.upkeep import yielding as product
 from simulator import class_queue
 from simulator.device import SimulatedDevice
-from simulator.engine import ANSWERED, DROPPED, WAITING, OutcomeColumns, Simulation
+from simulator.engine import ANSWERED, DROPPED, WAITING, OutcomeColumns
 from simulator.fleet import SERVICES, Stepping, WholeBatches
 from simulator.policies.policy import Policy
 from simulator.policies.taxiway import POLICIES, Taxiway
 from simulator.pool import Pool
 from simulator.tuning.twin import ClassReplay, ClassState, ClassTerms
-from simulator.workload import SimulatedJob, Workload, jobs, prepare
+from simulator.workload import SimulatedJob, Workload, jobs
 from tests.builders import recorded
 
 FLEET = recorded("fleets/device.yaml")

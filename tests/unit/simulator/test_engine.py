@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, Simulation, StuckError, simulate, summarise
 from simulator.fleet import Fleet
@@ -14,7 +14,7 @@ from simulator.policies.policy import Static
 from simulator.policies.routing import topology_of
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import synthetic_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tests.builders import recorded
 
 FLEET = recorded("fleets/engine.yaml")
@@ -138,7 +138,11 @@ def test_the_fleet_file_is_the_router_s_topology() -> None:
     topology = topology_of(fleet())
     assert topology.hardware["small"].capacity == "spot"
     assert topology.hardware["big"].dollars_per_hour == 3600 * fleet().classes["big"].usd_per_second
-    assert topology.service["bulk"].priority == "low"
+    assert {name: terms.preemptible for name, terms in topology.service.items()} == {
+        "live": False,
+        "standard": False,
+        "bulk": True,
+    }
 
 
 PROVIDER = FLEET.replace(

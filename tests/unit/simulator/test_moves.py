@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
@@ -19,7 +19,7 @@ from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch, Holding
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
-from simulator.workload import SimulatedJob, Workload, jobs, prepare
+from simulator.workload import SimulatedJob, Workload, jobs
 from tests.builders import recorded
 from tests.unit.simulator.test_engine import chat
 
@@ -100,7 +100,7 @@ def play(work: Workload, policy: Policy) -> OutcomeColumns:
 
 def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() -> None:
     work = workload(MINUTE, horizon=5)
-    policy = Watched(work, seed=1)
+    policy = Watched(work)
     outcome = play(work, policy)
     assert (outcome.state == ANSWERED).all()
     assert 4 <= policy.deepest <= 7
@@ -109,7 +109,7 @@ def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() ->
 
 def test_what_is_held_past_its_deadline_is_turned_away() -> None:
     late = [{"arrival": 0.5, "model": "m", "deadline": 20.0} for _ in range(60)]
-    outcome = play(work := workload(MINUTE + late, horizon=2), Taxiway(work, seed=1))
+    outcome = play(work := workload(MINUTE + late, horizon=2), Taxiway(work))
     assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
     assert (outcome.state != ANSWERED).any()
 
@@ -124,7 +124,7 @@ def test_what_is_held_past_its_deadline_is_turned_away() -> None:
 )
 def test_waiting_work_is_levelled(terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]) -> None:
     work = workload(MINUTE, horizon=1000, **terms)
-    outcome = play(work, OnOneClass(work, seed=1))
+    outcome = play(work, OnOneClass(work))
     assert (outcome.state == ANSWERED).all()
     assert moves[0] <= outcome.moves <= moves[1]
     assert longest[0] < float(outcome.latency.max()) < longest[1]
@@ -134,7 +134,7 @@ def test_under_a_plan_waiting_work_moves_to_its_class_and_not_away_from_it() -> 
     work = workload(MINUTE, horizon=1000)
     moves = {}
     for name in ("a", "b"):
-        policy = OnOneClass(work, seed=1)
+        policy = OnOneClass(work)
         cell = Cell(model="m:1", service="bulk", classes=(name,))
         policy._reader.follow(
             Plan(number=1, made=0.0, cells=(cell,), classes={name: ClassPlan(rule=Density(), devices=1)})

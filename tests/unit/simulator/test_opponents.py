@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lab.fleet_file import parse_fleet
+from lab.changes import HardwareChange, changed, simulate
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.plan import Density
-from simulator.engine import simulate
-from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tests import builders
 from tests.random_fleets import leads
 
@@ -39,7 +38,7 @@ def changed_later(work: Workload) -> Workload:
     trace, middle = work.trace, float(work.trace.arrival[-1]) / 2
     model = np.where(trace.arrival < middle, trace.model, trace.models.index("heavy"))
     slow = HardwareChange(at=middle, hardware_class="cheap", slower=9.0)
-    return replace(work, trace=replace(trace, model=model), fleet=replace(work.fleet, events=(slow,)))
+    return changed(replace(work, trace=replace(trace, model=model)), slow)
 
 
 def score(work: Workload, assignment: Assignment) -> float:

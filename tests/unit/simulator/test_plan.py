@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary, simulate
@@ -20,7 +20,7 @@ from simulator.fleet import Fleet
 from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import joined, synthetic_trace
-from simulator.workload import Figures, Workload, prepare
+from simulator.workload import Figures, Workload
 from tasks.topology import Price
 from tests.builders import recorded
 
@@ -214,9 +214,3 @@ def test_without_penalties_there_is_no_plan_for_the_mix() -> None:
     workload = work(6, duration=60)
     found = plan(workload, {"live": 0.9}, replay)
     assert fleet_plan(workload, found, seed=1) is None
-
-
-def test_an_event_of_a_class_that_is_not_bought_is_left_out() -> None:
-    events = "events: [{at: 1, class: spot, slower: 2}, {at: 1, class: fast, slower: 2}]"
-    eventful = work(6, parse_fleet(FLEET + events))
-    assert [event.hardware_class for event in equipped(eventful, {"fast": 1}).fleet.events] == ["fast"]

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.fleet_file import parse_fleet
+from lab.fleet_file import parse_fleet, prepare
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload
 from tasks.history import JOB, Arrivals
 from tests.builders import recorded
 

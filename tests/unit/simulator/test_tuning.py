@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.fleet_file import parse_fleet
+from lab.changes import ChangingSimulation as Simulation
+from lab.changes import HardwareChange, changed, simulate
+from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
-from simulator.engine import Simulation, simulate
-from simulator.fleet import HardwareChange
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.pool import Pool
@@ -47,7 +47,7 @@ from simulator.tuning.twin import (
     Window,
     usual,
 )
-from simulator.workload import SimulatedJob, Workload, jobs, prepare
+from simulator.workload import SimulatedJob, Workload, jobs
 from tests.builders import recorded
 from workers.decide.endpoints import Bucket, EndpointRates
 
@@ -292,9 +292,7 @@ def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> N
 
 
 def slowing(at: float, factor: float) -> Workload:
-    work = workload()
-    event = HardwareChange(at=at, hardware_class="dear", slower=factor)
-    return replace(work, fleet=replace(work.fleet, events=(event,)))
+    return changed(workload(), HardwareChange(at=at, hardware_class="dear", slower=factor))
 
 
 def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
@@ -309,7 +307,7 @@ def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
     learned = dict[int, float]()
     for end in (60, 120):
         part = Window.of(work, 0.0, end).workload
-        engine = Simulation(part, OnDear(part, seed=1), seed=1)
+        engine = Simulation(part, OnDear(part), seed=1)
         engine.run()
         learned[end] = engine.pools[1].learned[work.trace.models.index("quick")]
     assert learned[60] == pytest.approx(1.0)
@@ -324,7 +322,7 @@ def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
 def test_late_live_work_starts_a_class_only_where_no_plan_says_what_is_started(*, planned: bool) -> None:
     work = workload()
     work = replace(work, fleet=parse_fleet(FLEET.replace("dear: {count: 4, initial: 1", "dear: {count: 4")))
-    policy = Taxiway(work, seed=1)
+    policy = Taxiway(work)
     if planned:
         moving = Handover(former="cheap", devices=4, latest=1000.0)
         cells = tuple(
