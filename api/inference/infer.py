@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -142,13 +142,6 @@ class Running:
     close: Callable[[], None]
 
 
-class _Prepared(NamedTuple):
-    """A request, and the blobs taken out of its message."""
-
-    order: Order
-    blobs: Mapping[str, Buffer]
-
-
 class Inference:
     """Implements the infer endpoint."""
 
@@ -185,10 +178,10 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
-        prepared = await self._prepared(request, size, reply="")
-        admitted = await self._placed(prepared)
-        fresh = await self._forward(prepared, admitted)
-        return Accepted(prepared.order.job, admitted.placement if admitted is not None and fresh else None)
+        order, blobs = await self._prepared(request, size, reply="")
+        admitted = await self._placed(order, blobs)
+        fresh = await self._forward(order, admitted)
+        return Accepted(order.job, admitted.placement if admitted is not None and fresh else None)
 
     async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
         """Accept a request as `accept` does, and listen for its result until that is closed.
@@ -198,11 +191,11 @@ class Inference:
         Raises:
             TaxiwayError: as `accept` raises it.
         """
-        prepared = await self._prepared(request, size, reply=self.router.name, notify=notify)
-        job, admitted = prepared.order.job, await self._placed(prepared)
+        order, blobs = await self._prepared(request, size, reply=self.router.name, notify=notify)
+        job, admitted = order.job, await self._placed(order, blobs)
         expected = self.router.results.expect(job)
         try:
-            fresh = await self._forward(prepared, admitted)
+            fresh = await self._forward(order, admitted)
         except BaseException:
             expected.close()
             raise
@@ -233,7 +226,7 @@ class Inference:
             TaxiwayError: the request is invalid. A failed placement is part of the answer.
         """
         request = await self._converted(reference, infer, size)
-        order = (await self._prepared(request, size, reply="")).order
+        order, _ = await self._prepared(request, size, reply="")
         model, table = preview(order, self.router.rules, self.router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
@@ -251,8 +244,10 @@ class Inference:
         """A request in our form."""
         return await beside(size, request_of, reference, infer, self._limits.elements)
 
-    async def _prepared(self, request: Request, size: int, *, reply: str, notify: bool = True) -> _Prepared:
-        """A request as an order, before admission."""
+    async def _prepared(
+        self, request: Request, size: int, *, reply: str, notify: bool = True
+    ) -> tuple[Order, Mapping[str, Buffer]]:
+        """A request as an order, before admission, and the blobs taken out of its message."""
         job = job_id(request, self.router.rules.secret[0])
         envelope, body, blobs = await beside(size, self._checked, request, job)
         carry(envelope.headers)
@@ -266,7 +261,7 @@ class Inference:
             blobs={ref: len(content) for ref, content in blobs.items()},
             notify=notify,
         )
-        return _Prepared(order, blobs)
+        return order, blobs
 
     def _checked(self, request: Request, job: str) -> tuple[Envelope, bytes, Mapping[str, Buffer]]:
         """The message of a request that fits its model, its body, and the blobs taken out of it."""
@@ -281,20 +276,20 @@ class Inference:
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self.router.name}")
         return envelope, body, blobs.contents
 
-    async def _placed(self, prepared: _Prepared) -> Place | None:
+    async def _placed(self, order: Order, blobs: Mapping[str, Buffer]) -> Place | None:
         """The placed request, with its blobs in the store; None if it cannot be placed, but was accepted before."""
         try:
-            admitted = await self.router.place(prepared.order)
+            admitted = await self.router.place(order)
         except TaxiwayError:
-            if await self._is_copy(prepared.order):
+            if await self._is_copy(order):
                 return None
             raise
         carried_on(admitted.outgoing.envelope.headers)
-        if prepared.blobs and "blobs" in admitted.outgoing.fields:
-            await self.router.values.keep(prepared.blobs)
+        if blobs and "blobs" in admitted.outgoing.fields:
+            await self.router.values.keep(blobs)
         return admitted
 
-    async def _forward(self, prepared: _Prepared, admitted: Place | None) -> bool:
+    async def _forward(self, order: Order, admitted: Place | None) -> bool:
         """Forward a request, unless it is a copy (None); whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:
@@ -306,18 +301,18 @@ class Inference:
         try:
             fresh = await self.router.forward(admitted)
         except OverloadedError:  # nothing was recorded
-            if prepared.blobs:
-                await self.router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
+            if order.blobs:
+                await self.router.store.jobs.drop_blobs(order.job, order.blobs)
             raise
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
             # with a key it will be sent again, and may already have been accepted
-            if prepared.order.request.idempotency_key is None:
-                await self._withdraw(prepared, error)
+            if order.request.idempotency_key is None:
+                await self._withdraw(order, error)
             raise
-        if prepared.blobs and not fresh:
-            await self.router.store.jobs.drop_blobs(prepared.order.job, prepared.blobs)
+        if order.blobs and not fresh:
+            await self.router.store.jobs.drop_blobs(order.job, order.blobs)
         if not fresh and admitted.outgoing.use is not None:
-            await self._check_first(prepared.order, admitted.outgoing.use.digest)
+            await self._check_first(order, admitted.outgoing.use.digest)
         return fresh
 
     async def _is_copy(self, order: Order) -> bool:
@@ -333,15 +328,15 @@ class Inference:
         if first and first != digest:
             raise conflict(order.request, first, digest)
 
-    async def _withdraw(self, prepared: _Prepared, error: Exception) -> None:
+    async def _withdraw(self, order: Order, error: Exception) -> None:
         """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""
-        job, store = prepared.order.job, self.router.store
+        job, store = order.job, self.router.store
         reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
                 if await self.router.jobs.record(job):
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
-                await store.jobs.drop_blobs(job, prepared.blobs)
+                await store.jobs.drop_blobs(job, order.blobs)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place, and opened if it is sealed.
