@@ -12,7 +12,6 @@ import hashlib
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,14 +32,6 @@ FOLDER = Path(__file__).parent / "scripts"
 _INCLUDE = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedScript:
-    """A script's source, and its digest, by which a server identifies it."""
-
-    text: str
-    sha: str
-
-
 class Call(NamedTuple):
     """A script, by its folder and file, with its keys and arguments."""
 
@@ -51,12 +42,12 @@ class Call(NamedTuple):
     @property
     def command(self) -> tuple[Any, ...]:
         """The command that runs it on a server that has it loaded."""
-        return ("EVALSHA", script(self.name).sha, len(self.keys), *self.keys, *self.args)
+        return ("EVALSHA", _digest(self.name), len(self.keys), *self.keys, *self.args)
 
     @property
     def text(self) -> str:
         """The script's source."""
-        return script(self.name).text
+        return script(self.name)
 
 
 def as_text(data: bytes) -> msgspec.Raw:
@@ -70,8 +61,8 @@ def flat(fields: Mapping[str, str]) -> list[str]:
 
 
 @cache
-def script(name: str) -> LoadedScript:
-    """The script of that folder and file; each include is inserted where it is first named."""
+def script(name: str) -> str:
+    """The source of the script of that folder and file; each include is inserted where it is first named."""
     included = set[str]()
 
     def resolve(found: re.Match[str]) -> str:
@@ -80,8 +71,13 @@ def script(name: str) -> LoadedScript:
         included.add(found[1])
         return _INCLUDE.sub(resolve, (FOLDER / "includes" / f"{found[1]}.lua").read_text())
 
-    text = _INCLUDE.sub(resolve, (FOLDER / f"{name}.lua").read_text())
-    return LoadedScript(text, hashlib.sha1(text.encode()).hexdigest())
+    return _INCLUDE.sub(resolve, (FOLDER / f"{name}.lua").read_text())
+
+
+@cache
+def _digest(name: str) -> str:
+    """By which a server identifies the script."""
+    return hashlib.sha1(script(name).encode()).hexdigest()
 
 
 def run(client: Redis, call: Call) -> Any:

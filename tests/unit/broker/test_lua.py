@@ -13,7 +13,7 @@ NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in FOLDER.glob("*/*.lu
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_begins_with_what_it_does_what_it_returns_and_whether_it_may_run_twice(name: str) -> None:
-    text = script(name).text
+    text = script(name)
     assert "@include" not in text
     assert re.match(r"(#!lua flags=allow-oom\n)?-- [A-Z].*\n(-- .*\n)*--\n-- KEYS", text)
     assert re.search(r"^-- Returns \S", text, re.MULTILINE)
@@ -23,8 +23,8 @@ def test_a_script_begins_with_what_it_does_what_it_returns_and_whether_it_may_ru
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("table", ["KEYS", "ARGV"])
 def test_a_script_describes_just_the_keys_and_arguments_that_it_uses_on_a_line_each(name: str, table: str) -> None:
-    shared = re.search(r"^-- KEYS and ARGV: those of (\w+)\.lua\.$", script(name).text, re.MULTILINE)
-    text = script(f"{name.split('/')[0]}/{shared[1]}" if shared else name).text
+    shared = re.search(r"^-- KEYS and ARGV: those of (\w+)\.lua\.$", script(name), re.MULTILINE)
+    text = script(f"{name.split('/')[0]}/{shared[1]}" if shared else name)
     fixed, repeated = _described(table, text)
     assert fixed == list(range(1, len(fixed) + 1))
     assert repeated in ([], [len(fixed) + 1])
@@ -36,7 +36,7 @@ def test_a_script_describes_just_the_keys_and_arguments_that_it_uses_on_a_line_e
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_takes_one_argument_for_each_job_and_searches_no_message(name: str) -> None:
-    code = re.sub(r"^--.*\n", "", script(name).text, flags=re.MULTILINE)
+    code = re.sub(r"^--.*\n", "", script(name), flags=re.MULTILINE)
     assert not re.search(r"ARGV\[[^]]*\*|unpack\(ARGV, [^0-9]|string\.find", code)
 
 
@@ -58,7 +58,7 @@ def _used(table: str, code: str) -> set[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_holds_each_include_once_and_names_no_key(name: str) -> None:
-    text = script(name).text
+    text = script(name)
     functions = re.findall(r"^local function (\w+)", text, re.MULTILINE)
     assert len(functions) == len(set(functions))
     assert "taxiway:" not in text
