@@ -33,10 +33,10 @@ from aio_pika.exceptions import (
     DeliveryError,
 )
 
-from broker.outage import Outage
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.leases import Leadership
 from tasks.large_bodies import beside
+from taxiway.backoff import Outage
 from taxiway.connection import ANSWER_WITHIN, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
 from taxiway.contract.wire import (

@@ -20,11 +20,11 @@ from typing import Any
 
 import msgspec
 
-from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import GONE_AFTER, HEARTBEAT, DeviceFacts, three_digits
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import CHECK_EVERY, Reporter
+from taxiway.backoff import Outage
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.stages.outcomes import WorkerOutcomes

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from api.routing.stores import StoredJobs
-from broker.outage import Outage
+from taxiway.backoff import Outage
 from taxiway.client.valkey_results import POLL_PAUSE, Rounds
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import job_in

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from broker.outage import Outage
 from broker.port import KEPT_DEAD, DeadLetter, Holder
 from broker.valkey import Call, packed
 from broker.valkey.claims import (
@@ -34,6 +33,7 @@ from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
+from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.generation import CutGeneration, with_streamed
 from taxiway.contract.job import ResultMeta, read_meta

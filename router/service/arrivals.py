@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import msgspec
 
-from broker.outage import Outage
 from broker.port import Arrival, DeadLetter, ForwardOutcome
 from broker.valkey.queues import ValkeyTransport
 from router.decide.fairness import over_depth
@@ -21,6 +20,7 @@ from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from tasks.large_bodies import beside
+from taxiway.backoff import Outage
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope

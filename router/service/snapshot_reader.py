@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
-from broker.outage import Outage
 from broker.port import ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
 from router.decide.basis import pack_snapshot
 from router.decide.cost import shadow_prices
@@ -32,6 +31,7 @@ from tasks.models.discovered import Found, discovered_by
 from tasks.models.folder import CHECK_EVERY, ModelsFolder, Reporter
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
+from taxiway.backoff import Outage
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ import time
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import Yieldable, three_digits
 from tasks.models.model import Profile
 from tasks.models.profiles import ANSWER_BOUND
+from taxiway.backoff import Outage
 from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import GenerationPart
 from taxiway.errors import BrokerUnavailableError

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from broker.outage import Outage
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.class_queue import FetchedMessage
 from broker.valkey.worker_store import insist
@@ -36,6 +35,7 @@ from tasks.queues.sealing import opened_request
 from tasks.telemetry import parent_of
 from tasks.ticket import TicketError, ticket_for
 from tasks.topology import HardwareClass
+from taxiway.backoff import Outage
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import Buffer
 from taxiway.contract.request import Request

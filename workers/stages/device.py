@@ -27,12 +27,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from broker.outage import Outage
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import Yieldable
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook
+from taxiway.backoff import Outage
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, FleetUnavailable, TaxiwayError
 from workers.decide.faults import RETRIES, Budget

@@ -16,8 +16,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from broker.outage import Outage
 from broker.valkey.class_queue import ClassQueue, FetchedMessage, TakenMessages
+from taxiway.backoff import Outage
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from broker.outage import Outage
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.endings import Ending as StoredEnding
@@ -26,6 +25,7 @@ from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import is_emulated, variant_key
 from tasks.models.profiles import generates, length_of
 from tasks.models.tensor_spec import TensorSpec
+from taxiway.backoff import Outage
 from taxiway.contract.generation import total
 from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
 from taxiway.contract.limits import LARGE, check_depth

@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from broker.outage import Outage
 from broker.valkey.worker_store import RunUpdate, insist
 from tasks.heartbeat import Yieldable, three_digits
+from taxiway.backoff import Outage
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import Buffer
 from taxiway.contract.progress import RunProgress
