@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from taxiway.client.arrays import ArrayProgress, AsyncJobArray
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
     from taxiway.client.sync_client import Client, Job, JobArray
-    from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
-    from taxiway.contract.progress import RunProgress
+    from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunProgress, RunReport
     from taxiway.contract.stream import Lost, Restarted
     from taxiway.errors import (
         BrokerFullError,
@@ -97,7 +96,7 @@ __all__ = [
 ]
 
 _HOMES = (
-    *("errors", "run", "contract.progress", "contract.job", "contract.stream"),
+    *("errors", "run", "contract.job", "contract.stream"),
     *("client.arrays", "client.asyncio_client", "client.sync_client"),
 )
 """The modules with these names, in the order in which a name is looked for: the first ones import least."""

@@ -22,7 +22,7 @@ from broker.valkey import run
 from broker.valkey.endings import Ending, finish_call
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, attach
-from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result
+from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result, result_in
 from taxiway.contract.keys import (
     ARRIVALS,
     DEAD,
@@ -33,7 +33,6 @@ from taxiway.contract.keys import (
     redis_priority,
     result_key,
 )
-from taxiway.contract.progress import result_in
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.builders import recorded

@@ -17,9 +17,8 @@ from api.inference.infer import Inference
 from api.inference.protocol import answer_of
 from api.jobs import Jobs
 from tasks.large_bodies import beside
-from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.job import JobStatus, Result, RunProgress
 from taxiway.contract.limits import LARGE
-from taxiway.contract.progress import RunProgress
 from taxiway.contract.stream import (
     Event,
     Following,

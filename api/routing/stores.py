@@ -20,9 +20,9 @@ from router.service.store import StoreClock
 from tasks.models.folder import LIVE, CatalogueReport
 from taxiway.connection import AsyncConnection
 from taxiway.contract import keys
+from taxiway.contract.job import result_in
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine
-from taxiway.contract.progress import result_in
 from taxiway.contract.stream import Piece, StreamEntry, read_entries
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.valkey import stored

@@ -36,7 +36,7 @@ from tasks.queues.limits import Limits
 from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.generation import CutGeneration, with_streamed
-from taxiway.contract.job import ResultMeta, read_meta
+from taxiway.contract.job import ResultMeta, RunProgress, celery_state, read_meta
 from taxiway.contract.keys import (
     DEAD,
     blob_key,
@@ -49,7 +49,6 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
-from taxiway.contract.progress import RunProgress, celery_state
 from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_entries
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError

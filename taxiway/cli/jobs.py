@@ -16,8 +16,7 @@ import msgspec
 from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
-from taxiway.contract.job import FINAL, JobRecord, JobState, JobStatus, Result
-from taxiway.contract.progress import RunProgress
+from taxiway.contract.job import FINAL, JobRecord, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import Priority
 from taxiway.contract.stream import Event, Lost, Restarted
 from taxiway.contract.values import to_wire

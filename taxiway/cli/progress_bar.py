@@ -18,7 +18,7 @@ from rich.progress import (
 
 from taxiway.cli.show import duration
 from taxiway.client.arrays import ArrayProgress, Watch
-from taxiway.contract.progress import RunProgress
+from taxiway.contract.job import RunProgress
 from taxiway.contract.stream import Event
 
 

@@ -28,8 +28,7 @@ import msgspec
 from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
 from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
 from taxiway.client.forking import PerProcess
-from taxiway.contract.job import FINAL, JobState, JobStatus, Result
-from taxiway.contract.progress import RunProgress
+from taxiway.contract.job import FINAL, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain

@@ -17,9 +17,8 @@ import msgspec
 
 from taxiway.client import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, HttpLink, HttpResponse, NotAStreamError
-from taxiway.contract.job import JobStatus, Result, RunReport
+from taxiway.contract.job import JobStatus, Result, RunProgress, RunReport
 from taxiway.contract.limits import Buffer
-from taxiway.contract.progress import RunProgress
 from taxiway.contract.request import TERMS, Request, Terms, new_id
 from taxiway.contract.server_events import ServerEvent
 from taxiway.contract.stream import Event, EventStream, Lost, Restarted

@@ -13,9 +13,8 @@ from weakref import WeakValueDictionary
 
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.connection import settle
-from taxiway.contract.job import FINAL, expired, job_in, unknown
+from taxiway.contract.job import FINAL, expired, job_in, result_in, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
-from taxiway.contract.progress import result_in
 from taxiway.contract.stream import StreamEntry, read_entries
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.running import end

@@ -30,12 +30,12 @@ from taxiway.contract.job import (
     read_meta,
     read_result,
     record_from,
+    result_in,
     state_of,
     unknown,
 )
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.limits import Buffer
-from taxiway.contract.progress import result_in
 from taxiway.contract.request import Request, new_id
 from taxiway.contract.sealed import read_opened
 from taxiway.contract.stream import EventStream, Progress, follow

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from taxiway.contract.progress import RunProgress, read_progress
 from taxiway.contract.values import from_wire
 from taxiway.errors import (
     DeadLetteredError,
@@ -26,6 +25,7 @@ from taxiway.errors import (
 )
 
 _TAG = b'"__type__"'
+_CELERY_STATE = b'{"status":"PROGRESS",'  # a result begins with its job
 
 
 class JobState(StrEnum):
@@ -57,6 +57,46 @@ CELERY_STATUS = {
     JobState.DEAD: "FAILURE",
 }
 """Celery's `AsyncResult.status` for each state. `STARTED` is not written: it would cost one write per job."""
+
+
+class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run last reported (`taxiway.Run.report`), on its job's record and in its stream."""
+
+    fraction: float
+    """Of the work, 0 to 1."""
+    message: str = ""
+    partial: Any = None
+    """A first result."""
+    left: float | None = None
+    """Estimated seconds to the end, as of the report; None if nothing tells."""
+
+    @property
+    def text(self) -> str:
+        """It in a line: `62 %: 1,240 steps`."""
+        return f"{self.fraction:.0%}".replace("%", " %") + (f": {self.message}" if self.message else "")
+
+
+class _CeleryState(msgspec.Struct):
+    status: str
+    result: RunProgress
+    task_id: str
+    traceback: None = None
+    children: tuple[()] = ()
+
+
+def read_progress(raw: bytes | str) -> RunProgress:
+    """The report in a job's record or stream. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(raw, type=RunProgress)
+
+
+def celery_state(job: str, progress: RunProgress) -> bytes:
+    """The job's state as Celery's `AsyncResult` reads it under the result's key, with the report as `info`."""
+    return msgspec.json.encode(_CeleryState("PROGRESS", progress, job))
+
+
+def result_in(raw: bytes | None) -> bytes | None:
+    """What was read under a result's key, if it is a result; None if it is a state, or nothing."""
+    return None if raw is None or raw.startswith(_CELERY_STATE) else raw
 
 
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,8 +15,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from taxiway.contract.deltas import Delta
-from taxiway.contract.job import Result
-from taxiway.contract.progress import RunProgress, read_progress
+from taxiway.contract.job import Result, RunProgress, read_progress
 from taxiway.running import end
 
 TEXT = "text"

@@ -13,7 +13,7 @@ from kombu.clocks import LamportClock
 from msgspec import UNSET, UnsetType
 
 from broker.valkey.queues import EVENTS, kombu_event
-from taxiway.contract.progress import RunProgress
+from taxiway.contract.job import RunProgress
 from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
 from workers.stages.job import Delivery, Ended
 

@@ -11,7 +11,7 @@ from typing import Any
 from celery.app.task import Task
 from celery.worker import state
 
-from taxiway.contract.progress import RunProgress
+from taxiway.contract.job import RunProgress
 from workers.celery_adapter.consumer import ConsumerThread
 from workers.celery_adapter.events import SHOW_EVERY, TaskEvent, TaskEvents, progressed, received
 from workers.stages.held import HeldJobs

@@ -17,9 +17,8 @@ from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from taxiway.contract.generation import NOTHING, CutGeneration
-from taxiway.contract.job import GenerationPart, Result, Tokens
+from taxiway.contract.job import GenerationPart, Result, RunProgress, Tokens
 from taxiway.contract.limits import Buffer
-from taxiway.contract.progress import RunProgress
 from taxiway.contract.sealed import Sealed
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError

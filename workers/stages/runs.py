@@ -23,9 +23,9 @@ import numpy as np
 from broker.valkey.worker_store import RunUpdate, insist
 from tasks.heartbeat import Yieldable, three_digits
 from taxiway.backoff import Outage
+from taxiway.contract.job import RunProgress
 from taxiway.contract.keys import blob_key
 from taxiway.contract.limits import Buffer
-from taxiway.contract.progress import RunProgress
 from taxiway.errors import BrokerUnavailableError
 from workers.calling.channel import CallYieldedError
 from workers.calling.child import FollowedRun

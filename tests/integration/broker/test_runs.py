@@ -21,9 +21,8 @@ from broker.valkey.endings import Ending
 from broker.valkey.worker_store import MOST_REPORTS, JobNotice, RunUpdate, WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from taxiway.contract.job import JobState, read_meta
+from taxiway.contract.job import JobState, RunProgress, read_meta, result_in
 from taxiway.contract.keys import UNACKED, WORK, blob_key, job_key, priority_list, result_key, stream_key, work_cell
-from taxiway.contract.progress import RunProgress, result_in
 from taxiway.contract.stream import MOST_PIECES, Lost, Piece, Progress, read_piece
 from tests.narrowing import as_bytes
 from tests.scripting import CELL, KEEP, Store, placed

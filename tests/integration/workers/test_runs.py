@@ -14,9 +14,8 @@ from broker.valkey import run
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
 from tasks.settings import Settings
 from taxiway import Run
-from taxiway.contract.job import Result
+from taxiway.contract.job import Result, RunProgress
 from taxiway.contract.keys import job_key
-from taxiway.contract.progress import RunProgress
 from tests.callables import walk
 from tests.narrowing import as_bytes
 from tests.routing import eventually
