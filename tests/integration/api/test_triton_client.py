@@ -1,4 +1,4 @@
-"""Triton's own client, unmodified, against a router before a worker: versions and compressed bodies."""
+"""Triton's own client, unmodified, against a router before a worker: models that come, change and go."""
 
 import shutil
 import threading

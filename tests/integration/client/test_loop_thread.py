@@ -75,15 +75,6 @@ def test_a_call_from_within_a_call_is_refused_instead_of_waiting_for_itself(loop
     assert loop.run(here())
 
 
-def test_an_error_of_the_call_is_raised_and_the_loop_goes_on(loop: LoopThread) -> None:
-    async def fail() -> None:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        loop.run(fail())
-    assert loop.run(here())
-
-
 def test_closing_ends_the_waits_of_other_threads() -> None:
     loop = LoopThread(nothing)
     waits = threading.Event()

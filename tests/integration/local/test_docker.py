@@ -156,14 +156,6 @@ def test_compose_starts_nothing_without_its_secrets(compose: list[str], missing:
     assert missing in done.stderr
 
 
-def test_the_example_environment_names_every_secret_and_holds_none() -> None:
-    lines = (DOCKER / ".env.example").read_text().splitlines()
-    values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-
-    assert values.keys() >= SECRETS.keys()
-    assert not any(values[name] for name in SECRETS)
-
-
 def test_one_command_makes_all_secrets_and_no_second_time(tmp_path: Path) -> None:
     shutil.copy(TREE / "Makefile", tmp_path)
     (tmp_path / "docker").mkdir()

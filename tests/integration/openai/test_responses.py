@@ -132,16 +132,6 @@ def test_a_response_in_the_background_is_queued_and_then_there(
     assert call("responses.cancel", begun.id).status == "completed"
 
 
-def test_a_response_in_the_background_is_cancelled(call: Caller, respond: Caller, fleet: OpenAIFleet) -> None:
-    text = f"cancelled {id(call)} stall"
-    begun = respond(text, background=True)
-    eventually(lambda: text in fleet.engine.begun)
-
-    assert call("responses.cancel", begun.id).status == "cancelled"
-    assert call("responses.retrieve", begun.id).status == "cancelled"
-    eventually(lambda: text in fleet.engine.aborts)
-
-
 def test_a_deleted_response_is_gone_and_a_running_one_is_cancelled(
     call: Caller, respond: Caller, fleet: OpenAIFleet
 ) -> None:
