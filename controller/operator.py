@@ -20,16 +20,7 @@ import kopf
 import msgspec
 
 from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end, deletion_cost
-from controller.spec import (
-    HASH,
-    ClassSpec,
-    ClassStatus,
-    active,
-    pool_state,
-    ready,
-    status_of,
-    trusts,
-)
+from controller.spec import HASH, ClassSpec, ClassStatus, active, pool_state, ready, status_of, trusts
 
 GROUP, VERSION, CLASSES = "taxiway.dev", "v1alpha1", "hardwareclasses"
 

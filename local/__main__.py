@@ -20,14 +20,7 @@ from local.artefacts import fetch, for_engines, for_runtimes, runtimes_of, witho
 from local.autoscaler import WorkerBounds, most_workers
 from local.doctor import Finding, ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
-from local.fleet import (
-    AlreadyRunningError,
-    LocalFleet,
-    data_directory,
-    read_fleet,
-    stop_fleet,
-    supervisor_pid,
-)
+from local.fleet import AlreadyRunningError, LocalFleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.plan import PortTakenError, StartPlan, StartPlanError, check_ports, plan_fleet
 from local.sites import options_of, run_sites
 from local.supervisor import StartError, ended_with, in_tree, own_command

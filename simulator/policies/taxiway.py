@@ -19,24 +19,8 @@ from router.decide.placement import Placement, choose
 from router.decide.plan import Density
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, USABLE, Fleet, Stepping
-from simulator.policies.policy import (
-    LIVE,
-    REFUSED_JOB,
-    Fixed,
-    Held,
-    LeastWork,
-    Policy,
-    Shift,
-    Static,
-)
-from simulator.policies.routing import (
-    Count,
-    ExpectedBatch,
-    Holding,
-    SimulatedMover,
-    SimulatedReader,
-    model_of,
-)
+from simulator.policies.policy import LIVE, REFUSED_JOB, Fixed, Held, LeastWork, Policy, Shift, Static
+from simulator.policies.routing import Count, ExpectedBatch, Holding, SimulatedMover, SimulatedReader, model_of
 from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split

@@ -51,17 +51,7 @@ from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
-from workers.stages.job import (
-    Answered,
-    Delivery,
-    Ended,
-    Ending,
-    Returned,
-    Revoked,
-    RunningJob,
-    Used,
-    late,
-)
+from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, Revoked, RunningJob, Used, late
 from workers.stages.queues import DeviceDriver, DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,7 @@ from tasks import telemetry
 from tasks.heartbeat import STAGES, Done, Stage, Use, count, empty
 from tasks.ticket import Promise
 from taxiway.contract.job import JobState, state_of
-from workers.stages.job import (
-    Delivery,
-    Ended,
-    Used,
-)
+from workers.stages.job import Delivery, Ended, Used
 
 _SUCCEEDED = str(JobState.SUCCEEDED)
 
