@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
 from simulator.fleet import Fleet
-from simulator.traces import UNSET, Column, Trace, joined
+from simulator.traces import UNSET, Column, Trace
 from tasks.history import PRIORITIES
 
 TOGETHER = 8
@@ -82,16 +82,6 @@ def prepare(trace: Trace, fleet: Fleet) -> Workload:
     """Give every request its level; it has its service and its deadline."""
     priority = np.where(trace.priority == UNSET, PRIORITIES.index("normal"), trace.priority)
     return Workload(trace, fleet, _levels(trace.deadline, priority))
-
-
-def followed_by(earlier: Workload, later: Workload) -> tuple[Workload, float]:
-    """Both workloads, one after the other, on the later one's fleet and with its numbers of models.
-
-    Returns them and the seconds by which the later one was shifted.
-    """
-    span = float(earlier.trace.arrival[-1])
-    after = replace(later.trace, arrival=later.trace.arrival + span)
-    return Workload(joined([after, earlier.trace]), later.fleet, np.concatenate([earlier.level, later.level])), span
 
 
 def _levels(deadline: Figures, priority: Column) -> Column:

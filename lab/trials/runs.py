@@ -20,9 +20,9 @@ from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
 from lab.changes import simulate
 from lab.trials.trial import TRIALS
+from lab.trials.warm import WarmPolicy
 from simulator.engine import RunSummary
 from simulator.policies.policy import LIVE, REFUSED_JOB, Held, Policy, Shift
-from simulator.policies.taxiway import taxiway
 from simulator.pool import Pool
 from simulator.traces import Trace, read_trace
 from simulator.workload import SimulatedJob, Workload
@@ -149,7 +149,7 @@ def play(task: Task) -> Run:
         return _run(task, BOUNDS[task.policy](workload), {})
     if task.warm and task.policy == OURS:
         history = task.source.history(task.trial, task.seed, workload.trace.models)
-        watched = Watched(taxiway(workload, SEED, history))
+        watched = Watched(WarmPolicy(workload, history, seed=SEED))
     else:
         watched = Watched(EVERY_POLICY[task.policy](workload, SEED))
     summary = simulate(task.policy, workload, watched, seed=SEED)

@@ -41,7 +41,7 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import ClassState, Window
-from simulator.workload import SimulatedJob, Workload, followed_by
+from simulator.workload import SimulatedJob, Workload
 from taxiway.errors import OverloadedError, UnplaceableError
 
 _NO_DEADLINE = 1e9
@@ -234,26 +234,16 @@ def _late(placement: Placement) -> bool:
     return deadline is not None and bool(placement.figures.finish[placement.index] > deadline)
 
 
-HISTORY, HISTORY_PLAYS = 20_000, 150
-"""Arrivals and plays of the tuning on a history, before the trace begins: nothing waits for it."""
-
-
 class TunedPolicy(Taxiway):
-    """`Taxiway` under a plan that is tuned while the trace runs.
+    """`Taxiway` under a plan that is tuned while the trace runs; placement is per request until the first plan."""
 
-    `history` are arrivals from before the trace. Without one, placement is per request until the first plan.
-    """
-
-    def __init__(self, workload: Workload, *, seed: int = 0, history: Workload | None = None) -> None:
+    def __init__(self, workload: Workload, *, seed: int = 0) -> None:
         super().__init__(workload)
-        self._offered = self._recorded = workload
-        self._earlier = 0.0
-        if history is not None:
-            self._recorded, self._earlier = followed_by(history, workload)
+        self._recorded, self._earlier, self._before = workload, 0.0, 0  # seconds and arrivals from before the trace
         self._fleet = workload.fleet
         self._tuner = Tuner(seed)
         self._watch = TuningWatch()
-        self._next_look = 0.0 if history is not None else FIRST
+        self._next_look = FIRST
         self._handed_over, self._played = 0.0, 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
@@ -296,23 +286,15 @@ class TunedPolicy(Taxiway):
         recalls = alike(self._recorded.trace, until, PLAYED_WINDOW, self._played) is not None
         if not self._watch.due(now, pace, [timely for _, timely in self._live], recalls=recalls):
             return
-        first = self._tuner.assignment is None
-        if not first and self._fails(pools, now):
+        if self._tuner.assignment is not None and self._fails(pools, now):
             self._watch = TuningWatch(now, TUNE_EVERY, pace)
             return
-        recorded, plays = replace(self._recorded, fleet=self._as_learned(pools)), None
-        if first and self._earlier:
-            window, plays = Window.latest(recorded, until, self._earlier, HISTORY), HISTORY_PLAYS
-            self._played = until - PLAYED_WINDOW
-        else:
-            earlier = alike(recorded.trace, until, PLAYED_WINDOW)
-            window = Window.likely(recorded, until, PLAYED_WINDOW, earlier)
-            self._played = until - PLAYED_WINDOW if earlier is None else earlier.begin
+        recorded = replace(self._recorded, fleet=self._as_learned(pools))
+        window, plays = self._window(recorded, until)
         if len(window.jobs) < FEWEST_ARRIVALS:
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
-        offset = len(recorded) - len(self._offered)
-        window = window.behind(recorded, np.sort(np.array(waiting, int) + offset), until)
+        window = window.behind(recorded, np.sort(np.array(waiting, int) + self._before), until)
         conditions = tuple(ClassState.of(pool, now) for pool in pools)
         self._watch = TuningWatch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)
@@ -320,6 +302,12 @@ class TunedPolicy(Taxiway):
         self._reader.follow(
             plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
         )
+
+    def _window(self, recorded: Workload, until: float) -> tuple[Window, int | None]:
+        """The arrivals to play, and how many plays there may be."""
+        earlier = alike(recorded.trace, until, PLAYED_WINDOW)
+        self._played = until - PLAYED_WINDOW if earlier is None else earlier.begin
+        return Window.likely(recorded, until, PLAYED_WINDOW, earlier), None
 
     def _as_learned(self, pools: Sequence[Pool]) -> Fleet:
         """The fleet with the timings that its devices have learned."""
@@ -370,15 +358,15 @@ Maker = Callable[[Workload, int], Policy]
 """Makes a policy for one run, from the workload (its fleet and models) and a seed."""
 
 
-def taxiway(workload: Workload, seed: int, history: Workload | None = None) -> Policy:
-    """The router with its tuner, which may know a `history`; without penalties there is nothing to tune for."""
+def taxiway(workload: Workload, seed: int) -> Policy:
+    """The router with its tuner; without penalties there is nothing to tune for."""
     if not any(workload.fleet.penalties):
         return Taxiway(workload)
-    return TunedPolicy(workload, seed=seed, history=history)
+    return TunedPolicy(workload, seed=seed)
 
 
 POLICIES: Mapping[str, Maker] = {
-    "taxiway": lambda workload, seed: taxiway(workload, seed),
+    "taxiway": taxiway,
     "per-request": lambda workload, seed: Taxiway(workload),
     "tuned-split": lambda workload, seed: Fixed(tuned_split(workload, seed)),
     "pinned": lambda workload, seed: Fixed(pinned(workload, seed)),

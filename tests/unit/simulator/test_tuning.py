@@ -14,9 +14,10 @@ from lab.changes import ChangingSimulation as Simulation
 from lab.changes import HardwareChange, changed, simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
+from lab.trials.warm import WarmPolicy
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
 from simulator.policies.policy import Assignment, Fixed
-from simulator.policies.taxiway import Taxiway, TunedPolicy
+from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.search import Search, fresh
@@ -393,7 +394,7 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
     work = Window.of(workload(), 0.0, 5.0).workload
-    policy = TunedPolicy(work, seed=1, history=workload())
+    policy = WarmPolicy(work, workload(), seed=1)
     run = Simulation(work, policy, seed=1)
     run.run()
     at, decision = policy.decisions[0]
