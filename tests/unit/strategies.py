@@ -29,14 +29,12 @@ LABELS = ("edge", "lab")
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 VARIANTS = ("onnx-int8", "torch-bf16")
 SERVICES = ("live", "standard")
-
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
 """A request's model and needs, a topology, and a fleet of it."""
 
 seconds = st.floats(0.001, 20, allow_nan=False)
 sizes = st.sampled_from([Size(2**20), Size(2**30), Size(2**34)])
 names = st.text(string.ascii_lowercase, min_size=1, max_size=8)
-
 json_scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
 json_values = st.recursive(
     json_scalars,
@@ -120,7 +118,6 @@ def topologies() -> st.SearchStrategy[Topology]:
 
 
 _KEYS = tuple(variant_key("sentiment:1", name) for name in VARIANTS)
-
 _devices = st.builds(
     DeviceFacts,
     worker=st.just(""),

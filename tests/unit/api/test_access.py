@@ -18,7 +18,6 @@ from taxiway.errors import FleetUnavailable, RateLimitedError
 from tests.narrowing import present
 
 KEY = access.Key(id="one", digest=access.digest_of("secret"), tenant="lab", scopes=("submit",))
-
 texts = st.text(min_size=1, max_size=20)
 keys = st.builds(
     access.Key,

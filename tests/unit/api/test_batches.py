@@ -77,9 +77,7 @@ def test_a_running_line_counts_as_a_body_of_its_tenant_and_its_answer_until_it_i
 
 
 NOW = 1000.0
-
 TENANTS = ("lab", "shop", "press", "slow")
-
 batches = st.lists(
     st.tuples(st.sampled_from(TENANTS), st.booleans(), st.floats(NOW - 2 * TURN_SECONDS, NOW)), max_size=12
 ).map(lambda found: [OpenBatch(f"batch-{n}", *one) for n, one in enumerate(found)])

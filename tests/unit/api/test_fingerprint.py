@@ -35,8 +35,6 @@ def forms(model: str, inputs: Any) -> list[Request]:
 
 
 PIXELS = np.arange(224 * 224 * 3, dtype=np.float32).reshape(1, 224, 224, 3)
-
-
 TWO_RUNS = {name: np.array([1, 2]) for name in ("sweeps", "size", "seed")} | {"temperature": np.array([2.0, 2.5])}
 
 

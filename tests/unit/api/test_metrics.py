@@ -32,7 +32,6 @@ WORKERS.outcomes["gpu", "succeeded"] = 5
 WORKERS.rejected["gpu",] = 8
 WORKERS.used["gpu", "talk:1"] = Use(rows=3, aborted=1, input=10, cached=4, output=5)
 WORKERS.dollars["gpu", "talk:1", "lab"] = 0.5
-
 COUNTED: Mapping[str, Counts] = {
     "placed": {("gpu", "generate:1"): 7},
     "moved": {("gpu", "cpu", "save"): 2},
@@ -44,7 +43,6 @@ COUNTED: Mapping[str, Counts] = {
     **WORKERS.counted(),
 }
 LATENCY: Latency = {("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "bound", "first", "token")}
-
 ENDPOINT = a_device("gpu", kind="endpoint", endpoint=EndpointFacts(state="half-open"))
 
 

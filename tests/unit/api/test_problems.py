@@ -17,13 +17,10 @@ from tests.unit.api.test_metrics import a_class, figures
 WELL = FleetView(
     stale=False, now=0.0, held=3, dead=0, classes={"gpu": a_class(lacks=0)}, devices=(a_device("gpu"),), moves=()
 )
-
 PLAN = PlanView(
     number=7, age=9.0, not_followed="", followers=1, routers=1, score=None, cells=(), tuner="vm", tuned=3.0, found=""
 )
-
 SCARCE = PlannedCell(model="chat:1", service="live", locality=None, prefers="gpu", in_time=0.12)
-
 TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "stale": ({"stale": True}, "state store", "does not answer"),
     "disk": ({"refuses": True}, "state store", "cannot write to its disk"),
@@ -103,9 +100,7 @@ def a_worker(*shares: float) -> DeviceFacts:
 
 
 @given(st.lists(st.floats(0.001, 100), min_size=1))
-def test_jobs_within_their_bound_held_and_the_median_is_in_its_bucket(
-    shares: list[float],
-) -> None:
+def test_jobs_within_their_bound_held_and_the_median_is_in_its_bucket(shares: list[float]) -> None:
     middle, median = sorted(shares)[(len(shares) - 1) // 2], median_of(figures(*shares))
     assert held_of(figures(*shares)) == (sum(share <= 1 for share in shares), len(shares))
     assert median_of(figures(middle)) <= 3 * median + 1e-9  # the bucket from 60 to 300

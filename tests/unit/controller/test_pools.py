@@ -17,7 +17,6 @@ from controller.decide.pools import (
 
 RULES = PoolRules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
-
 phases = st.sampled_from(["trusted", "out", "trial"])
 trusts = st.builds(PoolTrust, phase=phases, since=st.floats(0, 100), failures=st.integers(1, 6))
 seens = st.builds(

@@ -74,7 +74,6 @@ def test_the_last_workers_go_first_and_none_without_a_need(
 
 
 ENGINES = recorded("documents/engines.yaml")
-
 NEW = """\
   more: {device: cpu, runtimes: [onnx], concurrency: 2, max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
 service:"""

@@ -24,7 +24,6 @@ from simulator.workload import SimulatedJob, Workload, jobs
 from tests.builders import recorded
 
 FLEET = recorded("fleets/device.yaml")
-
 CHAT = Stepping(load=0.0, memory=1, cache=0.0, per_token=0.0, per_pair=0.0, reading=0.1, per_cached=0.0, overhead=0.0)
 IMAGE = WholeBatches(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
 
@@ -109,7 +108,6 @@ def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
 ONE_SLOT = FLEET.replace("count: 2, minimum: 1, initial: 1", "count: 1, minimum: 1, initial: 1").replace(
     "start: 10, max_batch: 8,\n        roofline", "start: 10, max_batch: 1,\n        roofline"
 )
-
 Asked = tuple[float, str, int]
 """When a request arrives, its service, and the tokens of its answer."""
 

@@ -18,7 +18,6 @@ from simulator.workload import Workload
 from tests.builders import recorded
 
 FLEET = recorded("fleets/engine.yaml")
-
 QUEUE = recorded("fleets/queue.yaml")
 
 

@@ -19,9 +19,7 @@ from tests import builders
 from tests.random_fleets import leads
 
 FLEET = builders.recorded("fleets/opponents.yaml")
-
 Tune = Callable[[Workload, int], Assignment]
-
 opponents = pytest.mark.parametrize("tune", [tuned_split, pinned])
 
 

@@ -97,7 +97,6 @@ def test_the_services_that_one_of_the_simulators_stands_for_are_named() -> None:
 
 
 DOLLARS = st.floats(0, 1e6)
-
 ASKED = ("echo", "live")
 
 

@@ -20,9 +20,7 @@ MODELS = {
         layers=80, hidden=8192, **{**LLAMA, "intermediate": 28672, "heads": 64, "kv_heads": 8}
     ),
 }
-
 DEVICES = {"a40": "NVIDIA A40", "a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100-SXM5-80GB"}
-
 PHI = MODELS["microsoft/phi-2"].shape()
 A100 = Roofline(peak_flops=312e12, bandwidth=1555e9, host_link=31.5e9)
 

@@ -366,9 +366,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.0, 1.05])
-def test_a_plan_is_kept_unless_another_is_clearly_better(
-    factor: float,
-) -> None:
+def test_a_plan_is_kept_unless_another_is_clearly_better(factor: float) -> None:
     tuner, now, first = tuned_once()
     window = now.window
     trace = replace(window.workload.trace, arrival=window.workload.trace.arrival * factor)

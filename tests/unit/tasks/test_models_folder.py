@@ -162,9 +162,7 @@ def test_changed_endpoints_of_queues_yaml_are_followed_and_other_changes_are_rep
     assert (folder.queues.differs, folder.queues.wrong) == (False, "")
 
 
-def test_a_report_is_sent_when_it_changes_or_was_lost_and_asked_looks_once(
-    folder: ModelsFolder,
-) -> None:
+def test_a_report_is_sent_when_it_changes_or_was_lost_and_asked_looks_once(folder: ModelsFolder) -> None:
     reporter = Reporter(folder, "worker", "w")
     name, raw = reporter.arguments()
     assert (name, set(msgspec.json.decode(raw, type=CatalogueReport).models)) == ("w", {"scale:1"})

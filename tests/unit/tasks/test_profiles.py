@@ -34,8 +34,6 @@ DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
 MODEL = a_text_model(fast=Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT}))
 FILE = parse_profile(recorded("documents/measured.yaml"))
 MEASURED = FILE.variants["fast"]
-
-
 seconds = st.floats(1e-6, 1e4)
 ratios = st.floats(0.01, 100)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)

@@ -11,7 +11,6 @@ from tasks.settings import SettingsError, cache_directory, on_socket, settings_f
 from tasks.topology import load_topology
 
 SECRET = "00" * 32
-
 REDIS = {"TAXIWAY_BROKER": "redis://:word@host/0", "TAXIWAY_SECRET": SECRET}
 
 

@@ -19,8 +19,6 @@ POINTS = TensorSpec("points", "FP32", (-1, -1))
 WEIGHT = TensorSpec("weight", "FP32", (-1,), optional=True)
 STATE = TensorSpec("state", "FP32", (2, -1, 3), batch_axis=1)
 RATE = TensorSpec("rate", "INT64", (), batch_axis=None)
-
-
 MODEL = msgspec.structs.replace(
     a_text_model("m", v=Variant(runtime="onnx", memory=Size(1), profiles={"cpu": Profile(1, 0)})),
     outputs=(TensorSpec("label", "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,))),

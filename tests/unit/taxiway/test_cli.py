@@ -177,9 +177,7 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert shown.index("all is well") < shown.index("cpu.batch")
 
 
-def test_a_fleet_begins_with_what_needs_attention(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_fleet_begins_with_what_needs_attention(capsys: pytest.CaptureFixture[str]) -> None:
     disk = {"subject": "state store", "text": "cannot write to its disk", "remedy": "free space there"}
     show.show_fleet({"problems": [disk, {**disk, "subject": "class gpu"}], "classes": {}})
     assert capsys.readouterr().out.splitlines()[:2] == [

@@ -60,9 +60,7 @@ def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stay
 
 
 @pytest.mark.parametrize("show", [plain, array])
-def test_one_row_comes_back_without_its_batch_axis_and_several_as_they_are(
-    show: Callable[[Any], Any],
-) -> None:
+def test_one_row_comes_back_without_its_batch_axis_and_several_as_they_are(show: Callable[[Any], Any]) -> None:
     def decoded(shape: list[Any]) -> object:
         data = [float(n) for n in range(4)][: int(np.prod(shape))]
         sent = {"name": "state", "datatype": "FP32", "shape": shape, "data": data, "parameters": {"batch_axis": 1}}

@@ -77,9 +77,7 @@ LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 
 
 @given(st.lists(st.text() | st.binary() | st.integers() | st.just(LONG), min_size=1))
-def test_a_command_is_packed_to_the_same_bytes_at_any_size(
-    command: list[str | bytes | int],
-) -> None:
+def test_a_command_is_packed_to_the_same_bytes_at_any_size(command: list[str | bytes | int]) -> None:
     assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # declared as a tuple of one
 
 

@@ -133,7 +133,6 @@ def test_a_tensor_that_its_datatype_or_shape_cannot_hold_is_refused(tensor: dict
 
 
 JSON = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=8) | st.binary(max_size=64)
-
 VALUES = st.recursive(
     JSON, lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=4), below, max_size=4)
 )

@@ -39,9 +39,7 @@ def test_an_unknown_service_is_refused_with_those_there_are() -> None:
 
 
 @given(situation=situations())
-def test_every_class_and_variant_is_a_candidate_or_refused_whatever_the_fleet(
-    situation: Situation,
-) -> None:
+def test_every_class_and_variant_is_a_candidate_or_refused_whatever_the_fleet(situation: Situation) -> None:
     model, needs, topology, fleet = situation
     candidates, refusals = classify(model, needs.constraints, topology, fleet)
     pairs = [(c.hardware_class, c.variant_name) for c in candidates] + [(r.hardware_class, r.variant) for r in refusals]

@@ -56,9 +56,7 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
 
 
 @given(situation=situations())
-def test_a_table_has_the_choice_of_placing_and_each_finish_is_its_parts(
-    situation: Situation,
-) -> None:
+def test_a_table_has_the_choice_of_placing_and_each_finish_is_its_parts(situation: Situation) -> None:
     table = explained(situation)
     chosen = [(c.hardware_class, c.variant) for c in table.considered if c.chosen]
     try:
@@ -106,8 +104,6 @@ def device(hardware_class: str) -> DeviceFacts:
 
 
 FLEET = FleetSnapshot(devices=(device("cpu.batch"), device("gpu.realtime")))
-
-
 LIVE = Constraints(service="live")
 CPU, GPU = "cpu.batch", "gpu.realtime"
 

@@ -168,9 +168,7 @@ def test_a_request_is_bound_within_a_horizon_unless_it_is_live(situation: Situat
 
 
 @given(situation=situations(deadline=None))
-def test_a_request_is_held_where_no_class_has_room_else_goes_to_the_cheapest(
-    situation: Situation,
-) -> None:
+def test_a_request_is_held_where_no_class_has_room_else_goes_to_the_cheapest(situation: Situation) -> None:
     placement, needs = placed(situation), situation[1]
     with_room = [option for option in options_of(placement) if has_capacity(option, needs)]
     free = [o for o in with_room if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
@@ -230,8 +228,6 @@ def needs_by(deadline: float | None = None, **fields: Any) -> Needs:
 
 CHEAP_AND_DEAR = topology(cheap=hardware(0.36), dear=hardware(3.6))
 BOTH = (device("cheap"), device("dear"))
-
-
 FULL_AND_FREE = topology(cheap=hardware(0.36, horizon=2.0), dear=hardware(3.6, horizon=2.0))
 KEPT = topology(cheap=hardware(0.36), kept=hardware(3.6, reserve_for="live", horizon=4.0))
 WITH_KEPT = (device("cheap"), device("kept"))

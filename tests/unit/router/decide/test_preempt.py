@@ -30,7 +30,6 @@ OCCUPANT = st.builds(
     cuts=st.integers(0, 3),
 )
 OCCUPANTS = st.lists(OCCUPANT, max_size=6, unique_by=lambda one: one.job)
-
 LIVE = Waiter("live", left=2.0, run=1.0, penalty=0.01)
 BULK = Occupant("bulk", "w#1", left=30.0, redo=0.2, due=3600.0, penalty=0.1, price=1e-5, cuts=0)
 

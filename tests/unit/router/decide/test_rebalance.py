@@ -51,9 +51,7 @@ Scene = tuple[list[Group], dict[str, list[float]], dict[str, int]]
 
 
 @given(scene=scenes())
-def test_no_job_is_lost_moved_twice_or_invented_and_a_tick_moves_its_share(
-    scene: Scene,
-) -> None:
+def test_no_job_is_lost_moved_twice_or_invented_and_a_tick_moves_its_share(scene: Scene) -> None:
     groups, work, depths = scene
     moves = rebalance(*scene, RULES)
     moved, of = [job for move in moves for job in move.jobs], {job: group for group in groups for job in group.jobs}

@@ -20,7 +20,6 @@ from tests.unit.strategies import plans, topologies
 RULES = st.builds(Density, target=st.floats(0.1, 2), keep=st.none() | st.floats(0, 300)) | st.builds(
     Depth, jobs=st.floats(1, 32), keep=st.floats(0, 300), poll=st.just(0.0)
 )
-
 LOADS = st.lists(st.tuples(st.floats(0, 100), st.integers(0, 50)), min_size=1, max_size=20)
 
 
@@ -126,7 +125,6 @@ TOPOLOGY = Topology(
     service={"live": Service(deadline=2.0, priority="high"), "bulk": Service(priority="low")},
     default_service="live",
 )
-
 PAUSE = 120
 
 

@@ -13,7 +13,6 @@ from taxiway.errors import BrokerFullError, BrokerUnavailableError, OverloadedEr
 from tests.builders import recorded
 
 TOPOLOGY = recorded("documents/depths.yaml")
-
 CELLS = {
     work_cell("cpu.batch", 1): 2.5,
     jobs_cell(work_cell("cpu.batch", 1)): 4.0,

@@ -21,7 +21,6 @@ from workers.decide.endpoints import (
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)
 SLOTS = 16
-
 true_profiles = st.builds(
     Profile,
     base=st.floats(0.005, 0.5),

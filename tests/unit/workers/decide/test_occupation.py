@@ -25,7 +25,6 @@ from workers.decide.occupation import (
 from workers.drain import PACKING, Drain
 
 NOW = 1000.0
-
 batches = st.lists(st.tuples(st.floats(NOW - 2 * BATCHES_COUNT, NOW), st.sampled_from("abc"), st.floats(0.001, 30.0)))
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from workers.decide.residency import FADE, InUseError, NoRoomError, Resident, Uses, evict
 
 NOW = 1000.0
-
 uses = st.builds(Uses, rate=st.floats(0, 100), last=st.floats(0, NOW))
 residents = st.lists(
     st.builds(

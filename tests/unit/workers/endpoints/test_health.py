@@ -17,9 +17,7 @@ from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import EndpointError, FaultKind
 
 FAILED = EndpointError(FaultKind.UNREACHED, "no answer")
-
 LOADING = EndpointError(FaultKind.STARTING, "the endpoint is starting")
-
 Outcome = bool | EndpointError
 
 

@@ -45,9 +45,7 @@ def jobs(stage: DeviceStage, count: int) -> list[RunningJob]:
     return [a_running_job(hardware=stage.variants.hardware, key="echo") for _ in range(count)]
 
 
-def test_a_device_asks_for_up_to_two_batches_and_leaves_others_the_second(
-    stage: DeviceStage,
-) -> None:
+def test_a_device_asks_for_up_to_two_batches_and_leaves_others_the_second(stage: DeviceStage) -> None:
     assert stage.wait_for_capacity(10.0) == BATCH
     stage._inbox.put(jobs(stage, BATCH))
     asked = time.monotonic()
