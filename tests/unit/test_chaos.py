@@ -4,7 +4,6 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from tests.chaos import history
 from tests.chaos.checker import Report, check
 from tests.chaos.plan import LEADER, Kind, Targets, plan_faults
-from tests.chaos.workload import generate_jobs
 
 TARGETS = Targets(
     workers=["worker-0", "worker-1", "worker-2"],
@@ -124,16 +122,6 @@ def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -
     assert broken(submitted(), accepted(at=9.6, replicated=True), failed_over) == ["lost"]
 
 
-def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    over = history.FailedOver(at=3.0, window=1.0)
-    events: list[history.AnyEvent] = [submitted(key="k"), accepted(), observed(), over, stored()]
-    recorder = history.Recorder(tmp_path / "history")
-    recorder.record(*events[:2])
-    recorder.record(*events[2:])
-    recorder.close()
-    assert list(history.read_history(tmp_path / "history")) == events
-
-
 @given(seed=st.integers(0, 2**32), seconds=st.floats(20, 1200), kills=st.integers(1, 200))
 def test_a_plan_follows_from_its_seed_and_kills_that_many_workers(seed: int, seconds: float, kills: int) -> None:
     faults = plan_faults(seed, seconds, TARGETS, kills)
@@ -153,13 +141,3 @@ def test_faults_of_a_server_never_overlap(seed: int) -> None:
     assert all(a.at + a.seconds < b.at for a, b in itertools.pairwise(of_servers))
     alone = plan_faults(seed, 300, replace(TARGETS, replicated=False), 10)
     assert Kind.FAIL_OVER not in {fault.kind for fault in alone}, "there is no replica"
-
-
-def test_the_workload_follows_from_its_seed_and_only_jobs_with_a_key_are_submitted_twice() -> None:
-    specs = list(generate_jobs(7, 2000, ["a", "b"]))
-    assert specs == list(generate_jobs(7, 2000, ["a", "b"]))
-    assert [spec.number for spec in specs] == list(range(1, 2001))
-    assert all(spec.key for spec in specs if spec.twice)
-    assert {spec.model for spec in specs} == {"tally", "echo", "garbage", "leak"}
-    assert any(spec.twice for spec in specs) and any(spec.cancel for spec in specs)
-    assert {spec.deadline for spec in specs} == {0.0, 0.2, 1.0, 5.0}

@@ -110,20 +110,6 @@ async def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
     assert [present(record.exc_info)[1] for record in caplog.records] == logged
 
 
-async def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
-    timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
-    came, late, never = (loop.create_future() for _ in range(3))
-    waits = [timeout.wait(came, SOON), timeout.wait(late, 2 * SOON), timeout.wait(never, 0.1)]
-    first = asyncio.ensure_future(ended(waits))
-    loop.call_soon(came.set_result, "came")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(never), SOON)
-    assert not late.done()
-    late.set_result("late")
-    came, late, never = await first
-    assert (came, late, type(never)) == ("came", "late", TimeoutError)
-
-
 async def test_time_for_which_the_event_loop_stood_still_is_not_counted() -> None:
     timeout, loop = WaitTimeouts(), asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()

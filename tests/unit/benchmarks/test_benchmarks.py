@@ -1,18 +1,12 @@
 import asyncio
 import time
-from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.harness.bars import Bar, Panel, page
 from benchmarks.harness.measure import percentile
-from benchmarks.suite.__main__ import Results, absence
-from benchmarks.suite.installing import AbsentError
 from benchmarks.suite.load import Request, UnreliableError, Window, arriving, saturated
-from benchmarks.suite.panels import panels_of
 from benchmarks.suite.ratios import RATIOS, Ratio
-from benchmarks.suite.workloads import WORKLOADS, Plan
+from benchmarks.suite.workloads import WORKLOADS
 
 
 def test_a_window_counts_a_request_by_the_share_of_it_that_lies_inside() -> None:
@@ -63,26 +57,3 @@ def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
     assert ratio.holds([3.0, 4.0])
     assert Ratio("a", "rate", 1.0, against=("absent",)).rounds(figures) == []
     assert RATIOS.keys() == WORKLOADS.keys()
-
-
-@pytest.mark.parametrize("limit", [(200.0, "the limit"), None])
-def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
-    drawn = page("A & B", "2 cores", [Panel("rate", "items/s", [Bar("<x>", [1.0, 3.0], own=True)], limit=limit)])
-    svg = drawn[drawn.index("<svg") : drawn.index("</svg>") + 6]
-    assert ElementTree.fromstring(svg) is not None
-    assert "http" not in drawn and "&lt;x&gt;" in drawn
-
-
-def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
-    figures = {("limit", "saturated"): [100.0], ("slow", "saturated"): [10.0], ("taxiway", "saturated"): [90.0]}
-    (panel,) = panels_of(WORKLOADS["W1"], figures)
-    assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
-    assert panel.limit == (100.0, "the limit, in process")
-
-
-def test_the_suite_names_each_absent_contestant_with_its_reason_and_none_if_all_ran() -> None:
-    ran, failed = (Results(Plan(WORKLOADS["W1"], {}, photos=[], workers=1, port=7)) for _ in range(2))
-    ran.add("mosec", "saturated", "items/s", 100.0)
-    failed.leave_out("ray", AbsentError("no such package"))
-    assert absence([ran]) == ""
-    assert "ray: no such package" in absence([ran, failed]) and "mosec" not in absence([ran, failed])

@@ -10,13 +10,10 @@ from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
-from router.decide.classify import Constraints
-from router.decide.fairness import HeldKind
-from router.decide.plan import Cell, ClassPlan, Density, Plan
 from simulator.class_queue import SimulatedQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, OutcomeColumns, Simulation
 from simulator.policies.policy import Policy, Shift
-from simulator.policies.routing import ExpectedBatch, Holding
+from simulator.policies.routing import ExpectedBatch
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.workload import SimulatedJob, Workload, jobs
@@ -130,20 +127,6 @@ def test_waiting_work_is_levelled(terms: dict[str, Any], moves: tuple[int, int],
     assert longest[0] < float(outcome.latency.max()) < longest[1]
 
 
-def test_under_a_plan_waiting_work_moves_to_its_class_and_not_away_from_it() -> None:
-    work = workload(MINUTE, horizon=1000)
-    moves = {}
-    for name in ("a", "b"):
-        policy = OnOneClass(work)
-        cell = Cell(model="m:1", service="bulk", classes=(name,))
-        policy._reader.follow(
-            Plan(number=1, made=0.0, cells=(cell,), classes={name: ClassPlan(rule=Density(), devices=1)})
-        )
-        moves[name] = play(work, policy).moves
-    assert moves["a"] == 0
-    assert 20 <= moves["b"] <= 40
-
-
 def test_company_is_of_usual_size() -> None:
     work = chat(rate=50, duration=40)
     expected_batch = ExpectedBatch()
@@ -153,20 +136,3 @@ def test_company_is_of_usual_size() -> None:
     mean = np.mean([(job.alone, job.crowding) for job in known], axis=0)
     able = np.isfinite(mean)
     assert expected_batch.typical(0)[able] == pytest.approx(mean[able], rel=0.2)
-
-
-def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_before() -> None:
-    requests = [{"arrival": number * 0.001, "tenant": "first"} for number in range(6)]
-    requests += [{"arrival": 0.1 + number * 0.001, "tenant": "second", "deadline": 999.0} for number in range(3)]
-    held = list(jobs(workload([{"model": "m"} | request for request in requests], horizon=1)))
-    holding = Holding()
-    for job in held:
-        holding.add(HeldKind(job.tenant, "m:1", Constraints()), job)
-    left = []
-    while kinds := holding.kinds():
-        holding.set_present(kinds)
-        kind = holding.next(kinds)
-        left.append(kind.tenant)
-        holding.release(kind, dollars=1.0)
-    assert sorted(left[:2]) == sorted(left[2:4]) == sorted(left[4:6]) == ["first", "second"]
-    assert left[6:] == ["first"] * 3

@@ -111,13 +111,6 @@ def test_a_group_may_only_run_where_it_is_in_time_and_on_spot_if_it_may_be_inter
     assert able(1) == {(True, False, False), (True, True, False), (True, True, True)}
 
 
-def test_headroom_asks_for_as_many_times_the_devices() -> None:
-    once, twice = (demand(work(10), np.array([1.0, times, 1.0])) for times in (1, 2))
-    assert np.array_equal(once[0], twice[0])
-    assert twice[1] == pytest.approx(2 * once[1])
-    assert np.array_equal(once[2], twice[2])
-
-
 @pytest.mark.parametrize(("deadline", "headroom", "classes"), [(0.45, 1, 2), (0.45, 2, 1), (0.1000001, 16, 1)])
 def test_headroom_leaves_slow_classes_but_never_the_fastest(deadline: float, headroom: float, classes: int) -> None:
     close = work(10, fleet(old="deadline: 0.3", new=f"deadline: {deadline}"))

@@ -7,7 +7,6 @@ import pytest
 
 from lab.fleet_file import Transformer
 from lab.roofline import Roofline, stepping
-from simulator.fleet import WholeBatches
 from tests.unit.simulator.public_data import rows_of
 
 LLAMA: Any = {"intermediate": 11008, "heads": 32, "kv_heads": 32, "vocabulary": 32000}
@@ -41,21 +40,9 @@ def test_the_roofline_is_near_the_measured_dense_operators(device: str) -> None:
     assert np.quantile(errors, 0.9) < 0.30
 
 
-def test_reading_a_long_prompt_is_bound_by_compute_and_a_step_by_bandwidth() -> None:
-    timing = stepping(PHI, A100)
-    assert timing.prefill(2000) > 1.8 * timing.prefill(1000)
-    assert timing.step(16, 0) == timing.step(1, 0)
-
-
 def test_an_answer_alone_is_its_prompt_and_its_steps_and_company_makes_it_slower_and_its_device_time_shorter() -> None:
     timing = stepping(PHI, A100)
     size, output = np.array([1000.0]), np.array([100.0])
     alone, together = timing.answer(size, output, 1)[0], timing.answer(size, output, 8)[0]
     assert alone == pytest.approx(timing.prefill(1000) + 100 * timing.step(1, 1050))
     assert alone < together < 8 * alone
-
-
-def test_a_measured_curve_is_never_under_its_floor() -> None:
-    timing = WholeBatches(load=1.0, memory=0, base=0.001, slope=1e-6, floor=0.01)
-    assert timing.batch(4, 40.0) == 0.01
-    assert timing.batch(4, 40_000.0) == pytest.approx(0.041)

@@ -406,12 +406,6 @@ def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_t
     assert policy._tuner.assignment is None
 
 
-def test_a_plan_names_models_and_localities_as_the_fleet_does() -> None:
-    _, now, decision = tuned_once()
-    plan: Plan = plan_of(decision, now.fleet, now.window, number=1, made=0.0, name_of=lambda model: (model, "edge"))
-    assert {cell.locality for cell in plan.cells} == {"edge"}
-
-
 PENALTIES = (48.0, 24.0, 12.0)
 CELLS = st.dictionaries(
     st.tuples(st.integers(0, 3), st.integers(0, 2)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, ModelError, UnitError, parse_model, read_unit
-from tasks.models.profiles import bin_of, generates, length_of, predicted, ran_size, read_lengths, tokens_of
+from tasks.models.profiles import bin_of, length_of, predicted, ran_size, read_lengths, tokens_of
 from tasks.models.signature import bind
 from tasks.models.sizes import measured, quantised, rows_of, size_of_row
 from tasks.models.tensor_spec import TensorSpec
@@ -179,10 +179,6 @@ def test_half_of_the_most_is_expected_before_any_answer_was_seen(most: int, expe
 @given(raw=st.binary() | st.dictionaries(st.text(), st.floats() | st.text()).map(msgspec.json.encode))
 def test_what_the_store_holds_is_read_or_counts_as_nothing(raw: bytes) -> None:
     assert 0 <= predicted(read_lengths(raw), 100) <= 100
-
-
-def test_only_models_that_generate_have_answers_of_a_length_of_their_own() -> None:
-    assert {model.name for model in MODELS.models.values() if generates(model)} == {"chat", "generate"}
 
 
 def test_a_row_that_ran_counts_what_it_generated_and_the_token_that_ended_it() -> None:

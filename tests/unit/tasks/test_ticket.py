@@ -27,11 +27,6 @@ TICKET = a_ticket(
 HEADER = sign(TICKET, BODY, KEY)
 
 
-def test_a_signed_ticket_is_read_as_it_was_written_also_from_json() -> None:
-    for header in (HEADER, msgspec.json.decode(msgspec.json.encode(HEADER))):
-        assert read_ticket(header, BODY, KEY) == TICKET
-
-
 @given(data=st.data())
 def test_a_header_that_was_changed_or_cut_is_refused(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(HEADER) - 1))
@@ -89,19 +84,13 @@ def test_the_id_under_a_key_stays_the_same_in_all_releases_whatever_the_other_te
         assert job_id(terms, b"s" * 32) == "c4c505e1-2d5d-84c8-a171-75e74bbbeb69"
 
 
-@given(tenant=names, key=names)
-def test_the_id_under_a_key_depends_on_the_fleets_secret(tenant: str, key: str) -> None:
-    terms = Terms(tenant=tenant, idempotency_key=key)
-    ids = {job_id(terms, secret) for secret in (b"a" * 32, b"b" * 32)}
-    assert [uuid.UUID(one).version for one in ids] == [8, 8]
-
-
 def test_an_id_without_a_key_is_a_random_uuid() -> None:
     ids = {job_id(Terms(), KEY[0]) for _ in range(2)}
     assert [uuid.UUID(one).version for one in ids] == [4, 4]
 
 
 @given(first=st.tuples(names, names), second=st.tuples(names, names))
-def test_another_tenant_or_key_gives_another_id(first: tuple[str, str], second: tuple[str, str]) -> None:
-    ids = [job_id(Terms(tenant=tenant, idempotency_key=key), KEY[0]) for tenant, key in (first, second)]
-    assert (ids[0] == ids[1]) == (first == second)
+def test_another_tenant_key_or_secret_gives_another_id(first: tuple[str, str], second: tuple[str, str]) -> None:
+    one, other = (Terms(tenant=tenant, idempotency_key=key) for tenant, key in (first, second))
+    assert (job_id(one, KEY[0]) == job_id(other, KEY[0])) == (first == second)
+    assert job_id(one, KEY[0]) != job_id(one, b"b" * 32)

@@ -178,11 +178,6 @@ def test_events_are_as_sent_however_they_are_cut(stream: tuple[bytes, list[Serve
     assert [event for byte in range(len(raw)) for event in singly.feed(raw[byte : byte + 1])] == whole
 
 
-def test_an_event_has_its_lines_and_an_unfinished_one_is_none() -> None:
-    text = b": hello\nevent: delta\ndata: one\ndata:two\n\ndata\n\nevent: empty\n\ndata: unfinished\n"
-    assert EventParser().feed(text) == [ServerEvent("delta", "", "one\ntwo"), ServerEvent("", "", "")]
-
-
 def test_an_endless_event_is_refused() -> None:
     parser = EventParser(1000)
     for _ in range(100):

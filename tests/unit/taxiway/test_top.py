@@ -77,11 +77,3 @@ def test_without_a_plan_there_is_still_a_line_on_the_tuner() -> None:
     at = lines.index("no plan: each request is placed by itself")
     assert lines[at + 1].startswith("tuner vm-12, 45.0 s ago: unchanged, too few arrivals")
     assert not any(line.startswith(("plan", "tuner", "no plan")) for line in drawn(a_fleet()))
-
-
-def test_of_many_warm_models_as_many_are_shown_as_find_room_and_nothing_else_is_cut() -> None:
-    warm = [f"a-model-with-a-long-name-{number}:1/onnx-int8" for number in range(9)]
-    lines = drawn(a_fleet() | {"devices": [a_device(0, 50) | {"emulated": True, "warm": warm}]})
-    assert max(map(len, lines)) <= 80
-    assert lines[-1].split()[:6] == ["cuda:0", "(emulated)", "gpu.realtime", "█████", "100%", "32"]
-    assert lines[-1].rstrip().endswith("…")

@@ -158,12 +158,6 @@ def test_an_array_of_the_wanted_type_that_lies_in_order_is_not_copied() -> None:
     assert numbers(array, "FP32", "x") is array
 
 
-def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
-    blobs = Blobs(limit=8)
-    to_wire([b"12345678", np.zeros(2, np.float32), {"a": b"x"}], "inputs", blobs)
-    assert blobs.contents == {}
-
-
 def test_a_large_text_in_a_list_travels_beside_its_message_where_that_is_asked_for() -> None:
     inputs = {"a": ["é" * 9, "short"], "b": "é" * 9}
     blobs, whole = Blobs(texts=8), Blobs(limit=8)

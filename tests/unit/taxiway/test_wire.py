@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from taxiway.contract import job, wire
 from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, parse_request
 from taxiway.contract.values import to_wire
-from taxiway.errors import ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
+from taxiway.errors import InvalidRequestError, TaxiwayError
 from tests.builders import a_result
 from tests.unit.strategies import json_values
 
@@ -151,18 +151,6 @@ def test_every_state_has_its_word_in_celery() -> None:
 
 def test_a_result_is_read_as_it_was_written() -> None:
     assert job.read_result(job.read_meta(stored(RESULT))) == RESULT
-
-
-@pytest.mark.parametrize(
-    ("status", "result", "kind", "text"),
-    [
-        ("FAILURE", {"exc_type": "KeyError", "exc_message": ["a"]}, ExecutionError, "KeyError: a"),
-        ("REVOKED", {"exc_message": ["revoked"]}, JobCancelledError, "revoked"),
-    ],
-)
-def test_celerys_own_errors_are_ours(status: str, result: dict[str, Any], kind: type[TaxiwayError], text: str) -> None:
-    with pytest.raises(kind, match=text):
-        job.read_result(job.read_meta(msgspec.json.encode({"task_id": "j", "status": status, "result": result})))
 
 
 @given(result=json_values)

@@ -111,14 +111,6 @@ def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() 
     assert wait_of(0, one, COLD) == 0.0
 
 
-def test_the_most_urgent_work_waits_for_batches_of_other_models() -> None:
-    busy = msgspec.structs.replace(WARM, blocking={"sentiment:1": 0.4, ANY: 3.0})
-    strange = msgspec.structs.replace(COLD, blocking={ANY: 0.8})
-    assert [wait_of(level, busy) for level in range(4)] == [0.4, 0.0, 0.0, 0.0]
-    assert wait_of(0, busy, strange) == pytest.approx(0.6)
-    assert wait_of(0, msgspec.structs.replace(busy, blocked=0.3, blocked_by=2)) == pytest.approx(0.4)  # counted once
-
-
 @pytest.mark.parametrize(
     ("max_run", "rows", "seconds"),
     [

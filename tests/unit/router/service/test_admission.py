@@ -322,13 +322,6 @@ def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, Worki
     return decide(arrival(raw), replace(RULES, topology=topology), working, NOW), working
 
 
-def test_a_tenants_request_goes_only_to_its_classes() -> None:
-    refused = error_of(ruled(classes=("tpu.bulk",))[0])
-    assert placed(ruled(classes=("cpu.batch",))[0]).ticket.variants == {"cpu.batch": "echo"}
-    assert isinstance(refused, errors.NoDeviceError)
-    assert placed(ruled(classes=("gpu.realtime",))[0]).outgoing.queue == "gpu.realtime"
-
-
 def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget() -> None:
     decided, working = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
     admitted = placed(decided)

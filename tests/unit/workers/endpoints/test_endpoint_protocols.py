@@ -251,17 +251,6 @@ def test_tensors_are_sent_in_json_to_a_server_that_announces_no_binary_data() ->
             tensors(b"{}", **wrong)
 
 
-def test_tensors_are_sent_in_binary_to_a_server_that_announces_it() -> None:
-    ask = present(tensors().ask)
-    length = int(ask.headers[HEADER])
-    asked, binary = json.loads(ask.body[:length]), ask.body[length:]
-    assert ask.path == "/v2/models/a%2Fb/infer"
-    assert [(one["name"], one["shape"], one["parameters"][SIZE]) for one in asked["inputs"]] == [
-        *(("x", [1, 2], 8), ("word", [1], 6), ("rate", [1], 8))
-    ]
-    assert binary == np.array([1.5, 2], "<f4").tobytes() + bytes_part(["ü".encode()]) + np.array([7], "<i8").tobytes()
-
-
 def test_binary_and_plain_outputs_are_read() -> None:
     said = bytes_part([b"ja"])
     outputs: list[dict[str, Any]] = [
