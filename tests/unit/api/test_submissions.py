@@ -1,25 +1,36 @@
-"""What the router's HTTP API forwards, on a transport whose calls the test ends, and its waits that end in time."""
+"""Calls that share a job, and what a stored response becomes when its job has ended."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
+from api.inference.infer import Inference
+from api.openai.answers import AnswerHead
+from api.openai.requests import read_call
+from api.openai.responses.response import ResponseCall, StoredResponse, begun
+from api.openai.responses.stored import Responses
 from api.routing.results import CHECK_EVERY, WaitTimeouts
 from api.routing.router import Submissions
 from broker.port import ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
+from tasks.models.model import parse_model
 from tasks.models.profiles import ProfileBook
 from tasks.queues.limits import Limits
 from tasks.settings import TREE
 from tasks.topology import load_topology
+from taxiway.contract.job import Result, success_meta
+from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
+from tests.builders import ENGINE_MODELS, a_report
 from tests.narrowing import present
 
 NEW, COPY = ForwardOutcome.NEW, ForwardOutcome.COPY
@@ -128,3 +139,61 @@ async def test_a_wait_that_is_cancelled_is_forgotten() -> None:
     (answer,) = await ended([given_up])
     (after,) = await ended([timeout.wait(loop.create_future(), 0.0)])
     assert (type(answer), type(after)) == (asyncio.CancelledError, TimeoutError)
+
+
+AWAY = BrokerUnavailableError("the state store does not answer")
+REPORT = a_report()
+
+
+class Store:
+    """A state store that keeps one response, and has no blobs or does not answer."""
+
+    def __init__(self) -> None:
+        asked = read_call(b'{"model": "talk", "input": "x", "background": true}', ResponseCall, Limits())
+        response = begun(asked.call, parse_model(ENGINE_MODELS["talk"], "model.yaml"), AnswerHead("j", "default", 1))
+        stored = StoredResponse(tenant="t", input=[], earlier=[], response=response)
+        self.kept = msgspec.json.encode(stored)
+        self.blobs_of: dict[str, bytes] | None = None
+        self.responses = Responses(Inference(cast(Any, self._router())), cast(Any, self))
+
+    def _router(self) -> SimpleNamespace:
+        rules = SimpleNamespace(topology=SimpleNamespace(limits=Limits()), seal_keys=None)
+        registry = SimpleNamespace(announce=self._announced)
+        store = SimpleNamespace(clock=SimpleNamespace(now=lambda: 2.0))
+        return SimpleNamespace(rules=rules, store=store, registry=registry, values=self)
+
+    async def _announced(self, *_: Any) -> None:
+        pass
+
+    async def blobs(self, refs: list[str]) -> dict[str, bytes]:
+        if self.blobs_of is None:
+            raise AWAY
+        return {ref: self.blobs_of[ref] for ref in refs}
+
+    async def get(self, *_: Any) -> bytes:
+        return self.kept
+
+    async def change(self, kind: str, name: str, tenant: str | None, changed: Any) -> bytes:
+        self.kept = msgspec.json.encode(changed(self.kept))
+        return self.kept
+
+    async def close_response(self, name: str) -> None:
+        pass
+
+    @property
+    def status(self) -> str:
+        return msgspec.json.decode(self.kept, type=StoredResponse).response.status
+
+
+def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_completes_later() -> None:
+    store, blobs = Store(), ResultBlobs(16)
+    message = {"role": "assistant", "content": "one two " * 8}
+    outputs = to_wire({"message": message, "text": b"one two " * 8, "finish-reason": "stop"}, blobs=blobs)
+    meta = success_meta("j", Result(model="talk:1", outputs=outputs, report=REPORT))
+    assert blobs.contents
+    with pytest.raises(BrokerUnavailableError):
+        asyncio.run(store.responses._settle("resp_j", meta))
+    assert store.status == "queued"
+    store.blobs_of = {ref: bytes(content) for ref, content in blobs.contents.items()}
+    asyncio.run(store.responses._settle("resp_j", meta))
+    assert store.status == "completed"

@@ -1,6 +1,7 @@
-"""What a request costs where tokens are paid for, and on nodes that cost other than queues.yaml says of their class."""
+"""What a request costs where use is paid for or nodes have prices of their own, and how it waits for a rate limit."""
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
+from router.decide.cost import estimate_figures, has_capacity
 from router.decide.moves.rebalance import Group, GroupBlock
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import Template
 from tasks.document import Size
-from tasks.heartbeat import DeviceFacts
+from tasks.heartbeat import Allowed, DeviceFacts, EndpointFacts
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.endpoints import Tariff
@@ -154,3 +156,63 @@ def test_a_budget_bears_the_class_s_dearest_node() -> None:
     assert place(FAST, enough, TOPOLOGY, fleet).cost == pytest.approx(0.7 * 3.6 / 3600)
     with pytest.raises(InvalidRequestError, match="budget: expected at least"):
         place(FAST, replace(PATIENT, budget=0.99 * 3.6 / 3600), TOPOLOGY, fleet)
+
+
+KEY = "sentiment:1/fast"
+QUICK = a_text_model(fast=Variant(runtime="onnx", memory=Size(1), profiles={"cpu": Profile(base=0.1, slope=0.0)}))
+RATED = a_topology(
+    other=a_class(20.0, runtimes=("onnx",), horizon=100.0), rated=a_class(1.0, runtimes=("onnx",), horizon=100.0)
+)
+LATER = Needs(deadline=30.0, level=1, rows=1, size=50)
+
+
+def device(name: str, worker: str = "", **allowed: Any) -> DeviceFacts:
+    stated = EndpointFacts(state="closed", allowed=Allowed(**allowed)) if allowed else None
+    made = a_device(name, runtimes=("onnx",), warm=(KEY,), endpoint=stated, residual={KEY: (1.0,)})
+    return msgspec.structs.replace(made, worker=worker or made.worker)
+
+
+def rated_table(*devices: DeviceFacts) -> CandidateTable:
+    return build_table(QUICK, Constraints(), RATED, FleetSnapshot(devices), ProfileBook())
+
+
+def waits(*devices: DeviceFacts, ahead: float = 0.0, needs: Needs = LATER) -> float:
+    return float(estimate_figures(rated_table(*devices), needs, np.array([0.0, ahead])).wait[-1])
+
+
+def test_a_request_waits_for_a_rate_limit_and_not_while_something_is_left() -> None:
+    assert waits(device("rated", requests=0.5, requests_left=1.0)) == 0.0
+    assert waits(device("rated", requests=0.5, requests_left=0.0)) == pytest.approx(2.0)
+    assert waits(device("rated", tokens=10.0, tokens_left=20.0)) == pytest.approx(3.0)
+    work = estimate_figures(rated_table(device("rated")), LATER, np.zeros(2)).work[-1]
+    ahead = waits(device("rated", requests=0.5, requests_left=2.0), ahead=4 * float(work))
+    assert ahead == pytest.approx((5 - 2) / 0.5)
+
+
+def test_what_would_wait_for_longer_than_the_horizon_is_held() -> None:
+    fleet = FleetSnapshot((device("rated", requests=0.001, requests_left=0.0),))
+    needs = replace(LATER, deadline=None)
+    assert place(QUICK, needs, RATED, fleet).held
+    table = rated_table(*fleet.devices)
+    assert not has_capacity(table, 1, np.zeros((2, 4)))
+    assert has_capacity(rated_table(device("rated", requests=0.001, requests_left=2.0)), 1, np.zeros((2, 4)))
+
+
+@given(
+    rate=st.floats(0.01, 100),
+    left=st.floats(-5, 50),
+    ahead=st.lists(st.floats(0, 20), min_size=2, max_size=2),
+    sizes=st.lists(st.integers(1, 500), min_size=1, max_size=4),
+)
+def test_a_move_keeps_the_limits_of_a_placement(rate: float, left: float, ahead: list[float], sizes: list[int]) -> None:
+    table = rated_table(
+        device("other"), device("rated", requests=rate, requests_left=left, tokens=50 * rate, tokens_left=left)
+    )
+    needs = [replace(LATER, size=size) for size in sizes]
+    block = GroupBlock([Group(table, one, 0, 0.0, ("j",)) for one in needs], frozenset())
+    before = np.tile(np.array(ahead), (4, 1))
+    view = block.view(before)
+    for row, one in enumerate(needs):
+        alone = estimate_figures(table, one, np.array(ahead))
+        assert view.wait[row, 1] == pytest.approx(alone.wait[1])
+        assert view.finish[row, 1] == pytest.approx(alone.finish[1])
