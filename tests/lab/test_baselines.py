@@ -14,8 +14,7 @@ from simulator.engine import ANSWERED
 from simulator.policies.policy import Assignment
 from tests.unit.simulator import test_device as spot
 from tests.unit.simulator import test_opponents as halves
-from tests.unit.simulator.test_engine import chat, ends_once
-from tests.unit.simulator.test_moves import MINUTE, play, workload
+from tests.unit.simulator.test_engine import MINUTE, chat, ends_once, play, workload
 
 each = pytest.mark.parametrize("name", BASELINES)
 
