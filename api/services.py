@@ -27,7 +27,7 @@ class Services:
 
     router: HttpRouter
     inference: Inference
-    letters: StoredDeadLetters
+    dead: StoredDeadLetters
     stored: StoredObjects
 
 

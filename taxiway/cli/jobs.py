@@ -429,7 +429,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--most", type=click.IntRange(1, 1000), default=_LISTED_JOBS, show_default=True, help="Letters to list.")
+@click.option("--most", type=click.IntRange(1, 1000), default=_LISTED_JOBS, show_default=True, help="How many to list.")
 @fleet_options
 def list_(*, most: int, fleet: AskedFleet) -> None:
     """List dead letters, most recent first."""
@@ -437,22 +437,22 @@ def list_(*, most: int, fleet: AskedFleet) -> None:
 
 
 @dead.command()
-@click.argument("letter")
+@click.argument("id")
 @fleet_options
-def show(letter: str, *, fleet: AskedFleet) -> None:
-    """Show a LETTER: its reason, the workers that its job crashed, and the message."""
-    fleet.present(fleet.ask(lambda client: client.dead.show(letter)), "show_letter")
+def show(id: str, *, fleet: AskedFleet) -> None:
+    """Show the one with that ID: its reason, the workers that its job crashed, and the message."""
+    fleet.present(fleet.ask(lambda client: client.dead.show(id)), "show_letter")
 
 
 @dead.command()
-@click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @fleet_options
-def replay(letters: tuple[str, ...], *, fleet: AskedFleet) -> None:
-    """Run the job of each LETTER again under the same id, and delete the letter.
+def replay(ids: tuple[str, ...], *, fleet: AskedFleet) -> None:
+    """Run the job of each again under the same id, and delete the dead letter.
 
-    A letter that cannot be replayed does not keep the others from it.
+    One that cannot be replayed does not keep the others from it.
     """
-    jobs, refused = fleet.ask(lambda client: _each(letters, client.dead.replay))
+    jobs, refused = fleet.ask(lambda client: _each(ids, client.dead.replay))
     if fleet.as_json:
         print_json(jobs)
     else:
@@ -462,22 +462,22 @@ def replay(letters: tuple[str, ...], *, fleet: AskedFleet) -> None:
 
 
 @dead.command()
-@click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @fleet_options
-def drop(letters: tuple[str, ...], *, fleet: AskedFleet) -> None:
-    """Delete each LETTER. Its job stays dead."""
-    dropped, refused = fleet.ask(lambda client: _each(letters, client.dead.drop))
+def drop(ids: tuple[str, ...], *, fleet: AskedFleet) -> None:
+    """Delete each. Its job stays dead."""
+    dropped, refused = fleet.ask(lambda client: _each(ids, client.dead.drop))
     if fleet.as_json:
         print_json({"dropped": [*dropped]})
     _raise_last(refused)
 
 
-async def _each(letters: Sequence[str], call: Callable[[str], Awaitable[T]]) -> tuple[dict[str, T], list[RequestError]]:
-    """What the call answers to each letter, and the refusals."""
+async def _each(ids: Sequence[str], call: Callable[[str], Awaitable[T]]) -> tuple[dict[str, T], list[RequestError]]:
+    """What the call answers to each id, and the refusals."""
     answers, refused = {}, list[RequestError]()
-    for letter in letters:
+    for id in ids:
         try:
-            answers[letter] = await call(letter)
+            answers[id] = await call(id)
         except RequestError as error:
             refused.append(error)
     return answers, refused

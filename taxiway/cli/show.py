@@ -205,22 +205,22 @@ def show_jobs(jobs: Sequence[JobRecord]) -> None:
     _print_rows("the latest first", rows, none="no such jobs")
 
 
-def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
+def show_letters(found: Sequence[Mapping[str, Any]]) -> None:
     """A table of dead letters."""
-    _print_rows("dead letters, most recent first", [_letter_row(letter) for letter in letters], none="no dead letters")
+    _print_rows("dead letters, most recent first", [_letter_row(one) for one in found], none="no dead letters")
 
 
-def show_letter(letter: Mapping[str, Any]) -> None:
+def show_letter(found: Mapping[str, Any]) -> None:
     """A dead letter, the workers that its job crashed, and its message."""
     console = stdout_console()
-    facts = {"job": letter["job"], "given up": _moment(letter["at"]), "by": letter["by"], "why": letter["reason"]}
-    title = f"letter {letter['id']}"
-    console.print(Panel(_facts(facts | {"flaw": letter["flaw"]}), title=title, title_align="left", expand=False))
-    if letter["history"]:
-        console.print(_table("held it and ended", [_holder_row(holder) for holder in letter["history"]]))
-    for name, value in letter["headers"].items():
+    facts = {"job": found["job"], "given up": _moment(found["at"]), "by": found["by"], "why": found["reason"]}
+    title = f"dead letter {found['id']}"
+    console.print(Panel(_facts(facts | {"flaw": found["flaw"]}), title=title, title_align="left", expand=False))
+    if found["history"]:
+        console.print(_table("held it and ended", [_holder_row(holder) for holder in found["history"]]))
+    for name, value in found["headers"].items():
         console.print(Text.assemble((f"{name}: ", "dim"), str(value)), soft_wrap=True)
-    console.print(Text(letter["body"]), soft_wrap=True)
+    console.print(Text(found["body"]), soft_wrap=True)
 
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
@@ -341,13 +341,13 @@ def _part_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**where, "added": row.get("text", 0), "began": row.get("seam", ""), "ended": row.get("ended", "")}
 
 
-def _letter_row(letter: Mapping[str, Any]) -> dict[str, Any]:
+def _letter_row(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "letter": letter["id"],
-        "given up": _moment(letter["at"]),
-        "job": letter["job"],
-        "ended": len(letter["history"]),
-        "why": letter["reason"],
+        "dead letter": found["id"],
+        "given up": _moment(found["at"]),
+        "job": found["job"],
+        "ended": len(found["history"]),
+        "why": found["reason"],
     }
 
 

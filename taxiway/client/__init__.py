@@ -65,28 +65,28 @@ def open_transport(
 
 
 class DeadLetters:
-    """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
+    """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown id."""
 
     def __init__(self, transport: ClientTransport) -> None:
         self._transport = transport
 
     async def list(self, most: int) -> list[dict[str, Any]]:
-        """Letters, most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
-        letters: list[dict[str, Any]] = (await self._transport.administer("GET", f"/v2/dead?most={most}"))["letters"]
-        return letters
+        """The most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
+        found: list[dict[str, Any]] = (await self._transport.administer("GET", f"/v2/dead?most={most}"))["letters"]
+        return found
 
-    async def show(self, letter: str) -> dict[str, Any]:
-        """One letter with its message."""
-        return await self._transport.administer("GET", _path(letter))
+    async def show(self, id: str) -> dict[str, Any]:
+        """One of them with its message."""
+        return await self._transport.administer("GET", _path(id))
 
-    async def replay(self, letter: str) -> str:
-        """Run the letter's job again from the beginning. Returns the job's id, which does not change."""
-        return str((await self._transport.administer("POST", f"{_path(letter)}/replay"))["job"])
+    async def replay(self, id: str) -> str:
+        """Run its job again from the beginning. Returns the job's id, which does not change."""
+        return str((await self._transport.administer("POST", f"{_path(id)}/replay"))["job"])
 
-    async def drop(self, letter: str) -> None:
-        """Forget a letter."""
-        await self._transport.administer("DELETE", _path(letter))
+    async def drop(self, id: str) -> None:
+        """Forget one of them."""
+        await self._transport.administer("DELETE", _path(id))
 
 
-def _path(letter: str) -> str:
-    return f"/v2/dead/{quote(letter, safe='')}"
+def _path(id: str) -> str:
+    return f"/v2/dead/{quote(id, safe='')}"
