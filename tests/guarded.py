@@ -6,8 +6,6 @@ The embedded Valkey speaks no TLS: `TlsFront` does that for it, as stunnel would
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-import pytest
 import redis
 
 from broker.accounts import passwords_from, valkey_accounts
@@ -126,16 +123,6 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             await sink.drain()
     finally:
         sink.close()
-
-
-def needed(program: str) -> str:
-    """The program's path; without it the test is skipped, and in CI fails."""
-    found = shutil.which(program)
-    if found is None and os.environ.get("CI"):
-        pytest.fail(f"no {program} here: in CI this must be tested")
-    if found is None:
-        pytest.skip(f"no {program} here (Debian: apt-get install {program})")
-    return found
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:

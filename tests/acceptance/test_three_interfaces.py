@@ -7,7 +7,6 @@ import pytest
 import taxiway
 from local.fleet import LocalFleet
 from taxiway.client.sync_client import Client
-from taxiway.errors import InvalidRequestError
 
 TEXT = "What a smooth and friendly flight, thank you!"
 
@@ -26,14 +25,3 @@ def test_a_client_gets_a_real_answer_with_its_placement(client: Client) -> None:
     assert result.report.hardware_class in {"cpu.batch", "gpu.realtime", "tpu.bulk"}
     assert result.report.reason
     assert result.report.cost > 0
-
-
-@pytest.mark.parametrize(
-    ("model", "value", "field"),
-    [("sentiment", "", "text"), ("classify-image", b"\xff\xd8\xff\xe0 not a jpeg", "image")],
-)
-def test_a_row_that_its_pipeline_cannot_read_is_named(
-    client: Client, model: str, value: str | bytes, field: str
-) -> None:
-    with pytest.raises(InvalidRequestError, match=field):
-        client.infer(model, value, deadline=30, timeout=60)

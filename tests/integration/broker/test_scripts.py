@@ -141,14 +141,6 @@ def test_a_lease_is_renewed_by_its_holder_only(store: Store) -> None:
     assert other.token == "a#1"
 
 
-def test_a_released_job_is_queued_and_free_for_anyone(store: Store) -> None:
-    store.forward(placed("j"))
-    [claim] = store.claim("a", "j")
-    store.run(release_call([("j", claim.token)]))
-    assert store.record("j")["state"] == "queued"
-    assert store.claim("b", "j")[0].token == "b#2"
-
-
 def test_a_job_that_is_released_after_a_failed_run_is_queued_and_the_run_counts(store: Store) -> None:
     store.forward(placed("j"))
     for attempts, counts in ((1, True), (1, False), (2, True)):

@@ -33,9 +33,6 @@ from tests.integration.responder import Responder, echo, finish
 from tests.routing import eventually
 from tests.waiting import BUSY, until
 
-NO_SERVER = "redis://127.0.0.1:9/0"
-"""The discard port, where no Valkey listens."""
-
 
 @pytest.fixture
 def url(settings: Settings) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from typing import Any
 
@@ -248,17 +247,6 @@ def test_a_client_that_leaves_cancels_its_job(fleet: OpenAIFleet, http: httpx.Cl
         leaving.request("POST", "/v1/chat/completions", json.dumps(body))
         eventually(lambda: prompt in fleet.engine.begun)
     eventually(lambda: prompt in fleet.engine.aborts)
-
-
-@contextlib.contextmanager
-def scripted(fleet: OpenAIFleet, turn: Callable[[], str]) -> Iterator[None]:
-    """What the engine says, whatever it is asked."""
-    kind = type(fleet.engine)
-    kind.script = property(lambda _: turn())  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        kind.script = ""
 
 
 def test_a_stream_ends_with_done_and_says_so_in_its_type(http: httpx.Client) -> None:

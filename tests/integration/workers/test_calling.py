@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,17 +90,6 @@ def pids(notes: Path, count: int) -> list[int]:
     """The processes that noted themselves, once there are so many."""
     assert until(lambda: notes.exists() and len(notes.read_text().splitlines()) >= count)
     return [int(line) for line in notes.read_text().splitlines()]
-
-
-def after(seconds: float, error: Exception) -> Callable[[], None]:
-    """Raises the error that much later."""
-    due = time.monotonic() + seconds
-
-    def look() -> None:
-        if time.monotonic() >= due:
-            raise error
-
-    return look
 
 
 @pytest.fixture(scope="module")

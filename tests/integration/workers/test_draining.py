@@ -1,6 +1,5 @@
 """Workers that leave: by a signal or a file, killed, or with a batch that hangs. No job is lost with them."""
 
-import signal
 import time
 from pathlib import Path
 
@@ -76,19 +75,6 @@ def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(f
     with worker_process(fleet, "--device", "cpu:1"):
         assert tower.result(job_of(ages)).report.batch == 1
     assert {tower.state.hget(job_key(job_of(message)), "attempts") for message in (*messages, ages)} == {b"1"}
-
-
-def test_a_batch_that_outstays_the_grace_is_given_back_and_runs_elsewhere(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet) as first:
-        job = tower.order("slab", ENDLESS)
-        eventually(lambda: is_running(tower, job))
-        first.process.send_signal(signal.SIGTERM)
-        eventually(lambda: facts_of(tower.state, first.name).draining)
-        assert first.process.poll() is None
-        first.process.send_signal(signal.SIGTERM)  # for the second time: now
-        assert first.process.wait(60) == 0
-    assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
-    assert not is_held(tower.state, job)
 
 
 def test_what_a_killed_worker_held_runs_elsewhere_soon_after_its_lease(fleet: Settings, tower: Tower) -> None:
