@@ -205,7 +205,7 @@ def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
     assert isinstance(fleet, FileFleet)
     unknown = [name for name in trace.models if name not in fleet.timings]
     if unknown:
-        raise TraceError("trace", 0, f"models that the fleet runs, {fleet.models()}", unknown)
+        raise TraceError("trace", 0, f"models that the fleet runs, {sorted(fleet.timings)}", unknown)
     service = _services(trace, fleet, np.random.default_rng(seed))
     deadline = _deadlines(trace, fleet, service)
     named = np.array([PRIORITIES.index(terms.priority) for terms in fleet.terms], np.int8)

@@ -24,11 +24,12 @@ from benchmarks.harness.measure import machine, say
 from lab.baselines import CLAIRVOYANT, EVERY_POLICY, run
 from lab.bounds.linear import NAME, lower_bound
 from lab.fleet_file import FileFleet, load_fleet, prepare
+from lab.rows import read_trace
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import Maker
 from simulator.reports import percent
-from simulator.traces import Trace, read_trace
+from simulator.traces import Trace
 from simulator.workload import Workload
 from tasks.settings import TREE
 

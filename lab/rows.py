@@ -1,14 +1,15 @@
-"""A trace of a few requests, written out."""
+"""A trace of a few requests, written out, or of a file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simulator.traces import UNSET, Trace, predict
+from simulator.traces import UNSET, Trace, predict, read_arrivals, trace_of
 
 _NAMED = ("model", "tenant")
 _TYPES = {"arrival": "f8", "model": "i2", "size": "i4", "output": "i4", "deadline": "f8"}
@@ -31,3 +32,8 @@ def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
     group = columns["model"].astype(np.int64) * len(names["tenant"]) + columns["tenant"]
     predicted = predict(columns["output"], group)
     return Trace(models=names["model"], tenants=names["tenant"], predicted=predicted, **columns)
+
+
+def read_trace(path: Path, *, model: str) -> Trace:
+    """The requests of a CSV file, as `read_arrivals` reads it."""
+    return trace_of(read_arrivals(path, model=model))

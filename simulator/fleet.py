@@ -199,7 +199,3 @@ class Fleet:
     """Of each model, by class; None where it cannot run."""
     penalties: tuple[float, ...] = (0.0,) * len(SERVICES)
     """US dollars an hour by service."""
-
-    def models(self) -> list[str]:
-        """The models that some class can run."""
-        return sorted(self.timings)

@@ -154,11 +154,6 @@ def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[st
     return np.concatenate(numbers)
 
 
-def read_trace(path: Path, *, model: str) -> Trace:
-    """The same as `read_arrivals`, as a trace."""
-    return trace_of(read_arrivals(path, model=model))
-
-
 def read_arrivals(path: Path, *, model: str) -> Arrivals:
     """The requests of a CSV file as arrivals: of the generic format, or of Azure's, whose requests ask for `model`.
 
@@ -420,7 +415,7 @@ class _Lines(Protocol):
 
 
 def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
-    """Write arrivals as a generic CSV file, as `read_trace` and `read_arrivals` read it: `trace_of` by its columns.
+    """Write arrivals as a generic CSV file, as `read_arrivals` reads it: `trace_of` by its columns.
 
     Models are named without their version, services and localities as the fleet has them.
     """

@@ -19,12 +19,13 @@ from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
 from lab.changes import simulate
+from lab.rows import read_trace
 from lab.trials.trial import TRIALS
 from lab.trials.warm import WarmPolicy
 from simulator.engine import RunSummary
 from simulator.policies.policy import LIVE, REFUSED_JOB, Held, Policy, Shift
 from simulator.pool import Pool
-from simulator.traces import Trace, read_trace
+from simulator.traces import Trace
 from simulator.workload import SimulatedJob, Workload
 
 OURS = "taxiway"

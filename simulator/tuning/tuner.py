@@ -141,11 +141,6 @@ class TuningWatch:
         return since >= 3 * REST and (recalls or late)
 
 
-def plays_for(window: Window) -> int:
-    """Plays of a search on this window."""
-    return min(PLAYS, max(PLAYED // max(len(window.jobs), 1), 1))
-
-
 def _compared(
     former: Assignment | None, good: Sequence[Assignment], twins: Sequence[Twin]
 ) -> tuple[Assignment, float, float, bool]:
@@ -186,7 +181,8 @@ class Tuner:
         twin = Twin(window, fleet_now)
         search = Search(twin, seed)
         former = self.assignment
-        found = search.find(former, min(plays or plays_for(window), most), self.good)
+        plays = plays or min(PLAYS, max(PLAYED // max(len(window.jobs), 1), 1))
+        found = search.find(former, min(plays, most), self.good)
         self.good = found.good
         best, before, after, adopted = found.assignment, found.before, found.score, False
         twins = list[Twin]()

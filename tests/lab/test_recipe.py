@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.rows import read_trace
 from lab.trials.trial import TRIALS
-from simulator.traces import read_trace
 from tasks.settings import TREE
 from tests.lab.test_trials import figures
 

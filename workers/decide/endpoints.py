@@ -177,11 +177,6 @@ class Bucket:
         return lacking / self.rate if lacking > _ROUNDING * self.capacity else 0.0
 
 
-def minute_bucket(each_minute: float, now: float) -> Bucket:
-    """A full bucket of a limit for each minute."""
-    return Bucket(each_minute, each_minute / MINUTE, each_minute, now)
-
-
 @dataclass(frozen=True, slots=True)
 class EndpointRates:
     """What an endpoint allows; None if unlimited."""
@@ -219,10 +214,9 @@ class EndpointRates:
 
 
 def rates_of(requests: float | None, tokens: float | None, now: float, endpoints: int = 1) -> EndpointRates:
-    """The rates of `endpoints` endpoints, from the limits of one per minute."""
-    return EndpointRates(
-        *(None if each is None else minute_bucket(each * endpoints, now) for each in (requests, tokens))
-    )
+    """The rates of `endpoints` endpoints, from the limits of one per minute, of which all is left."""
+    limits = (None if each is None else each * endpoints for each in (requests, tokens))
+    return EndpointRates(*(None if each is None else Bucket(each, each / MINUTE, each, now) for each in limits))
 
 
 def learned(rates: EndpointRates, headers: Mapping[str, str], now: float) -> EndpointRates:

@@ -17,13 +17,13 @@ from click.testing import Result
 
 import taxiway
 from broker.valkey.endings import Ending
+from lab.rows import read_trace
 from router.decide.basis import basis_text
 from router.decide.classify import Needs
 from router.upkeep.recorder import Recorder
 from simulator.__main__ import main as simulator
 from simulator.own_fleet.history import LAG, History
 from simulator.own_fleet.history import main as history_command
-from simulator.traces import read_trace
 from tasks.history import OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
 from tasks.models.profiles import bin_of, tokens_of
 from tasks.queues.limits import Limits

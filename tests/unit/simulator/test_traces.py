@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.rows import read_trace
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import shares_of
 from simulator.traces import (
@@ -18,7 +19,6 @@ from simulator.traces import (
     TraceError,
     predict,
     read_arrivals,
-    read_trace,
     synthetic_trace,
     trace_of,
     write_arrivals,
