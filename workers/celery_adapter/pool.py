@@ -31,9 +31,8 @@ from tasks.ticket import Ticket
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
-from workers.celery_adapter.consumer import ConsumerThread
+from workers.celery_adapter.consumer import ConsumerThread, Inspection
 from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, event_of, stopped
-from workers.celery_adapter.inspection import Inspection
 from workers.celery_adapter.strategy import (
     ENDED,
     STORED,

@@ -20,9 +20,8 @@ from taxiway.errors import TaxiwayError
 from tests.builders import a_class, a_ticket, recorded
 from tests.celery_double import Endings
 from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, holding
-from workers.celery_adapter.consumer import ConsumerThread
+from workers.celery_adapter.consumer import SHOW_WAITING, ConsumerThread, Inspection
 from workers.celery_adapter.events import SHOW_EVERY, SILENCE, TaskEvent, TaskEvents
-from workers.celery_adapter.inspection import SHOW_WAITING, Inspection
 from workers.stages.job import Delivery, Headers, RunningJob
 from workers.stages.lane import LOAD_AT_MOST, Loads, Urgency
 
