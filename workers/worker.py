@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import WorkerStore
-from tasks.heartbeat import HEARTBEAT, unfit_for
+from tasks.heartbeat import HEARTBEAT
 from tasks.models.artefacts import ArtefactStore
 from tasks.topology import Topology
 from workers.device import Device, DeviceMissingError, WorkerContext, find_device
@@ -136,10 +136,6 @@ class Worker:
         """Accept a delivery that Celery's consumer received. Returns immediately."""
         self.held.hold([delivery])
         self.admissions.put(delivery)
-
-    def unfit_for(self, hardware_class: str) -> str | None:
-        """Why the device cannot serve a class; None if it can."""
-        return unfit_for(hardware_class, self.heartbeat.facts, self.context.topology)
 
     def close(self) -> None:
         """Start to drain, within the grace of queues.yaml, and publish it."""

@@ -26,6 +26,7 @@ from kombu.message import Message
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
+from tasks.heartbeat import unfit_for
 from tasks.telemetry import parent_of
 from tasks.ticket import Ticket
 from taxiway.contract.keys import INFER
@@ -83,7 +84,7 @@ class DevicePool(BasePool):
 
     def unfit_for(self, hardware_class: str) -> str | None:
         """Why the device may not serve a class; None where it may."""
-        return self.worker.unfit_for(hardware_class)
+        return unfit_for(hardware_class, self.worker.heartbeat.facts, self.worker.context.topology)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Set Celery's event loop; called after each connection."""
