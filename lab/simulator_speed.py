@@ -12,8 +12,8 @@ import resource
 import time
 
 from benchmarks.harness.measure import machine, say
+from lab.changes import simulate
 from lab.fleet_file import load_fleet, prepare
-from simulator.engine import simulate
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import synthetic_trace
 from tasks.settings import TREE

@@ -23,7 +23,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from router.decide.snapshot import FleetSnapshot
 from simulator.demand import InfeasibleError
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
-from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet
 from simulator.own_fleet import known as own_fleet
 from simulator.own_fleet.difference import SAMPLE_WINDOW, difference, difference_tables, sample_line
@@ -353,7 +352,7 @@ def _print(*parts: Any) -> None:
 
 def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> RunSummary:
     with _progress(label or name, len(workload)) as advance:
-        return run_policy(name, workload, POLICIES[name](workload, seed), seed=seed, progress=advance)
+        return played(name, workload, POLICIES[name](workload, seed), seed=seed, progress=advance)[0]
 
 
 @contextmanager

@@ -153,17 +153,10 @@ class Simulation(EventQueue):
         self.at(now + SAMPLE_EVERY, self._tick, None, 0)
 
 
-def simulate(
-    name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
-) -> RunSummary:
-    """The figures of `policy`, called `name`, over the workload."""
-    return played(name, workload, policy, seed=seed, progress=progress)[0]
-
-
 def played(
     name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
 ) -> tuple[RunSummary, OutcomeColumns]:
-    """The same, and how each request ended."""
+    """The figures of `policy`, called `name`, over the workload, and how each request ended."""
     engine = Simulation(workload, policy, seed=seed)
     outcome = engine.run(progress)
     return summarise(name, workload, outcome, engine.pools), outcome

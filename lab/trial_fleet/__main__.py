@@ -42,6 +42,7 @@ from rich.table import Table
 import taxiway
 from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
+from lab.changes import simulate
 from lab.fleet_file import prepare
 from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
 from lab.trial_fleet.emulated_models import BULK_DUE, DEAR, PENALTIES, QUEUES, requests, simulated, write_models
@@ -50,7 +51,7 @@ from lab.trials.runs import OURS
 from lab.trials.targets import OPPONENTS
 from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
-from simulator.engine import RunSummary, simulate
+from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment, Shift
 from simulator.policies.taxiway import POLICIES, Taxiway

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from router.decide.plan import Density, Depth
-from simulator.engine import simulate
+from simulator.engine import played
 from simulator.fleet import SERVICES
 from simulator.policies.policy import STANDARD, Assignment, Cell, Fixed
 from simulator.tuning.search import Search, fresh, moved
@@ -94,7 +94,7 @@ def _simulated(workload: Workload, seed: int) -> Play:
     """Scores in US dollars, as the simulator has them; nothing costs anything without requests."""
     if not len(workload):
         return lambda assignment: 0.0
-    return lambda assignment: simulate("fixed", workload, Fixed(assignment), seed=seed).score
+    return lambda assignment: played("fixed", workload, Fixed(assignment), seed=seed)[0].score
 
 
 def recorded(workload: Workload) -> Window:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lab.ablations import TERMS, Term, Without, worthless
+from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.policies import Figure, targets
 from router.decide import placement
-from simulator.engine import simulate
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import synthetic_trace
 from simulator.workload import Workload

@@ -9,20 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from simulator.class_queue import SimulatedQueue
-from simulator.engine import (
-    ANSWERED,
-    DROPPED,
-    REFUSED,
-    WAITING,
-    OutcomeColumns,
-    Simulation,
-    StuckError,
-    simulate,
-    summarise,
-)
+from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, OutcomeColumns, Simulation, StuckError, summarise
 from simulator.fleet import Fleet
 from simulator.policies.policy import Policy, Shift, Static
 from simulator.policies.routing import ExpectedBatch, topology_of

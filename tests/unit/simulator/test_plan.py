@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
-from simulator.engine import RunSummary, simulate
+from simulator.engine import RunSummary
 from simulator.fleet import Fleet
 from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
