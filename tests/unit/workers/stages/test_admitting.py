@@ -1,22 +1,28 @@
-"""How requests are read and admitted: each ends alone, and what many refer to is fetched at once."""
+"""Jobs on their way to a device: read, admitted, held, waiting for a load, and in its lane until a batch takes them."""
 
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import pytest
+from celery import Celery
 
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
-from tasks.models.folder import ModelsFolder
-from tasks.models.model import Model
-from tasks.models.profiles import KnownProfile
+from tasks.models.catalogue import Catalogue
+from tasks.models.folder import ModelsFolder, load_catalogue
+from tasks.models.model import Model, Profile
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.models.signature import bind
+from tasks.queues.limits import Limits
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import PATIENT
+from taxiway.contract.keys import INFER, LEVELS, PATIENT
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
@@ -28,15 +34,21 @@ from taxiway.errors import (
     ResultExpiredError,
     TaxiwayError,
 )
-from tests.builders import a_class, a_ticket, a_topology
+from tests.builders import a_class, a_ticket, a_topology, recorded
+from tests.celery_double import Endings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
-from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, no_store, shared
+from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, holding, no_store, shared
+from workers.celery_adapter.consumer import SHOW_WAITING, ConsumerThread, Inspection
+from workers.celery_adapter.events import SHOW_EVERY, SILENCE, TaskEvent, TaskEvents
+from workers.decide.batcher import BatchPolicy
 from workers.device import WorkerContext, WorkerOptions
 from workers.executor import Executor
 from workers.learned import Loaded
 from workers.port import Item, Row
-from workers.stages.admit import FETCHED_BYTES, MOST_ENDED, AdmitStage, JobReader, prepare
-from workers.stages.job import Delivery, Ended
+from workers.runtimes.echo import EchoRuntime
+from workers.stages.admit import FETCHED_BYTES, MOST_ENDED, AdmitStage, JobReader, gather, prepare
+from workers.stages.job import Delivery, Ended, Headers, RunningJob
+from workers.stages.lane import LOAD_AT_MOST, Lane, Lanes, Loads, Urgency
 from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceQueue
 
@@ -184,3 +196,310 @@ def test_a_request_that_a_router_accepted_by_a_newer_model_yaml_is_bound_by_that
     renamed = {**SCALE_SPECS, "inputs": [{**SCALE_SPECS["inputs"][0], "name": "z"}]}
     write_model(tmp_path, "scale", scale_graph(2.0, name="z"), **renamed)
     assert reader.read(delivery, 0.0, {}).rows[0]["z"].tolist() == [1.0, 2.0]
+
+
+PROFILE = Profile(base=0.001, slope=1e-6)
+HARDWARE = a_class(max_batch=8)
+BUCKET = 1_000_000
+
+
+def job(*sizes: int, deadline: float = 100.0) -> RunningJob:
+    """A job with rows of these sizes, all of one bucket."""
+    made = a_running_job("ising", hardware=HARDWARE, key="k", rows=({},), single=False, deadline=deadline)
+    made.items = [Item({}, size) for size in sizes]
+    made.answers = [None] * len(sizes)
+    gather(made)
+    return made
+
+
+def lane(max_run: float, *jobs: RunningJob, pace: float = 1.0) -> Lane:
+    """A lane in which these jobs wait."""
+    made = Lane(("k", BUCKET, "", "c"), BatchPolicy(8, 0.0, max_run), PROFILE, lambda: pace)
+    for one in jobs:
+        made.add(one)
+    return made
+
+
+def taken(made: Lane) -> list[int]:
+    return [one.items[row].size for one, rows in made.take(0.0) for row in rows]
+
+
+def test_a_batch_takes_as_many_rows_as_fit_into_max_run_by_their_own_sizes() -> None:
+    small = lane(0.5, job(*[200_000] * 6))
+    large = lane(0.5, job(*[900_000] * 6))
+    assert (taken(small), taken(small), taken(small)) == ([200_000] * 2, [200_000] * 2, [200_000] * 2)
+    assert taken(large) == [900_000]
+    assert (small.rows, small.seconds) == (0, 0.0)
+    assert large.seconds == pytest.approx(0.001 + 5 * 0.9)
+
+
+def test_a_device_that_is_slower_than_its_profile_gets_fewer_rows_a_batch() -> None:
+    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=2.0))) == 1
+    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=0.5))) == 4
+
+
+def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
+    urgent, patient = job(600_000, 500_000, deadline=1.0), job(400_000, deadline=2.0)
+    both = lane(0.7, patient, urgent)
+    assert [taken(both), taken(both), taken(both)] == [[600_000], [500_000], [400_000]]
+    assert not both
+
+
+def test_a_removed_job_no_longer_counts() -> None:
+    leaving, staying = job(600_000), job(300_000)
+    both = lane(0.7, leaving, staying)
+    both.remove(leaving)
+    assert both.seconds == pytest.approx(0.301)
+    assert taken(both) == [300_000]
+
+
+def test_the_batches_that_are_to_come_are_those_that_run() -> None:
+    waiting = lane(0.5, job(200_000, 200_000, 900_000), job(150_000))
+    foreseen = [seconds for _, seconds in waiting.batches()]
+    ran = []
+    while waiting:
+        sizes = taken(waiting)
+        ran.append(PROFILE.latency(len(sizes), sum(sizes) / len(sizes)))
+    assert foreseen == pytest.approx(ran)
+
+
+WAITS = a_class(max_batch=8, max_wait=0.05)
+
+
+class Waiting:
+    """Lanes of one device, whose batches take a second and 1 ms a row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lanes = Lanes(an_executor(folder, WAITS), lambda: 0.0)
+
+    def add(self, model: str, level: int, *arrivals: float, due: float = 100.0) -> list[RunningJob]:
+        """Jobs of a row each, in the order of their arrival."""
+        found = MODELS.resolve(model)
+        known = replace(ProfileBook().lookup(found, found.reference, "cpu", "t"), profile=Profile(1.0, 0.001))
+        jobs = []
+        for arrived in arrivals:
+            delivery = a_delivery(a_ticket(level=level))
+            job = a_running_job(model, hardware=WAITS, delivery=delivery, deadline=due, arrived=arrived)
+            job.items, job.answers = [Item({}, 1)], [None]
+            gather(job)
+            loaded = Loaded(job.key, found, found.variants[found.reference], None, EchoRuntime(), known, 0.0)  # type: ignore[arg-type]
+            self.lanes.add(job, loaded)
+            jobs.append(job)
+        return jobs
+
+
+@pytest.mark.parametrize("level", range(LEVELS))
+def test_a_batch_that_waits_runs_before_a_due_one_of_a_lower_level(tmp_path: Path, level: int) -> None:
+    waiting = Waiting(tmp_path)
+    urgent = waiting.add("echo", 1, 0.0, 0.001, 0.002)
+    lane, wait = waiting.lanes.next(0.003)
+    assert lane is None and wait > 0, "more rows are expected"
+    (other,) = waiting.add("paced", level, 0.003)
+    lane, wait = waiting.lanes.next(0.003)
+    assert lane is not None and wait == 0
+    assert lane.jobs() == (set(urgent) if level > 1 else {other})
+
+
+MODEL = recorded("documents/model.yaml")
+
+
+class Dock:
+    """A device with room for one model, and what waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+            (folder / name / "model.yaml").write_text(MODEL.format(name=name))
+        self.catalogue: Catalogue = load_catalogue(folder)
+        self.executor = an_executor(folder / "cache", a_class(runtimes=("echo", "python"), memory=100 * 2**20))
+        self.failed: list[tuple[RunningJob, TaxiwayError]] = []
+        self.woken = threading.Event()
+        self.loads = Loads(self.executor, wake=self.woken.set, fail=self._fail)
+        self.lined: dict[str, Urgency] = {}
+
+    def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> RunningJob:
+        """A job that waits for its variant."""
+        delivery, found = (
+            a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
+            self.catalogue.resolve(model),
+        )
+        job = a_running_job(found, delivery=delivery, variant=variant, arrived=arrived, deadline=deadline)
+        self.loads.wait(job)
+        return job
+
+    def begin(self) -> None:
+        """Begin a load, if one may."""
+        self.loads.begin(lambda urgency: {key for key, lined in self.lined.items() if lined <= urgency})
+
+    def finish(self) -> list[RunningJob]:
+        """The jobs of the load that runs, once it has ended."""
+        assert self.woken.wait(20)
+        self.woken.clear()
+        return self.loads.finish()
+
+    def warm(self) -> set[str]:
+        """What is loaded."""
+        return {loaded.key for loaded in self.executor.all_loaded()}
+
+    def _fail(self, jobs: Sequence[RunningJob], error: TaxiwayError) -> None:
+        self.failed += [(job, error) for job in jobs]
+
+
+@pytest.fixture
+def dock(tmp_path: Path) -> Dock:
+    return Dock(tmp_path)
+
+
+def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> None:
+    dock.job("one", arrived=1.0)
+    urgent = dock.job("other", deadline=5.0, arrived=2.0)
+    dock.begin()
+    dock.begin()
+    assert dock.finish() == [urgent]
+
+
+def test_the_jobs_of_a_variant_that_cannot_load_end_with_the_reason(dock: Dock) -> None:
+    job = dock.job("one", "missing")
+    dock.begin()
+    assert dock.finish() == []
+    assert [failed for failed, _ in dock.failed] == [job]
+    again = dock.job("one", "missing")
+    dock.begin()
+    assert [failed for failed, _ in dock.failed] == [job, again]
+    assert all("no callable 'nowhere'" in error.message for _, error in dock.failed)
+    assert "one:1/missing" in dock.executor.unavailable
+
+
+def test_a_variant_keeps_its_memory_in_use_and_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:
+    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    dock.lined[loaded.key] = (1, math.inf, 1.0)
+    job = dock.job("other", arrived=2.0)
+    dock.begin()
+    assert dock.warm() == {loaded.key}
+    loaded.in_use, dock.lined[loaded.key] = True, (1, math.inf, 3.0)
+    dock.begin()
+    assert dock.warm() == {loaded.key}
+    loaded.in_use = False
+    dock.begin()
+    assert dock.finish() == [job]
+    assert dock.warm() == {"other:1/echo"}
+
+
+def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
+    began = time.monotonic()
+    assert not dock.loads.hung(math.inf)
+    dock.job("one")
+    dock.begin()
+    assert not dock.loads.hung(began + LOAD_AT_MOST)
+    assert dock.loads.hung(time.monotonic() + LOAD_AT_MOST)
+    dock.finish()
+    assert not dock.loads.hung(math.inf)
+
+
+def test_a_lost_variant_that_is_there_again_or_finds_no_room_is_not_loaded(dock: Dock) -> None:
+    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    dock.loads.replace(loaded.model, "echo")
+    dock.begin()
+    loaded.in_use = True
+    dock.loads.replace(dock.catalogue.resolve("other"), "echo")
+    dock.begin()
+    dock.loads.replace(dock.catalogue.resolve("other"), "missing")
+    loaded.in_use = False
+    dock.begin()
+    assert dock.finish() == [] and dock.failed == []
+
+
+def nothing() -> None:
+    """Stands for the task."""
+
+
+def inspection() -> Inspection:
+    app: Any = Celery(set_as_current=False)  # its stubs know neither its clock nor this use of `task`
+    events = TaskEvents("w", app.clock, lambda topic, message: 1)
+    return Inspection(app.task(nothing, name=INFER, shared=False), "w", events, ConsumerThread())
+
+
+def test_events_are_left_out_for_a_while_after_no_monitor_received_some() -> None:
+    app: Any = Celery(set_as_current=False)
+    monitors, sent = [0], list[bytes]()
+
+    def publish(topic: str, message: bytes) -> int:
+        sent.append(message)
+        return monitors[0]
+
+    events, event = TaskEvents("w", app.clock, publish), TaskEvent("task-started", "j", 0.0)
+    events.wanted = lambda: True
+    for _ in range(2):
+        events.add(event)
+        events.flush()
+    assert len(sent) == 1
+    monitors[0], until = 1, time.monotonic() + 10 * SILENCE
+    while not events.waiting and time.monotonic() < until:
+        events.add(event)
+    events.flush()
+    events.add(event)
+    assert (len(sent), events.waiting) == (2, 1)
+
+
+def delivery_that_came(received: float) -> Delivery:
+    return a_delivery(received=received, headers=Headers("j", INFER, ""))
+
+
+def test_what_is_held_needs_no_renewal_yet_and_ends_once() -> None:
+    delivery = delivery_that_came(0.0)
+    jobs = holding(delivery)
+    assert (jobs.all(), jobs.all(60.0)) == ([delivery], [])
+    assert [jobs.remove(delivery), jobs.remove(delivery), len(jobs)] == [True, False, 0]
+
+
+class SlowStore(WorkerStore):
+    """Notes its calls; a renewal ends once claims lapse, or soon if they do not."""
+
+    def __init__(self) -> None:
+        super().__init__("redis://127.0.0.1:1", "w", Limits())
+        self.calls: list[str] = []
+        self.renewing, self.lapsing = threading.Event(), threading.Event()
+
+    def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
+        """As `WorkerStore.renew`."""
+        self.renewing.set()
+        self.lapsing.wait(0.2)
+        self.calls.append("renewed")
+        return [True] * len(claims)
+
+    def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
+        """As `WorkerStore.let_lapse`."""
+        self.calls.append("lapses")
+        self.lapsing.set()
+
+    def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
+        """As `WorkerStore.release`."""
+
+
+def test_a_claim_that_is_given_up_is_not_renewed_after_that() -> None:
+    store, delivery = SlowStore(), a_delivery()
+    delivery.claim, delivery.retries = Claim(Verdict.RUN, "t"), 1
+    jobs = holding(delivery, store=store)
+    renewal = threading.Thread(target=jobs.renew, args=(0.0,))
+    renewal.start()
+    assert store.renewing.wait(10)
+    jobs.requeue([delivery])
+    renewal.join()
+    jobs.renew(0.0)
+    assert store.calls == ["renewed", "lapses", "renewed"]
+    assert jobs.all() == []
+
+
+def test_a_job_is_shown_when_it_runs_or_waits_for_long_and_only_then() -> None:
+    now = time.time()
+    fresh, waits, runs = delivery_that_came(now + 3600), delivery_that_came(now - SHOW_WAITING), delivery_that_came(now)
+    fresh.began, runs.began = now + 3600, now - SHOW_EVERY
+    shown = inspection()
+    assert shown.show(holding(fresh, waits, runs), Endings()) == [runs]
+    starts = {delivery: request.time_start for delivery, request in shown._shown.items()}
+    assert starts.keys() == {waits, runs}
+    assert starts[waits] is None and starts[runs] is not None
+    for delivery in (waits, runs):
+        shown.report(delivery, None)
+    shown._thread.run()
+    assert not shown._shown
