@@ -131,13 +131,6 @@ def test_a_tagged_value_that_does_not_decode_is_refused(tag: Any, value: Any) ->
         from_wire([{"__type__": tag, "__value__": value}])
 
 
-@pytest.mark.cases("datatype, data, expected")
-def test_a_tensors_data_may_be_flat_nested_or_bytes(datatype: str, data: Any, expected: list[Any]) -> None:
-    array = to_array({"shape": [2], "datatype": datatype, "data": data}, "x")
-    assert array.tolist() == expected
-    assert array.dtype == np.dtype(DATATYPES[datatype])
-
-
 @pytest.mark.cases(
     "tensor",
     [{"shape": [10**30], "datatype": "FP32", "data": [1]}, {"shape": [1], "datatype": "INT64", "data": [2**70]}],

@@ -57,15 +57,6 @@ def test_a_load_is_paid_in_time_and_money_as_often_as_a_device_is_cold() -> None
     assert (cold.load, either.load, either.wait) == pytest.approx((2.0, 1.0, 1.5)), "they share the work ahead"
 
 
-def test_a_class_whose_devices_start_on_demand_takes_work_a_start_later_which_costs_the_load_alone() -> None:
-    table, starts = table_of(startable=("cpu",)), estimated(startable=("cpu",))
-    assert table.live.all()
-    assert table.warnings == ("no device is live: one starts in 30 s",)
-    assert (starts.load, starts.cost) == pytest.approx((CLASS.scaling.start + 2.0, estimated(COLD).cost))
-    assert estimated(WARM, startable=("cpu",)).load == 0.0
-    assert not table_of(startable=("other",)).live.any()
-
-
 def test_a_closed_class_takes_work_that_can_wait_until_it_opens() -> None:
     night = msgspec.structs.replace(CLASS, available=Hours(hours="22:00-07:00"))
     closed: dict[str, Any] = {"hardware": night, "now": 21.5 * 3600}  # of the first of January 1970, UTC

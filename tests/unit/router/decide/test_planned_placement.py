@@ -89,13 +89,6 @@ def explained(fleet: FleetSnapshot, needs: Needs = LIVE) -> Explanation:
     return explanation_of((MODEL, needs, TOPOLOGY, fleet))
 
 
-def test_a_request_goes_to_its_preferred_class_though_another_is_cheaper() -> None:
-    assert placed(a_fleet(None)).candidate.hardware_class == "cheap"
-    placement = placed(a_fleet(a_plan(a_cell("dear", "cheap"))))
-    assert placement.candidate.hardware_class == "dear"
-    assert placement.reason.startswith("planned: cheapest that meets 0.25 s")
-
-
 def test_each_service_and_locality_has_a_cell_of_its_own() -> None:
     plan = a_plan(a_cell("dear"), a_cell("cheap", service="bulk"), a_cell("cheap", locality="lab"))
     assert placed(a_fleet(plan), BULK).candidate.hardware_class == "cheap"

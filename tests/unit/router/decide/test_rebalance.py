@@ -335,21 +335,6 @@ def test_a_job_is_worth_more_the_closer_its_deadline(occupant: Occupant, sooner:
     assert closer.loss(LIVE) >= occupant.loss(LIVE)
 
 
-@given(st.floats(1, 86400), st.floats(1, 86400), st.floats(0, 60), st.integers(1, 200))
-def test_a_bulk_job_is_in_time_beside_endless_live_work(due: float, left: float, redo: float, arrivals: int) -> None:
-    """Live jobs come one after another to a single slot; whoever yields goes on when the live job is answered."""
-    assume(left <= due)
-    job, now = replace(BULK, due=due, left=left, redo=redo), 0.0
-    for _ in range(arrivals):
-        decided = preempt([LIVE], [job], most=MOST)
-        if not decided:
-            break
-        now += SWITCH + LIVE.run + job.redo
-        job = replace(job, due=due - now, cuts=job.cuts + 1)
-    assert job.cuts <= MOST
-    assert now + job.left <= due
-
-
 @given(WAITERS, OCCUPANTS, st.floats(0, 10))
 def test_a_job_is_worth_more_the_longer_it_waits(waiters: list[Waiter], occupants: list[Occupant], more: float) -> None:
     for waiter in waiters:
