@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from api.access import Key, Scope, digest_of
@@ -19,8 +20,12 @@ def authorized(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {secret_of(name)}"}
 
 
-def keys_in(path: Path, **scopes: tuple[Scope, ...]) -> tuple[str, ...]:
-    """Write a key for each tenant of these names; the options with which a router reads them."""
-    keys = [Key(id=name, digest=digest_of(secret_of(name)), tenant=name, scopes=may) for name, may in scopes.items()]
+def keys_in(path: Path, tenants: Mapping[str, str] | None = None, **scopes: tuple[Scope, ...]) -> tuple[str, ...]:
+    """Write keys of these names, each of the tenant of its name, or its own of `tenants`; a router's options."""
+    owners = tenants or {}
+    keys = [
+        Key(id=name, digest=digest_of(secret_of(name)), tenant=owners.get(name, name), scopes=may)
+        for name, may in scopes.items()
+    ]
     write_keys(path, keys)
     return ("--keys", str(path))

@@ -1,8 +1,7 @@
 """The HTTP API with keys and under TLS, at a router as it ships."""
 
-import secrets
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,32 +10,24 @@ import httpx
 import pytest
 
 import taxiway
-from api.access import Key, Scope, digest_of
-from api.keys_file import write_keys
+from api.access import Scope, digest_of
 from tasks.settings import TREE
 from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
 from tests.certificates import self_signed
+from tests.keyring import authorized, keys_in, secret_of
 from tests.routing import EchoDevice, eventually, router_process
 from tests.waiting import BUSY
 from tests.working import empty_fleet
 
 BODY = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}], "parameters": {}}
-OWNERS: dict[str, tuple[str, tuple[Scope, ...]]] = {
-    "lab": ("lab", ("submit", "read")),
-    "shop": ("shop", ("submit", "read")),
-    "writer": ("lab", ("submit",)),
-    "reader": ("lab", ("read",)),
-    "ops": ("ops", ("admin",)),
-    "busy": ("busy", ("submit", "read")),
+OF_LAB = {"writer": "lab", "reader": "lab"}
+MAY: dict[str, tuple[Scope, ...]] = {
+    **dict.fromkeys(("lab", "shop", "busy"), ("submit", "read")),
+    "writer": ("submit",),
+    "reader": ("read",),
+    "ops": ("admin",),
 }
-SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in OWNERS}
 QUEUES = (TREE / "queues.yaml").read_text() + "\ntenants: {busy: {requests_per_second: 50}}\n"
-
-
-def keys_of(names: Iterable[str]) -> list[Key]:
-    return [
-        Key(id=name, digest=digest_of(SECRETS[name]), tenant=OWNERS[name][0], scopes=OWNERS[name][1]) for name in names
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interface(folder: Path, valkey_url: str) -> Iterator[str]:
     """The address of a router under TLS that knows keys, before one device; its log and certificate in `folder`."""
     certificate, key = self_signed(folder)
-    write_keys(folder / "keys.jsonl", keys_of(OWNERS))
     (folder / "queues.yaml").write_text(QUEUES)
     settings = replace(empty_fleet(valkey_url, lasting=True), queues=folder / "queues.yaml")
-    options = ["--keys", str(folder / "keys.jsonl"), "--tls-cert", str(certificate), "--tls-key", str(key)]
+    options = [*keys_in(folder / "keys.jsonl", OF_LAB, **MAY), "--tls-cert", str(certificate), "--tls-key", str(key)]
     with (
         (folder / "router.log").open("wb") as log,
         EchoDevice(settings),
@@ -62,8 +52,7 @@ def interface(folder: Path, valkey_url: str) -> Iterator[str]:
 
 @contextmanager
 def asking(interface: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
-    secret = SECRETS[name] if name else secret
-    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    headers = authorized(name) if name else {"authorization": f"Bearer {secret}"} if secret else {}
     trust = ssl.create_default_context(cafile=folder / "cert.pem")
     with httpx.Client(base_url=interface, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
         yield http
@@ -81,7 +70,7 @@ def shop(interface: str, folder: Path) -> Iterator[httpx.Client]:
         yield http
 
 
-WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
+WRONG = [None, "taxiway_wrong", "", secret_of("lab")[:-1], secret_of("lab") + "x"]
 
 
 @pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
@@ -144,12 +133,12 @@ def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_noth
     keys, log = folder / "keys.jsonl", folder / "router.log"
     with asking(interface, folder, "writer") as http:
         assert http.get("/v2").status_code == 200
-        write_keys(keys, keys_of(OWNERS.keys() - {"writer"}))
+        keys_in(keys, OF_LAB, **{name: may for name, may in MAY.items() if name != "writer"})
         assert eventually(lambda: http.get("/v2").status_code == 401, within=1 + BUSY)
         keys.write_text("{broken")
         assert eventually(lambda: http.get("/v2") and b"keys not reloaded" in log.read_bytes(), within=1 + BUSY)
         assert http.get("/v2").status_code == 401
-        write_keys(keys, keys_of(OWNERS))
+        keys_in(keys, OF_LAB, **MAY)
         assert eventually(lambda: http.get("/v2").status_code == 200, within=1 + BUSY)
 
 
@@ -159,14 +148,14 @@ def test_the_python_client_brings_its_key_over_tls(
     with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(interface) as client:
         client.models()
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
-    with taxiway.Client(interface, key=SECRETS["lab"]) as client:
+    with taxiway.Client(interface, key=secret_of("lab")) as client:
         job = client.submit("echo", "a")
         assert job.result(60).outputs["payload"] == "a"
         with pytest.raises(ForbiddenError, match="admin"):
             client.fleet()
         with pytest.raises(ForbiddenError, match="lab"):
             client.infer("echo", "a", tenant="shop")
-    with taxiway.Client(interface, key=SECRETS["shop"]) as client, pytest.raises(UnknownJobError):
+    with taxiway.Client(interface, key=secret_of("shop")) as client, pytest.raises(UnknownJobError):
         client.job(job.id).result(1)
     with taxiway.Client(interface) as client, pytest.raises(UnauthenticatedError):
         client.models()
@@ -179,7 +168,7 @@ def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_res
     texts = [str(n) for n in range(120)]
 
     # Patient: as many connections as there are requests begin with a TLS handshake at once.
-    with taxiway.Client(interface, key=SECRETS["busy"], connect_timeout=60) as client:
+    with taxiway.Client(interface, key=secret_of("busy"), connect_timeout=60) as client:
         answers = [result.outputs["payload"] for result in client.map("echo", texts, deadline=100)]
 
     assert answers == texts
@@ -188,15 +177,15 @@ def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_res
 def test_no_key_stands_in_the_log_or_in_an_answer(interface: str, folder: Path, lab: httpx.Client) -> None:
     answer = [
         lab.get("/v2/jobs/none").text,
-        lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
-        lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {SECRETS["lab"]: 1}}).text,
+        lab.post("/v2/models/echo/infer", content=secret_of("lab")).text,
+        lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {secret_of("lab"): 1}}).text,
     ]
-    with asking(interface, folder, secret=SECRETS["lab"] + "?") as http:
-        answer.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
+    with asking(interface, folder, secret=secret_of("lab") + "?") as http:
+        answer.append(http.get(f"/v2/jobs/{secret_of('lab')}").text)
 
     log = (folder / "router.log").read_text()
-    assert not [name for name, secret in SECRETS.items() if secret in log + answer[0] + answer[1] + answer[3]]
-    assert digest_of(SECRETS["lab"]) not in log
+    assert not [name for name in MAY if secret_of(name) in log + answer[0] + answer[1] + answer[3]]
+    assert digest_of(secret_of("lab")) not in log
 
 
 def test_an_api_with_keys_answers_by_any_name(interface: str, folder: Path) -> None:
