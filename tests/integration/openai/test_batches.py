@@ -218,7 +218,6 @@ def test_wrong_lines_fail_the_batch_with_their_numbers(client: openai.OpenAI) ->
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"completion_window": "soon"}, "completion_window"),
         ({"endpoint": "/v1/images"}, "endpoint"),
         ({"metadata": {"a": "x" * 513}}, "metadata[...]"),
         ({"metadata": {"a" * 65: "x"}}, "metadata"),

@@ -102,21 +102,6 @@ def test_waiting_work_moves_to_a_class_that_became_idle_and_runs_once_but_nothin
         assert forged["headers"]["id"] in left
 
 
-def test_the_work_of_a_class_follows_the_jobs_that_move(twins: Settings) -> None:
-    with fleet_of(twins) as fleet, ExitStack() as stack:
-        stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
-        with router_process(twins):
-            fleet.send(400)
-            eventually(lambda: fleet.waiting("cpu.a") == 400)
-            before = float(fleet.store.hget(WORK, "cpu.a|2") or 0)
-            stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
-            eventually(lambda: fleet.waiting("cpu.b") > 50)
-        assert fleet.waiting("cpu.a") + fleet.waiting("cpu.b") == 400
-        work = {name: float(fleet.store.hget(WORK, f"{name}|2") or 0) for name in ("cpu.a", "cpu.b")}
-        assert sum(work.values()) == pytest.approx(before, rel=0.5)
-        assert work["cpu.b"] == pytest.approx(before * fleet.waiting("cpu.b") / 400, rel=0.5)
-
-
 def has_more_than(device: EchoDevice, count: int, of: int) -> bool:
     return len(device.done) > count or count == of
 
