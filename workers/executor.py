@@ -95,7 +95,6 @@ class Executor(DeviceVariants):
         self._uses: dict[str, Uses] = {}
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
-        self._catalogue: Catalogue | None = None
         self._retired: list[Loaded] = []
         self._nicer = NicerThread(hardware.nice) if device.kind == "cpu" and hardware.nice else None
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
@@ -106,10 +105,6 @@ class Executor(DeviceVariants):
         """The variant, if it is loaded as described by exactly this model. Thread-safe."""
         loaded = self._loaded.get(variant_key(model.id, variant))
         return loaded if loaded is not None and loaded.model is model else None
-
-    def is_current(self, model: Model) -> bool:
-        """Whether the catalogue has exactly this model; always true until a catalogue is set (`renew`)."""
-        return self._catalogue is None or self._catalogue.models.get(model.id) is model
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
         """Switch to a new catalogue and profiles, and unload variants whose description changed or is gone.

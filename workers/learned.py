@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.heartbeat import ANY, three_digits
+from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
 from tasks.models.profiles import UNSURE, KnownProfile, ran_size
@@ -125,6 +126,11 @@ class DeviceVariants(LearnedTimes, ABC):
 
     device: Device
     unavailable: dict[str, str]
+    _catalogue: Catalogue | None = None
+
+    def is_current(self, model: Model) -> bool:
+        """Whether the catalogue has exactly this model; always true until a catalogue is set (`renew`)."""
+        return self._catalogue is None or self._catalogue.models.get(model.id) is model
 
     @abstractmethod
     def ready(self, model: Model, variant: str) -> Loaded | None:

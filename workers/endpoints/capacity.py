@@ -16,6 +16,7 @@ from taxiway.contract.keys import LEVELS
 from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
+from workers.stages.queues import DeviceUse
 
 _SMOOTHING = 0.1  # weight of the newest row in what is usual
 
@@ -81,7 +82,7 @@ def pieces_of(exchange: Exchange, now: float) -> tuple[float | None, float | Non
     return first, (now - exchange.first) / more if more > 0 else None
 
 
-class EndpointUse:
+class EndpointUse(DeviceUse):
     """Rows on an endpoint with slots. Times are seconds on one clock. Any thread may read it.
 
     n rows that run together have a n-th of the endpoint each, so that the shares of all rows add up to its busy time.
@@ -122,10 +123,6 @@ class EndpointUse:
         """A row that was answered had this share of the endpoint's time."""
         self._usual_share += _SMOOTHING * (share - self._usual_share)
 
-    def batch_age(self, now: float) -> float:
-        """0: rows do not run in batches."""
-        return 0.0
-
     def occupied(self, now: float) -> float:
         """Seconds of the endpoint for what waits in the engine: it is not ours, or we would know."""
         engine = self._health().engine
@@ -135,10 +132,6 @@ class EndpointUse:
         """The seconds of the pause that the endpoint asked for, for jobs of every level."""
         left = self._health().pause
         return (left, LEVELS) if left else (0.0, 0)
-
-    def blocking(self, now: float) -> dict[str, float]:
-        """Nothing: rows of all models run beside each other."""
-        return {}
 
     def computed(self, now: float) -> float:
         """Seconds for which slots were used, a slot counting by its part of all."""

@@ -33,6 +33,8 @@ class EndpointVariants(DeviceVariants):
     `absent` has the keys of variants that the endpoint does not list now.
     """
 
+    _catalogue: Catalogue
+
     def __init__(
         self, endpoint: Endpoint, protocol: EndpointProtocol, device: Device, catalogue: Catalogue, book: ProfileBook
     ) -> None:
@@ -129,10 +131,6 @@ class EndpointVariants(DeviceVariants):
             return
         self._learned = kept.learned
         self._tracks = {key: one for key, one in kept.tracks.items() if is_readable(one)}
-
-    def is_current(self, model: Model) -> bool:
-        """Whether the catalogue has exactly this model."""
-        return self._catalogue.models.get(model.id) is model
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
         """See `learned.DeviceVariants`."""

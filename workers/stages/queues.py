@@ -298,17 +298,19 @@ class Shared:
 
 
 class DeviceUse(Protocol):
-    """What a device computes now, and has computed. Any thread may read it."""
+    """What a device computes now, and has computed. Any thread may read it.
 
-    @property
-    def running(self) -> int:
-        """The rows on the device now."""
+    `running` are the rows on the device now. Unless it says otherwise, rows run beside each other, and in no batches.
+    """
+
+    running: int
 
     def computed(self, now: float) -> float:
         """Seconds that the device has computed."""
 
     def batch_age(self, now: float) -> float:
         """Seconds for which the running batch has run, 0 if there is none."""
+        return 0.0
 
     def occupied(self, now: float) -> float:
         """Device seconds that the running batch will still spend on rows of ended jobs."""
@@ -318,6 +320,7 @@ class DeviceUse(Protocol):
 
     def blocking(self, now: float) -> dict[str, float]:
         """Seconds that a job of each model may wait for a batch of another."""
+        return {}
 
 
 class DeviceDriver(Protocol):
