@@ -21,19 +21,6 @@ from tests.producing import stop_listening
 from tests.routing import HTTP, eventually
 from tests.working import worker_process
 
-CHEAP = """
-  cheap.out:
-    device: endpoint
-    endpoint:
-      protocol: openai
-      url: {url}
-      slots: 4
-      models: {{talk: served, tale: served, vector: served}}
-      health: {{every: 0.2}}
-      forwards: [chat_template]
-    price: {{usd_per_hour: 0.0001}}
-service:"""
-
 BODIES: dict[str, Any] = yaml.safe_load(recorded("documents/terms.yaml"))
 MADE: Mapping[str, Any] = BODIES["made"]
 """A body for each endpoint that makes jobs, or says where it would."""
@@ -48,7 +35,7 @@ CHAT: dict[str, Any] = BODIES["chat"]
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
     """A class with the label `lab`, and a cheaper one without it."""
     folder = tmp_path_factory.mktemp("terms")
-    queues = QUEUES.replace("\nservice:", CHEAP)
+    queues = QUEUES.replace("\nservice:", f"\n{recorded('fleets/cheap_class.yaml')}service:")
     with (
         openai_fleet(folder, ["--files", str(folder / "files")], queues) as fleet,
         worker_process(fleet.settings, "--class", "cheap.out"),
