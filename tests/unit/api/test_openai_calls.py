@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.inference.progress import MessagePart, StreamProgress
@@ -315,7 +315,17 @@ ITEMS = st.lists(
 )
 
 
+SHOWN = {"type": "input_image", "image_url": "u"}
+TURNS = [
+    {"role": "assistant", "content": "x"},
+    {"type": "function_call_output", "call_id": "c", "output": "x"},
+    {"role": "user", "content": [{"type": "refusal", "refusal": "x"}, SHOWN]},
+]
+
+
 @given(items=ITEMS)
+@example(items=TURNS)
+@example(items=[{"role": "user", "content": [{"type": "sound"}]}])
 def test_items_of_any_form_are_messages_or_are_refused_by_name(items: list[dict[str, Any]]) -> None:
     listed = input_items(ResponseCall(model="talk", input=items), "j")
     assert all(isinstance(item["id"], str) and item["id"] for item in listed)

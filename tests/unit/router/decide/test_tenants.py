@@ -9,6 +9,7 @@ from router.decide.classify import Constraints
 from router.decide.fairness import MEMORY, FairOrder, HeldKind, Releasable, Shares, Tenants, day_of, kind_of
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
+from taxiway.contract.keys import lengths_cell
 from tests.narrowing import present
 
 NOON = 1_700_006_400.0 + 43_200
@@ -37,6 +38,12 @@ def test_what_is_placed_between_two_readings_counts(costs: list[float]) -> None:
         allowance = present(tenants.allowance("lab", TOPOLOGY, NOON))
         assert allowance.left == pytest.approx(2.0 - sum(costs[:number]))
         tenants.spend(allowance, cost)
+
+
+def test_lengths_are_those_of_the_model_and_the_tenant() -> None:
+    tenants = Tenants({lengths_cell("generate:1", "lab"): b'{"9": 3.5}'})
+    assert tenants.lengths("generate:1", "lab") == {9: 3.5}
+    assert tenants.lengths("generate:1", "other") == tenants.lengths("generate:2", "lab") == {}
 
 
 def test_only_a_tenant_over_its_fair_share_is_held() -> None:

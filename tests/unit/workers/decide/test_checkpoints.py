@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.decide.checkpoints import Checkpoint, Resuming, checksum, damaged, left, read_checkpoints, unusable
@@ -48,6 +48,7 @@ def test_a_checkpoint_is_refused_by_name(checkpoint: Checkpoint, why: str) -> No
 
 
 @given(st.binary())
+@example(CONTENT[::-1])
 def test_no_other_bytes_pass_for_a_checkpoint_s(content: bytes) -> None:
     assert damaged(CHECKPOINT, CONTENT) == ""
     assert bool(damaged(CHECKPOINT, content)) == (content != CONTENT)
