@@ -1,23 +1,29 @@
-"""A run's states in the forms in which they travel, and its reports on the board."""
+"""Reports of what runs, and what counts as an outage of a server."""
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from celery.exceptions import BackendStoreError, NotRegistered
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstalled
+from redis.exceptions import ResponseError, TimeoutError
 
 from taxiway import Run
+from taxiway.errors import BrokerUnavailableError
 from taxiway.run import MOST_REPORTED
 from workers.calling.callee import packed, run_parameter, unpacked
 from workers.calling.channel import MOST_POSTED, Channel, FormError, shared_memory
+from workers.celery_adapter.strategy import is_outage
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 DTYPES: Any = st.sampled_from([np.dtype("<f8"), np.dtype(">i4"), np.dtype("?")])
@@ -137,3 +143,23 @@ def test_a_post_that_is_half_written_is_left_for_the_next_look(ends: tuple[Chann
     assert worker.posted() == b""
     callee._map[64:69] = content
     assert worker.posted() == b"whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (BackendStoreError("failed to store result on the backend"), True),
+        (BrokerUnavailableError("the state store does not answer"), True),
+        (ConnectionResetError(), True),
+        (OperationalError("connection refused"), True),
+        (ResponseError("OOM command not allowed when used memory > 'maxmemory'"), True),
+        (TimeoutError(), True),
+        (EncodeError("an object is not JSON"), False),
+        (NotRegistered("lab.failed"), False),
+        (SerializerNotInstalled("No encoder installed for klingon"), False),
+        (TypeError("'<' not supported between instances of 'str' and 'int'"), False),
+        (struct.error("required argument is not an integer"), False),
+    ],
+)
+def test_what_a_server_may_answer_otherwise_later_is_an_outage(error: Exception, outage: bool) -> None:
+    assert is_outage(error) == outage

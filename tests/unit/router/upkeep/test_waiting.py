@@ -1,3 +1,5 @@
+"""What waits in Valkey, and which versions of it need their file rewritten."""
+
 from dataclasses import replace
 
 import msgspec
@@ -6,6 +8,7 @@ import pytest
 from broker.port import Peeked
 from router.decide.moves.waiting import abandoned
 from router.decide.snapshot import FleetSnapshot
+from router.service.append_only_file import leaves_holes
 from router.upkeep.waiting import WaitingJob, moves_of_abandoned
 from tests.unit.router.service.test_admission import FLEET, RULES, decision, device, placed, seen
 
@@ -41,3 +44,8 @@ def test_nothing_moves_from_an_abandoned_class_to_full_queues_or_without_a_devic
     full = dict.fromkeys(RULES.topology.hardware, (1e4,) * 4)
     assert moves_of_abandoned(waiting(4), seen(replace(FLEET, work=full))) == []
     assert moves_of_abandoned(waiting(4), seen(FleetSnapshot())) == []
+
+
+@pytest.mark.cases("said, holes")
+def test_only_versions_with_holes_in_their_file_need_a_rewrite(said: dict[str, str], holes: bool) -> None:
+    assert leaves_holes(said) is holes

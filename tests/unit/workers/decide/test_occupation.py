@@ -1,7 +1,8 @@
-"""How long a device is occupied by rows without a waiter."""
+"""What a worker keeps: which variants stay in its memory, and which jobs it has time for."""
 
 import math
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from workers.decide.occupation import (
     unseen,
     wary,
 )
+from workers.decide.residency import FADE, InUseError, NoRoomError, Resident, Uses, evict
 from workers.drain import PACKING, Drain
 
 NOW = 1000.0
@@ -113,3 +115,75 @@ def test_what_took_longer_widens_what_a_job_may_take_and_a_tracks_safe_factor_is
     empty = unseen(1.0)
     assert wary(empty) == pytest.approx([residuals(empty)[0] * 4 / 3] * LEVELS)
     assert residuals(unseen(1e9))[0] == residuals(unseen(256.0))[0] == pytest.approx(256.0)
+
+
+SEEN_AT = 1000.0
+uses = st.builds(Uses, rate=st.floats(0, 100), last=st.floats(0, SEEN_AT))
+residents = st.lists(
+    st.builds(
+        Resident,
+        variant=st.uuids().map(str),
+        memory=st.integers(0, 100),
+        uses=uses,
+        load=st.floats(0, 100),
+        in_use=st.booleans(),
+    ),
+    unique_by=lambda resident: resident.variant,
+    max_size=10,
+)
+
+
+def leaving(loaded: list[Resident], need: int, budget: int) -> list[Resident]:
+    try:
+        names = evict(loaded, need, budget, SEEN_AT)
+    except InUseError:
+        return []
+    return [next(resident for resident in loaded if resident.variant == name) for name in names]
+
+
+@given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300))
+def test_what_stays_fits_and_what_is_in_use_stays(loaded: list[Resident], need: int, budget: int) -> None:
+    try:
+        names = evict(loaded, need, budget, SEEN_AT)
+    except InUseError:
+        assert sum(resident.memory for resident in loaded if resident.in_use) + need > budget
+        return
+    stays = [resident for resident in loaded if resident.variant not in names]
+    assert sum(resident.memory for resident in stays) + need <= budget
+    assert all(resident in stays for resident in loaded if resident.in_use)
+
+
+@given(loaded=residents, need=st.integers(0, 100))
+def test_no_variant_leaves_before_one_that_is_worth_less(loaded: list[Resident], need: int) -> None:
+    gone = leaving(loaded, need, 100)
+    stayed = [resident for resident in loaded if resident not in gone and not resident.in_use]
+    values = [resident.value(SEEN_AT) for resident in gone]
+    assert all(before <= after for before, after in pairwise(values))
+    assert not gone or all(values[-1] <= resident.value(SEEN_AT) for resident in stayed)
+
+
+def test_nothing_leaves_where_there_is_room_and_a_variant_larger_than_the_device_is_refused() -> None:
+    assert evict([Resident("a", 40, Uses(1.0, SEEN_AT), 1.0)], 50, 100, SEEN_AT) == []
+    with pytest.raises(NoRoomError, match="needs 200 bytes, the device has 100"):
+        evict([], 200, 100, SEEN_AT)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (Resident("other", 50, Uses(0.1, SEEN_AT), 4.0), "it is used seldom"),
+        (Resident("other", 50, Uses(1.0, SEEN_AT), 0.1), "it is soon loaded again"),
+        (Resident("other", 90, Uses(1.0, SEEN_AT), 4.0), "it frees more"),
+        (Resident("other", 50, Uses(1.0, SEEN_AT - 9 * FADE), 4.0), "its uses are long ago"),
+    ],
+)
+def test_a_variant_leaves_because(other: Resident, why: str) -> None:
+    kept = Resident("kept", 50, Uses(1.0, SEEN_AT - 1), 4.0)
+    assert evict([kept, other], 50, 140, SEEN_AT) == ["other"], why
+
+
+def test_uses_fade_and_add_up() -> None:
+    once = Uses().once_more(SEEN_AT)
+    assert once.at(SEEN_AT) == pytest.approx(1 / FADE)
+    assert once.once_more(SEEN_AT).at(SEEN_AT) == pytest.approx(2 / FADE)
+    assert once.at(SEEN_AT + FADE) == pytest.approx(once.at(SEEN_AT) / 2.718281828)
