@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.decide.candidates import build_table
 from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs, classify, level_of, needs_of
-from router.decide.placement import NEAR, RESERVED_SHARE, Placement, choose
+from router.decide.placement import NEAR, RESERVED_SHARE, WARM_PREFERENCE, Placement, choose
 from router.decide.plan import Plan
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
@@ -294,6 +294,25 @@ def test_a_request_goes_where_it_should(
     placement = place(model(), asked, classes, now)
     assert ("held" if placement.held else choice_of(placement).candidate.hardware_class) == chosen
     assert reason in placement.reason
+
+
+@pytest.mark.parametrize(
+    ("dollars", "strays", "expected"),
+    [
+        (1.1 * 7.2 * WARM_PREFERENCE * 2, 1.0, "cold"),
+        (1.1, 1.0, "warm"),  # hardly dearer
+        (1.5, 1.2, "cold"),
+        (1.5, 1.8, "warm"),  # the other saves less than its estimate may err
+        (1.5, 9.0, "warm"),
+        (1.1 * UNSURE, 9.0, "cold"),  # however wild the estimate of the other
+    ],
+)
+def test_a_warm_class_is_kept_while_it_is_not_much_dearer(dollars: float, strays: float, expected: str) -> None:
+    quick_load = model(fast=variant(profiles={"cpu": Profile(0.1, 0.0, load=0.0)}))
+    classes = topology(cold=hardware(1.0), warm=hardware(dollars))
+    unlike = device("cold", warm=(), residual={"sentiment:1/fast": (strays,)})
+    placement = place(quick_load, needs_by(5.0), classes, fleet(unlike, device("warm")))
+    assert choice_of(placement).candidate.hardware_class == expected
 
 
 STARTING = hardware(horizon=60.0, scaling=Scaling(start=4.0, maximum=3))
