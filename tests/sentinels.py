@@ -114,12 +114,16 @@ class ServerSet:
 
     def await_whole(self) -> None:
         """Wait until all servers follow the one that the sentinels name."""
-        assert until(self._whole, timeout=_TIMEOUT), "the replicas do not follow"
+        self.await_followers(self._replicas)
 
-    def _whole(self) -> bool:
+    def await_followers(self, count: int) -> None:
+        """Wait until so many servers follow the one that the sentinels name."""
+        assert until(lambda: self._followers() >= count, timeout=_TIMEOUT), "the replicas do not follow"
+
+    def _followers(self) -> int:
         said = self.primary().replication()
         slaves = [said.get(f"slave{number}", {}) for number in range(self._replicas)]
-        return said.get("role") == "master" and all(slave.get("state") == "online" for slave in slaves)
+        return sum(slave.get("state") == "online" for slave in slaves) if said.get("role") == "master" else 0
 
     def _named(self) -> int:
         """The port of the primary that a sentinel names."""

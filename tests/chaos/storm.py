@@ -86,11 +86,13 @@ def inject(servers: ServerSet, fault: str, chance: random.Random) -> None:
     elif fault == "freeze the primary":
         primary.signal(signal.SIGSTOP)
         servers.await_failover(primary)
+        servers.await_followers(REPLICAS - 1)  # before, those that still follow it could confirm what they then drop
         primary.signal(signal.SIGCONT)  # it takes itself for the primary, until a sentinel tells it otherwise
         return
     else:
         primary.cable.pull()
         servers.await_failover(primary)
+        servers.await_followers(REPLICAS - 1)  # as above
         primary.cable.plug()
         return
     victim.start()
