@@ -36,7 +36,7 @@ MEMORY = 256 * 2**20
 """Bytes by which the worker may grow: its slots, times what one answer may hold, decoded."""
 
 BILL = 0.01
-"""US dollars: a chat of eight tokens at the prices below reserves a tenth of it."""
+"""US dollars: a chat of eight tokens at the prices of the hostile class reserves a tenth of it."""
 
 SLOTS = 4
 LARGE = 32 * 2**20
@@ -112,8 +112,9 @@ def _ask(http: httpx.Client, prompt: str) -> tuple[str, list[str]]:
     faults = [f"{prompt}: answered 500"] if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR else []
     if prompt == "honest" and not answer.is_success:
         faults.append(f"an honest chat was answered {answer.status_code}: {answer.text[:200]}")
-    if answer.is_success and answer.json().get("taxiway", {}).get("cost", 0.0) > BILL:
-        faults.append(f"{prompt}: billed {answer.json()['taxiway']['cost']:g} USD")
+    report = answer.json().get("taxiway", {}) if answer.is_success else {}
+    if report.get("hardware_class") == "cpu.batch" and report["cost"] > BILL:
+        faults.append(f"{prompt}: billed {report['cost']:g} USD")
     return f"{'honest' if prompt == 'honest' else 'hostile'} {answer.status_code}", faults
 
 
