@@ -98,13 +98,19 @@ class EmbeddedValkey:
         folder = self.data / "valkey"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._password = kept_secret(self.data / "valkey.password")
-        self._port = self._port or kept_port(self.data / "valkey.port")
-        lock = self._lock()
-        try:
-            self._process = self._launch(binary, folder, lock)
-        finally:
-            os.close(lock)  # the server's own copy holds the lock from here on
-        self._await_answer()
+        fixed = self._port
+        while True:
+            self._port = fixed or kept_port(self.data / "valkey.port")
+            lock = self._lock()
+            try:
+                self._process = self._launch(binary, folder, lock)
+            finally:
+                os.close(lock)  # the server's own copy holds the lock from here on
+            try:
+                return self._await_answer()
+            except EmbeddedValkeyError:
+                if fixed or _is_free(self._port):  # else another program took the port after it was chosen
+                    raise
 
     def stop(self) -> None:
         """Stop the server once it has written its data."""

@@ -1,8 +1,11 @@
+import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,24 @@ def test_the_server_answers_on_loopback_to_who_has_its_password_which_only_its_o
         bare = "redis://" + server.url.partition("@")[2]
         with redis.Redis.from_url(bare, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
+
+
+def test_a_port_that_another_program_takes_before_the_server_does_is_exchanged(tmp_path: Path) -> None:
+    chosen, lock = tmp_path / "valkey.port", os.open(tmp_path / "valkey.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the server waits for it with its port chosen
+
+    def take(other: socket.socket) -> int:
+        assert until(lambda: chosen.exists() and bool(chosen.read_text()))
+        other.bind(("127.0.0.1", int(chosen.read_text())))
+        other.listen()
+        os.close(lock)
+        return int(other.getsockname()[1])
+
+    with socket.socket() as other, ThreadPoolExecutor() as threads:
+        taken = threads.submit(take, other)
+        with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+            assert chosen.read_text() != str(taken.result())
 
 
 def test_data_addresses_and_a_unix_socket_of_its_owner_survive_a_restart(tmp_path: Path) -> None:
