@@ -170,7 +170,7 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     ),
     "budget": (lambda it: _is_number(it) and 0 < it <= sys.float_info.max, "a finite number > 0"),
     "min_accuracy": (lambda it: _is_number(it) and 0 <= it <= 1, "a number from 0 to 1"),
-    "stream": (lambda it: isinstance(it, bool) or it == "rows", "true or false"),
+    "stream": (lambda it: isinstance(it, bool) or (isinstance(it, str) and it == "rows"), "true or false"),
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
     **dict.fromkeys(
         ("tenant", "locality", "service", "idempotency_key", "webhook", "model"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -136,7 +137,13 @@ def test_any_fields_are_a_request_or_an_invalid_request(fields: dict[str, Any]) 
         assert isinstance(error.details["field"], str)
 
 
-@pytest.mark.parametrize("fields", [{"deadline": float("nan")}, {"deadline": "x"}, {"priority": "x"}, {"tenant": 5}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"deadline": float("nan")}, {"deadline": "x"}, {"priority": "x"}, {"tenant": 5}),
+        {"stream": np.array(["rows", "rows"])},
+    ],
+)
 def test_terms_that_were_built_by_hand_are_checked_too(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         check_terms(Terms(**fields))
