@@ -119,8 +119,10 @@ class Command:
                         line.cut()
                     case "restore":
                         line.restore()
-                    case verb:
-                        setattr(line, verb, self.figure)
+                    case "delay":
+                        line.delay = self.figure
+                    case "rate":
+                        line.rate = self.figure
 
 
 def parse_command(text: str, sites: Collection[str]) -> Command:
