@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from taxiway.client.http_transport import HttpClientTransport
     from taxiway.client.valkey_transport import ValkeyClientTransport
 
-_BROKERS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 _ROUTERS = ("http", "https")
 
 ClientTransport: TypeAlias = "ValkeyClientTransport | HttpClientTransport"
@@ -52,15 +51,17 @@ def open_transport(
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
     """
     scheme = urlsplit(url).scheme
-    if scheme in _BROKERS:
-        from taxiway.client.valkey_transport import open_broker  # imported only where it is used, as its library is
-
-        return open_broker(url, connect_timeout, show, key, confirmed_by)
     if scheme in _ROUTERS:
-        from taxiway.client.http_transport import open_router  # the same
+        from taxiway.client.http_transport import open_router  # imported only where it is used, as its library is
 
         return open_router(url, connect_timeout, show, key, confirmed_by)
-    expected, got = "://, ".join((*_BROKERS, *_ROUTERS)), f"{scheme}://…" if scheme else "no scheme"  # never a password
+    from taxiway.valkey import SCHEMES  # the same
+
+    if scheme in SCHEMES:
+        from taxiway.client.valkey_transport import open_broker
+
+        return open_broker(url, connect_timeout, show, key, confirmed_by)
+    expected, got = "://, ".join((*SCHEMES, *_ROUTERS)), f"{scheme}://…" if scheme else "no scheme"  # never a password
     raise invalid("url", f"an address that starts with {expected}://", got)
 
 
