@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_hosts, with_occupied
-from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from tasks.heartbeat import GONE_AFTER, HEARTBEAT, DeviceFacts
 from taxiway.contract.keys import ARRIVED, LEVELS, WAITING
 
 BEAT = 0.25
@@ -91,36 +91,44 @@ def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteOutage:
-    """When the store last refused writes, by its own clock: heartbeats that it refused do not count as missed."""
+class MissedBeats:
+    """When the store last took no heartbeats, by its own clock: no device is gone for missing those.
+
+    `read_at` is the time of the last read.
+    """
 
     since: float = math.inf
     until: float = -math.inf
+    read_at: float = math.inf
 
-    def after(self, facts: FleetFacts) -> WriteOutage:
-        """The same, after one more read."""
-        if not facts.refuses:
-            return self
-        return WriteOutage(self.since if self._excuses(facts.now) else facts.now, facts.now)
+    def after(self, facts: FleetFacts) -> MissedBeats:
+        """The same, after one more read: the store refuses writes, or could not be read in time for a heartbeat."""
+        unread = facts.now - self.read_at > HEARTBEAT
+        if not unread and not facts.refuses:
+            return MissedBeats(self.since, self.until, facts.now)
+        began = self.read_at if unread else facts.now
+        return MissedBeats(self.since if self._excuses(began) else began, facts.now, facts.now)
 
     def lives(self, beat: float, now: float) -> bool:
-        """Whether a device with its last heartbeat at `beat` is live: recent, or so when writes began to be refused."""
+        """Whether a device with its last heartbeat at `beat` is live: recent, or so when the first was missed."""
         return now - beat <= GONE_AFTER or (self._excuses(now) and self.since - beat <= GONE_AFTER)
 
     def _excuses(self, now: float) -> bool:
-        """Whether the store refuses writes, or has accepted them again for less time than a device may be silent."""
+        """Whether heartbeats are missed, or are taken again for less time than a device may be silent."""
         return now - self.until <= GONE_AFTER
 
 
-NEVER = WriteOutage()
+NONE_MISSED = MissedBeats()
 
 
-def snapshot_from(facts: FleetFacts, outage: WriteOutage = NEVER, starts: Set[str] = frozenset()) -> FleetSnapshot:
+def snapshot_from(
+    facts: FleetFacts, missed: MissedBeats = NONE_MISSED, starts: Set[str] = frozenset()
+) -> FleetSnapshot:
     """The snapshot in the store's keys; devices gone by the store's clock, or unreadable, are left out.
 
     `starts` are classes whose devices are started on demand, besides those named in the store's keys.
     """
-    live = sorted(name for name, at in facts.heartbeats.items() if outage.lives(at, facts.now))
+    live = sorted(name for name, at in facts.heartbeats.items() if missed.lives(at, facts.now))
     reports = []
     for name in live:
         with suppress(KeyError, msgspec.MsgspecError):

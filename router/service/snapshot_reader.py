@@ -17,7 +17,7 @@ from dataclasses import replace
 from broker.port import ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
 from router.decide.basis import pack_snapshot
 from router.decide.cost import shadow_prices
-from router.decide.facts import BEAT, NEVER, Arrived, arrived_since, snapshot_from, work_from
+from router.decide.facts import BEAT, NONE_MISSED, Arrived, arrived_since, snapshot_from, work_from
 from router.decide.fairness import Depths, Shares, Tenants, day_of, depths_from
 from router.decide.placement import Placement
 from router.decide.plan import NO_PLAN, follow
@@ -85,7 +85,7 @@ class FleetReader:
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
         self.followed = NO_PLAN
-        self._outage = NEVER
+        self._missed = NONE_MISSED
         self.discovered: Found = {}
 
     @property
@@ -121,8 +121,8 @@ class FleetReader:
             self._go_stale()
             raise
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
-        self._outage = self._outage.after(facts)
-        fleet = snapshot_from(facts, self._outage, self._starts)
+        self._missed = self._missed.after(facts)
+        fleet = snapshot_from(facts, self._missed, self._starts)
         self._discover(fleet.devices)
         before, self.followed = self.followed, follow(facts.plan, facts.now, self.followed)
         if self.followed.why and not before.why:  # once

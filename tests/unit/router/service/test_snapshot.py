@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.cost import wait_of
-from router.decide.facts import STARTS_FOR, FleetFacts, WriteOutage, snapshot_from
+from router.decide.facts import NONE_MISSED, STARTS_FOR, FleetFacts, MissedBeats, snapshot_from
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.heartbeat import GONE_AFTER
@@ -41,16 +42,20 @@ def test_a_device_counts_as_long_as_its_heartbeat_is_young_and_can_be_read() -> 
     assert [d.worker for d in snapshot.devices] == ["young"]
 
 
+def read_until(now: float, missed: MissedBeats, since: float, refused: Callable[[float], bool]) -> MissedBeats:
+    for at in np.arange(since, now + 0.1, 0.25):
+        missed = missed.after(FleetFacts(at, {}, {}, {}, refuses=refused(at)))
+    return missed
+
+
 def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
     began, ended = 1000.0, 1060.0
-    refusal = WriteOutage()
-    for now in np.arange(began, ended + 0.1, 0.25):
-        refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
     beats = {"lived": began - 1, "was gone": began - GONE_AFTER - 1, "beats again": ended + 2}
 
     def live(now: float) -> list[Any]:
+        missed = read_until(now, NONE_MISSED, began, lambda at: at <= ended)
         found = FleetFacts(now, {name: device(name) for name in beats}, beats, {})
-        return [one.worker for one in snapshot_from(found, refusal.after(found)).devices]
+        return [one.worker for one in snapshot_from(found, missed).devices]
 
     assert live(ended) == ["beats again", "lived"]
     assert live(ended + GONE_AFTER) == ["beats again", "lived"]
@@ -58,11 +63,15 @@ def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
 
 
 def test_a_second_refusal_long_after_the_first_excuses_no_device_that_was_gone_before() -> None:
-    refusal = WriteOutage()
-    for now in (1000.0, 2000.0):
-        refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
-    assert not refusal.lives(1000.0, now=2001.0)
-    assert refusal.lives(1999.0, now=2000.0 + GONE_AFTER)
+    missed = read_until(2000.0, NONE_MISSED, 1000.0, lambda at: at in {1000.0, 2000.0})
+    assert not missed.lives(1000.0, now=2001.0)
+    assert missed.lives(1999.0, now=2000.0 + GONE_AFTER)
+
+
+def test_a_device_is_not_gone_for_heartbeats_that_no_server_took_in_a_failover() -> None:
+    missed = NONE_MISSED.after(FleetFacts(1000.0, {}, {}, {})).after(FleetFacts(1060.0, {}, {}, {}))
+    assert [missed.lives(beat, now=1061.0) for beat in (999.0, 994.0)] == [True, False]
+    assert not missed.lives(999.0, now=1060.0 + GONE_AFTER + 1)
 
 
 def test_a_device_that_drains_is_seen_and_serves_no_class() -> None:
