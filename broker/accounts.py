@@ -115,12 +115,9 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+zadd", [f"%W~{keys.WEBHOOKS_DUE}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+zrem", [f"%W~{keys.open_key('*')}"]),
-        _grant("+get", [f"%R~{name}" for name in (keys.RELOADS, keys.QUEUES)]),
+        _grant("+get", [f"%R~{keys.QUEUES}"]),
         _grant("+get", [f"%R~{keys.line_key('*')}"]),
-        _grant(
-            "+eval +evalsha",
-            [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE, keys.RELOADS))],
-        ),
+        _grant("+eval +evalsha", [*owns, *(f"~{name}" for name in (*_LETTING_GO[1:], keys.WEBHOOKS_DUE))]),
     ]
     return " ".join([_GREETING, _SERVING, "+client|reply", *owns, *_CHANNELS, *grants])
 

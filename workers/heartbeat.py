@@ -297,7 +297,7 @@ class ModelsWatch:
     def __init__(self, context: WorkerContext, device: DeviceDriver, store: WorkerStore) -> None:
         self._context, self._device = context, device
         self._store = store
-        self._reporter = Reporter(context.folder, "worker", store.worker)
+        self._reporter = Reporter(context.folder.queues, "worker", store.worker)
         self._stopped = threading.Event()
         context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
 
@@ -308,20 +308,16 @@ class ModelsWatch:
             self._report()
             variants = self._device.variants
             self._context.folder.discovered = discovered_by([(variants.device.runtimes[0], variants.discovered)])
-            requested = self._reporter.requested
-            self._context.folder.look(closely=requested)
-            if requested:
-                self._reporter.looked()
-            else:
-                self._stopped.wait(CHECK_EVERY)
+            self._context.folder.look()
+            self._stopped.wait(CHECK_EVERY)
 
     def stop(self) -> None:
         """End `run`. Any thread may call it."""
         self._stopped.set()
 
     def _report(self) -> None:
-        """Report what is served."""
+        """Report this worker."""
         try:
             self._reporter.apply(self._store.watch(self._reporter.arguments()))
         except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
-            logger.debug("cannot report the catalogue", extra={"error": error.message})
+            logger.debug("cannot report this worker", extra={"error": error.message})

@@ -15,7 +15,7 @@ from api.described import EVENTS, FIELDS, KEYED, NONE, VERSION, ServerSentEvent,
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators.metrics import CONTENT_TYPE, exposition
-from api.operators.reading import read_fleet, read_timeline, reload_all
+from api.operators.reading import read_fleet, read_timeline
 from api.operators.view import FleetTimeline, FleetView
 from api.routing.router import HttpRouter
 from api.services import JsonResponse, router_of
@@ -127,13 +127,6 @@ async def metrics(request: AnyRequest) -> Response[bytes]:
     return Response(content, media_type=CONTENT_TYPE)
 
 
-@posts("/v2/reload", responses=answers(FIELDS, *KEYED, 503))
-async def reload(request: AnyRequest) -> JsonResponse:
-    """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
-    router = router_of(request)
-    return Response(await reload_all(router.folder, router.operators))
-
-
 @posts("/v2/drain", responses=answers(FIELDS, *KEYED, 422, 503))
 async def drain(request: AnyRequest) -> JsonResponse:
     """Hand work to other fleets: what waits and may leave moves to classes of peers, and what comes goes there."""
@@ -155,5 +148,5 @@ async def resume(request: AnyRequest) -> Response[bytes]:
 
 ENDPOINTS = (
     *(server_metadata, live, ready, fleet, fleet_timeline, fleet_stream),
-    *(scaling, scaling_starts, metrics, reload, drain, resume),
+    *(scaling, scaling_starts, metrics, drain, resume),
 )

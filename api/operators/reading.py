@@ -1,12 +1,10 @@
-"""Reads the fleet for operators: one `FleetView` from the router's parts and the state store; and has it reload."""
+"""Reads the fleet for operators: one `FleetView` from the router's parts and the state store."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
@@ -17,14 +15,8 @@ from api.routing.stores import OperatorStore
 from broker.port import QueueHead
 from broker.valkey.mover import ValkeyQueueMover
 from router.decide.snapshot import FleetSnapshot
-from router.service.snapshot_reader import FolderWatch
 from router.upkeep.timeline import EVERY, SAMPLES, FleetSample
-from tasks.models.folder import APART, CatalogueReport, changes
-
-ANSWER_WITHIN = 10.0
-"""Seconds that a reload request waits for the running processes; one that loads a large file may take longer."""
-
-_POLL = 0.1  # seconds between two checks of other processes' reports
+from tasks.models.folder import APART
 
 _decode = msgspec.json.Decoder(FleetSample).decode
 
@@ -108,36 +100,3 @@ async def _accepted(queue_mover: ValkeyQueueMover, jobs: Sequence[str]) -> Mappi
 def _oldest(head: QueueHead, accepted: Mapping[str, float], now: float) -> float:
     """Seconds since the oldest of the jobs served next was accepted; 0 if none is known to wait."""
     return max([0.0, *(now - accepted[job] for job in head.first if job in accepted)])
-
-
-async def reload_all(folder: FolderWatch, operators: OperatorStore) -> dict[str, Any]:
-    """Have every process reload now; returns what each of them serves then, and what changed there.
-
-    Raises:
-        BrokerUnavailableError: the state store does not answer.
-    """
-    before = await operators.catalogues()
-    wanted = await operators.request_reload()
-    folder.hurry()
-    after: dict[str, CatalogueReport] = {}
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ANSWER_WITHIN):
-            while not after or any(report.reload < wanted for report in after.values()):
-                await asyncio.sleep(_POLL if after else 0)
-                after = await operators.catalogues()
-    return {"processes": [_served(name, before.get(name), report, wanted) for name, report in sorted(after.items())]}
-
-
-def _served(name: str, before: CatalogueReport | None, after: CatalogueReport, wanted: int) -> dict[str, Any]:
-    differ = changes(after.models if before is None else before.models, after.models)
-    return {
-        "process": name,
-        "kind": after.kind,
-        "answered": after.reload >= wanted,
-        "models": sorted(after.models),
-        **differ,
-        "disabled": msgspec.to_builtins(after.disabled),
-        "outdated": msgspec.to_builtins(after.outdated),
-        "queues_changed": after.queues_changed,
-        "queues_wrong": after.queues_wrong,
-    }

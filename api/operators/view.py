@@ -15,7 +15,7 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.upkeep.timeline import FleetSample, spending_of, utilisation_of
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
-from tasks.models.folder import CatalogueReport
+from tasks.models.folder import ProcessReport
 from tasks.topology import HardwareClass, Price
 from taxiway.contract.keys import LEVELS
 
@@ -183,7 +183,7 @@ def view_plan(
     followed: Followed,
     fleet: FleetSnapshot,
     now: float,
-    reports: Iterable[CatalogueReport],
+    reports: Iterable[ProcessReport],
     tuner: str,
     latest: LatestTuning | None,
     period: float,

@@ -17,7 +17,7 @@ from broker.valkey.endings import revive_call
 from router.decide.facts import figures, named
 from router.decide.plan import LatestTuning
 from router.service.store import StoreClock
-from tasks.models.folder import LIVE, CatalogueReport
+from tasks.models.folder import LIVE, ProcessReport
 from taxiway.connection import AsyncConnection
 from taxiway.contract import keys
 from taxiway.contract.job import result_in
@@ -181,18 +181,14 @@ class OperatorStore:
         """End that."""
         await self._calls.call("DEL", keys.DRAINING)
 
-    async def request_reload(self) -> int:
-        """Have all processes reload; returns the number of that request."""
-        return int(await self._calls.call("INCR", keys.RELOADS))
-
-    async def catalogues(self) -> dict[str, CatalogueReport]:
+    async def catalogues(self) -> dict[str, ProcessReport]:
         """What each running process serves, by its name."""
         now, seen, raw = await self._calls.transaction(
             ("TIME",), ("ZRANGE", keys.CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", keys.CATALOGUES)
         )
         reports = named(raw)
         live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
-        return {name: msgspec.json.decode(reports[name], type=CatalogueReport) for name in live}
+        return {name: msgspec.json.decode(reports[name], type=ProcessReport) for name in live}
 
     async def failing(self) -> dict[str, str]:
         """The processes that supervisors say have failed, each with how."""

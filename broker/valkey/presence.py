@@ -7,7 +7,7 @@ from typing import Any
 
 from broker.valkey import Call
 from tasks.models.folder import Watched
-from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN, DEVICES, HEARTBEATS, PLAN, RELOADS
+from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN, DEVICES, HEARTBEATS, PLAN
 
 
 def heartbeat_call(worker: str, facts: bytes) -> Call:
@@ -22,10 +22,10 @@ def plan_call(before: bytes, plan: bytes) -> Call:
 
 def watch_call(arguments: Sequence[str | bytes]) -> Call:
     """Reports what a process serves, as a `Reporter` has it; `watch_answer` reads the answer."""
-    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS], arguments)
+    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN], arguments)
 
 
 def watch_answer(answer: Sequence[Any]) -> Watched:
-    """How often reloads were requested, and whether the store has this process's report."""
-    reloads, known, now = answer
-    return Watched(int(reloads), bool(known), float(now))
+    """Whether the store has this process's report, and its time."""
+    known, now = answer
+    return Watched(bool(known), float(now))

@@ -192,43 +192,28 @@ class FleetReader:
 
 
 class FolderWatch:
-    """Checks the folder once a second, and at once on request."""
+    """Checks the folder once a second."""
 
     def __init__(self, folder: ModelsFolder, rules: Rules, fleet: FleetReader, store: RouterStore, name: str) -> None:
         self.folder = folder
         self._rules = rules
         self._fleet = fleet
         self._store = store
-        self._reporter = Reporter(folder, "router", name)
-        self._now = asyncio.Event()
+        self._reporter = Reporter(folder.queues, "router", name)
 
     async def run(self) -> None:
         """Check indefinitely."""
         while True:
             await self.report()
-            requested = self._reporter.requested
             self.folder.discovered = self._fleet.discovered
-            await self.look(closely=requested)
-            if requested:
-                self._reporter.looked()
-                continue  # report it at once: the reload request waits for it
-            self._now.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), CHECK_EVERY)
-
-    async def look(self, *, closely: bool) -> None:
-        """Check the folder now."""
-        if await asyncio.to_thread(self.folder.look, closely=closely):
-            topology = self.folder.queues.topology
-            self._rules.renew(topology, self.folder.catalogue, self.folder.book)
-            self._fleet.renew(topology, self.folder.book)
-
-    def hurry(self) -> None:
-        """Check at once: a reload was requested."""
-        self._now.set()
+            if await asyncio.to_thread(self.folder.look):
+                topology = self.folder.queues.topology
+                self._rules.renew(topology, self.folder.catalogue, self.folder.book)
+                self._fleet.renew(topology, self.folder.book)
+            await asyncio.sleep(CHECK_EVERY)
 
     async def report(self) -> None:
-        """Report the served models to the store. In an outage, which another loop logs, the folder is still read."""
+        """Report this router to the store. In an outage, which another loop logs, the folder is still read."""
         plan = self._fleet.followed.plan
         self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):

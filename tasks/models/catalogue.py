@@ -65,10 +65,6 @@ class Catalogue:
         """Whether `resolve` succeeds for the reference."""
         return reference in self._names
 
-    def served_others(self) -> list[str]:
-        """The second names that name a served model."""
-        return sorted(name for name in self.others if name in self._names)
-
     def bare_names(self) -> list[tuple[str, Model]]:
         """The bare and the second names that `resolve` accepts, each with its model, sorted by name."""
         return sorted((name, its) for name, its in self._names.items() if name in self.others or name == its.name)

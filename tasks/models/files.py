@@ -49,11 +49,6 @@ def local_sha256(path: Path) -> str | None:
     return None if stamp is None or stamp[0] > HASHED else _sha256(path, stamp)
 
 
-def forget() -> None:
-    """Hash every file again on its next use."""
-    _sha256.cache_clear()
-
-
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, _stamp: Stamp) -> str | None:
     try:

@@ -5,17 +5,16 @@ A model whose files beside model.yaml are not what that says is disabled, with t
 A change is detected by sizes, times and inodes of the files behind links, so that a mounted folder whose links are
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
-Each process calls `broker.valkey.presence.watch_call` once per second. It reports what it serves, if that changed, and
-learns how often an operator requested a reload (`RELOADS`). A report expires a minute after its process's last call.
+Each process calls `broker.valkey.presence.watch_call` once per second, with its report if that changed. A report
+expires a minute after its process's last call.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -26,7 +25,7 @@ import msgspec
 from tasks.document import Contradictions, read_document
 from tasks.models.catalogue import Catalogue, dangling, folder_of
 from tasks.models.discovered import Found, with_discovered, with_peers
-from tasks.models.files import Stamp, forget, local_sha256, stamp_of
+from tasks.models.files import Stamp, local_sha256, stamp_of
 from tasks.models.model import Alias, LocalFile, Model, ModelError, parse_file, sources_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues.queues_file import QueuesFile
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 CHECK_EVERY = 1.0
 """Seconds between two checks of the folder."""
-
-_DIGEST_DIGITS = 12  # hexadecimal digits of a digest
 
 
 class ModelsFolder:
@@ -47,7 +44,6 @@ class ModelsFolder:
         queues: the process's queues.yaml, which is looked at together with the folder.
 
     `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
-    `digests` identifies the description of each model served, by its `name:version`, and the model of each second name.
     """
 
     def __init__(self, root: Path, queues: QueuesFile) -> None:
@@ -56,7 +52,6 @@ class ModelsFolder:
         self.discovered: Found = {}
         self._added: Found = {}
         self.book = ProfileBook()
-        self.digests: Mapping[str, str] = {}
         self.queues = queues
         self._broken_profiles: tuple[ProfileError, ...] = ()
         self._turn = threading.Lock()
@@ -73,16 +68,14 @@ class ModelsFolder:
         _log(Catalogue({}), self.catalogue)
         self._log_profiles()
 
-    def look(self, *, closely: bool = False) -> bool:
-        """Read what changed since the last check, or everything if `closely`; returns whether anything differs now."""
+    def look(self) -> bool:
+        """Read what changed since the last check; returns whether anything differs now."""
         with self._turn:
-            renewed = self.queues.look(closely=closely)
+            renewed = self.queues.look()
             if not self.root.is_dir() and self._stamps:
                 return renewed  # a mount that is missing for a moment does not remove its models
-            if closely:
-                forget()
             stamps = self._stamp(self._written)
-            if stamps == self._stamps and self.discovered == self._added and not (closely or renewed):
+            if stamps == self._stamps and self.discovered == self._added and not renewed:
                 return renewed
             before, known = self.catalogue, self.book
             self._stamps = stamps
@@ -104,8 +97,6 @@ class ModelsFolder:
         self._written, self._added = load_catalogue(self.root, self._written, self.discovered), self.discovered
         self.catalogue = with_peers(with_discovered(self._written, self._added), self.queues.topology)
         self.book, self._broken_profiles = load_book(self.root)
-        self.digests = {name: _digest(model) for name, model in self.catalogue.models.items()}
-        self.digests |= {name: self.catalogue.resolve(name).id for name in self.catalogue.served_others()}
         self._stamps = {**self._stamp(self._written), **self._stamps}
 
     def _log_profiles(self) -> None:
@@ -118,19 +109,6 @@ _served = attrgetter("models", "disabled", "outdated", "others")
 """What of a catalogue is served, and by which names."""
 
 
-def _digest(model: Model) -> str:
-    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_DIGEST_DIGITS]
-
-
-def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:
-    """What was `added`, `replaced` and `removed` between two `digests`."""
-    return {
-        "added": sorted(after.keys() - before.keys()),
-        "replaced": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
-        "removed": sorted(before.keys() - after.keys()),
-    }
-
-
 def _log(before: Catalogue, after: Catalogue) -> None:
     for name, reason in after.disabled.items():
         if before.disabled.get(name) != reason:
@@ -139,7 +117,12 @@ def _log(before: Catalogue, after: Catalogue) -> None:
         if before.outdated.get(name) != reason:
             logger.error("model kept in its last valid version: file is wrong", extra={"model": name, "reason": reason})
     if before.models:
-        differ = changes(*({n: str(id(m)) for n, m in one.models.items()} for one in (before, after)))
+        old, new = before.models, after.models
+        differ = {
+            "added": sorted(new.keys() - old.keys()),
+            "replaced": sorted(name for name in new.keys() & old.keys() if new[name] is not old[name]),
+            "removed": sorted(old.keys() - new.keys()),
+        }
         if any(differ.values()):
             logger.info("models changed", extra=differ)
 
@@ -151,17 +134,10 @@ APART = 2
 """Seconds by which a host's clock may differ from the store's: an answer that came late looks like a second."""
 
 
-class CatalogueReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a process serves from its models folder."""
+class ProcessReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a process says of itself."""
 
     kind: Literal["router", "worker"]
-    reload: int
-    """The last requested reload that it has done."""
-    models: Mapping[str, str]
-    """The digest of each description, by `name:version`."""
-    # Models that are not served, and those served as they were before their file became invalid, each with why
-    disabled: Mapping[str, str] = {}
-    outdated: Mapping[str, str] = {}
     queues_changed: bool = False
     """Its queues.yaml says more by now than it uses without a restart."""
     queues_wrong: str = ""
@@ -173,9 +149,8 @@ class CatalogueReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class Watched(NamedTuple):
-    """The answer to a process's call: reloads requested so far, whether the store has its report, and its time."""
+    """The answer to a process's call: whether the store has its report, and its time."""
 
-    reloads: int
     known: bool
     now: float
 
@@ -186,38 +161,22 @@ class Reporter:
     `plan` is reported as it was last set.
     """
 
-    def __init__(self, folder: ModelsFolder, kind: Literal["router", "worker"], process: str) -> None:
-        self._folder = folder
+    def __init__(self, queues: QueuesFile, kind: Literal["router", "worker"], process: str) -> None:
+        self._queues = queues
         self._kind = kind
         self._process = process
-        self._requested: int | None = None
-        self._done = 0
         self._known = b""
         self._sent = b""
         self._clock = 0
         self.plan = 0
 
-    @property
-    def requested(self) -> bool:
-        """Whether a reload was requested that this process has not done."""
-        return self._requested is not None and self._requested > self._done
-
-    def looked(self) -> None:
-        """Record that all reloads requested so far are done."""
-        self._done = self._requested or 0
-
     def arguments(self) -> Sequence[str | bytes]:
         """The process's name and its report; empty if the store already has it."""
-        folder = self._folder
         self._sent = msgspec.json.encode(
-            CatalogueReport(
+            ProcessReport(
                 kind=self._kind,
-                reload=self._done,
-                models=folder.digests,
-                disabled=folder.catalogue.disabled,
-                outdated=folder.catalogue.outdated,
-                queues_changed=folder.queues.differs,
-                queues_wrong=folder.queues.wrong,
+                queues_changed=self._queues.differs,
+                queues_wrong=self._queues.wrong,
                 plan=self.plan,
                 clock=self._clock,
             )
@@ -226,10 +185,6 @@ class Reporter:
 
     def apply(self, answer: Watched) -> None:
         """Apply the answer."""
-        requested = answer.reloads
-        if self._requested is None or requested < self._requested:  # the first answer, or a new store
-            self._done = requested  # earlier requests need no reload
-        self._requested = requested
         self._clock = round(time.time() - answer.now)
         self._known = self._sent if answer.known else b""
 

@@ -46,13 +46,13 @@ class QueuesFile:
         """Call `follower` with each new topology, on the thread that looks."""
         self._followers.append(follower)
 
-    def look(self, *, closely: bool = False) -> bool:
+    def look(self) -> bool:
         """Read the file if it changed since the last look; whether `topology` is another one now.
 
         An invalid file is logged and changes nothing.
         """
         stamp = stamp_of(self.path)
-        if stamp == self._stamp and not closely:
+        if stamp == self._stamp:
             return False
         self._stamp = stamp
         try:

@@ -169,7 +169,6 @@ COMMANDS = {
     "models": ("taxiway.cli.jobs", "List what the fleet can run."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
     "drain": ("taxiway.cli.jobs", "Hand the fleet's work to other fleets."),
-    "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
+from taxiway.cli import UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobRecord, JobState, JobStatus, Result, RunProgress
@@ -502,21 +502,6 @@ def models(name: str | None, *, fleet: AskedFleet) -> None:
         if not found:
             raise UnknownModelError(f"unknown model {name!r}", model=name)
     fleet.present(found, "show_models")
-
-
-@click.command()
-@fleet_options
-def reload(*, fleet: AskedFleet) -> None:
-    """Make every router and worker reread its models folder, and show what each serves.
-
-    Most changes are detected within a second without this command. Exits with 1 if a process did not answer, or a model
-    is disabled or served in an older version of its files, or queues.yaml is invalid.
-    """
-    processes = fleet.ask(lambda client: client.reload())
-    fleet.present(processes, "show_reload")
-    wrong = ("disabled", "outdated", "queues_wrong")
-    if any(not one["answered"] or any(one.get(name) for name in wrong) for one in processes):
-        raise SystemExit(JOB_FAILED)
 
 
 _QUIET = 3.0  # seconds in which no job left a fleet that drains, after which the others stay

@@ -161,33 +161,6 @@ def _summary(model: Mapping[str, Any]) -> str:
     return f"another name of {model['alias_of']}" if "alias_of" in model else str(model.get("summary", ""))
 
 
-def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
-    """A table of what each process serves and what changed, then the problems, each once."""
-    console = stdout_console()
-    console.print(_table("processes", [_reload_row(process) for process in processes]))
-    for kind, style in (("disabled", "red"), ("outdated", "yellow")):
-        for name, why in sorted({pair for process in processes for pair in process[kind].items()}):
-            console.print(Text.assemble((f"{name} is {kind}: ", style), why), soft_wrap=True)
-    if old := [process["process"] for process in processes if process["queues_changed"]]:
-        text = f"queues.yaml changed: restart needed of {', '.join(old)}"
-        console.print(Text(text, "yellow"), soft_wrap=True)
-    for why in sorted({process["queues_wrong"] for process in processes} - {""}):
-        readers = ", ".join(process["process"] for process in processes if process["queues_wrong"] == why)
-        text = f"queues.yaml is invalid: {why}\n  used in its last valid version, until a restart: {readers}"
-        console.print(Text(text, "red"), soft_wrap=True)
-
-
-def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
-    changed = {word: ", ".join(process[word]) for word in ("added", "replaced", "removed")}
-    return {
-        "process": process["process"],
-        "kind": process["kind"],
-        "models": len(process["models"]),
-        **changed,
-        "": "" if process["answered"] else "did not answer in time",
-    }
-
-
 def show_jobs(jobs: Sequence[JobRecord]) -> None:
     """A table of jobs with their age since acceptance, and their tenants if there are several."""
     now, tenants = time.time(), len({job.tenant for job in jobs}) > 1

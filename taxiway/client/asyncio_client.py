@@ -366,16 +366,6 @@ class AsyncClient:
         """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
         return await self._transport.fleet()
 
-    async def reload(self) -> list[dict[str, Any]]:
-        """Make every router and worker reread its models folder now; returns what each of them then serves.
-
-        Per process: `process`, `kind`, whether it `answered` in time, its `models`, which of them were `added`,
-        `replaced` or `removed`, which are `disabled` or `outdated` and why, and whether `queues_changed` since it
-        started, or why it is `queues_wrong`. HTTP only, else `InvalidRequestError`.
-        """
-        processes: list[dict[str, Any]] = (await self._transport.administer("POST", "/v2/reload"))["processes"]
-        return processes
-
     async def drain(self) -> dict[str, Any]:
         """Hand the fleet's work to other fleets, as far as it may leave and they offer to run it in time.
 

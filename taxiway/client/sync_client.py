@@ -265,7 +265,6 @@ class Client(_OnLoop[AsyncClient]):
     jobs = _blocking(AsyncClient.jobs)
     models = _blocking(AsyncClient.models)
     fleet = _blocking(AsyncClient.fleet)
-    reload = _blocking(AsyncClient.reload)
     drain = _blocking(AsyncClient.drain)
     resume = _blocking(AsyncClient.resume)
 

@@ -67,9 +67,6 @@ HEARTBEATS = "taxiway:heartbeats"
 SESSIONS = "taxiway:sessions"
 """Sorted set of routers' sessions that may have arrivals in flight, by last sign of life on the broker's clock."""
 
-RELOADS = "taxiway:reloads"
-"""Counter of requests that all processes reread their models folder."""
-
 CATALOGUES = "taxiway:catalogues"
 """Hash of a router's or worker's name to the models it serves; `CATALOGUES_SEEN` has the time of its last report."""
 

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from local.doctor import check_endpoints, configuration, reported, servers, site_key
 from local.embedded import find_binary, free_port
 from local.fleet import LocalFleet
-from tasks.models.folder import CatalogueReport
+from tasks.models.folder import ProcessReport
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN
 from tests.builders import recorded
@@ -133,7 +133,7 @@ def test_the_state_stores_file_and_clocks_that_differ_from_its_own_are_reported(
 
 
 def test_a_process_whose_host_has_another_time_is_reported(settings: Settings) -> None:
-    lags = msgspec.json.encode(CatalogueReport(kind="worker", reload=0, models={}, clock=-90))
+    lags = msgspec.json.encode(ProcessReport(kind="worker", clock=-90))
     with router_process(settings) as router, redis.Redis.from_url(settings.broker) as store:
         store.hset(CATALOGUES, "cpu.batch.cpu-0@far", lags)
         store.zadd(CATALOGUES_SEEN, {"cpu.batch.cpu-0@far": time.time()})

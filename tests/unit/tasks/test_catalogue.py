@@ -1,7 +1,6 @@
 """Models as files: what they may say, their names and versions, and what a host reports of them."""
 
 import json
-import os
 import shutil
 import time
 from contextlib import suppress
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks.heartbeat import lacking
 from tasks.models.catalogue import Catalogue
-from tasks.models.folder import CatalogueReport, ModelsFolder, Reporter, Watched, changes, load_catalogue
+from tasks.models.folder import ModelsFolder, ProcessReport, Reporter, Watched, load_catalogue
 from tasks.models.model import Model, ModelError, Profile, parse_model
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE
@@ -174,7 +173,6 @@ def test_a_new_model_is_there_with_the_next_check_and_followers_are_notified(fol
     write_model(folder.root, "other", scale_graph(2.0), **SCALE_SPECS)
     assert folder.look()
     assert received == [{"scale:1", "other:1"}]
-    assert set(folder.digests) == {"scale:1", "other:1"}
 
 
 def test_a_folder_whose_link_is_swapped_counts_as_changed_as_a_mounted_one_is(folder: ModelsFolder) -> None:
@@ -186,22 +184,11 @@ def test_a_folder_whose_link_is_swapped_counts_as_changed_as_a_mounted_one_is(fo
     (root / "..data").symlink_to("..first")
     (root / "scale").symlink_to("..data/scale")
     folder.look()
-    first = folder.digests
-    assert set(first) == {"scale:1"}
+    first = folder.catalogue.resolve("scale:1")
     (root / "..new").symlink_to("..second")
     (root / "..new").replace(root / "..data")
     assert folder.look()
-    assert changes(first, folder.digests)["replaced"] == ["scale:1"]
-
-
-def test_a_file_that_keeps_its_size_and_time_is_read_on_a_requested_reload(folder: ModelsFolder) -> None:
-    path = folder.root / "scale" / "graph.onnx"
-    stat = path.stat()
-    path.write_bytes(path.read_bytes()[::-1])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert not folder.look()
-    assert folder.look(closely=True)
-    assert "artefacts.graph.sha256" in folder.catalogue.outdated["scale:1"]
+    assert folder.catalogue.resolve("scale:1") != first
 
 
 def test_a_folder_that_is_away_for_a_moment_takes_no_models_with_it(folder: ModelsFolder) -> None:
@@ -228,7 +215,7 @@ def name_it(folder: ModelsFolder, text: str, name: str = "stand-in", below: str 
     place = folder.root / (below or name)
     place.mkdir(exist_ok=True)
     (place / "model.yaml").write_text(f"name: {name}\n{text}\n")
-    folder.look(closely=True)
+    folder.look()
 
 
 def meant(folder: ModelsFolder, *references: str) -> list[str]:
@@ -242,7 +229,6 @@ def test_a_second_name_leads_to_a_model_or_one_version_of_it_and_changes_with_it
     name_it(folder, "alias: other")
     found = meant(folder, "stand-in", "stand-in:2", "stand-in@next", "other")
     assert found == ["other:1", "other:2", "other:2", "other:1"]
-    assert folder.digests["stand-in"] == "other:1"
     name_it(folder, "alias: other\nversion: 2")
     assert meant(folder, "stand-in", "stand-in:2", "other") == ["other:2", "other:2", "other:1"]
     assert not folder.catalogue.serves("stand-in:1")
@@ -304,18 +290,13 @@ def test_changed_endpoints_of_queues_yaml_are_followed_and_other_changes_are_rep
     assert (folder.queues.differs, folder.queues.wrong) == (False, "")
 
 
-def test_a_report_is_sent_when_it_changes_or_was_lost_and_asked_looks_once(folder: ModelsFolder) -> None:
-    reporter = Reporter(folder, "worker", "w")
+def test_a_report_is_sent_when_it_changes_or_was_lost(folder: ModelsFolder) -> None:
+    reporter = Reporter(folder.queues, "worker", "w")
     name, raw = reporter.arguments()
-    assert (name, set(msgspec.json.decode(raw, type=CatalogueReport).models)) == ("w", {"scale:1"})
-    reporter.apply(Watched(3, True, time.time()))
-    assert not reporter.requested  # that was before it began, and it has read the folder since
-    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).reload == 3
-    reporter.apply(Watched(3, True, time.time()))
+    assert (name, msgspec.json.decode(raw, type=ProcessReport)) == ("w", ProcessReport(kind="worker"))
+    reporter.apply(Watched(True, time.time()))
     assert reporter.arguments()[1] == b""
-    reporter.apply(Watched(4, False, time.time()))
-    assert reporter.requested
-    assert reporter.arguments()[1]
-    reporter.looked()
-    assert not reporter.requested
-    assert msgspec.json.decode(reporter.arguments()[1], type=CatalogueReport).reload == 4
+    reporter.apply(Watched(True, time.time() + 90))
+    assert msgspec.json.decode(reporter.arguments()[1], type=ProcessReport).clock == -90
+    reporter.apply(Watched(False, time.time() + 90))
+    assert reporter.arguments()[1] != b""

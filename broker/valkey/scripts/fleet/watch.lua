@@ -1,11 +1,10 @@
--- Reports what a process serves from its models folder. A process's report is dropped 60 s after its last call.
+-- Reports what a process says of itself. A process's report is dropped 60 s after its last call.
 --
 -- KEYS[1] hash of process to its report
 -- KEYS[2] sorted set of processes by their last call
--- KEYS[3] count of requested reloads
 -- ARGV[1] process
 -- ARGV[2] its report; '' = as before
--- Returns the count of requested reloads, 1 if the store has a report of the process, and the time.
+-- Returns 1 if the store has a report of the process, and the time.
 -- Safe to run twice: the later call counts.
 --- @include "now"
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60)) do
@@ -14,5 +13,4 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60)) do
 end
 redis.call('ZADD', KEYS[2], math.floor(now), ARGV[1])
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
-local known = redis.call('HEXISTS', KEYS[1], ARGV[1])
-return {tonumber(redis.call('GET', KEYS[3]) or '0'), known, tostring(now)}
+return {redis.call('HEXISTS', KEYS[1], ARGV[1]), tostring(now)}

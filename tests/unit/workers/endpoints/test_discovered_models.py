@@ -90,7 +90,7 @@ def test_a_model_answers_to_the_servers_own_name_too_unless_that_is_taken() -> N
     mine = described(name="mine")
     catalogue = with_discovered(Catalogue({mine.id: mine}), found)
     assert catalogue.resolve("acme/Tiny-Llama") is catalogue.resolve("tiny")
-    assert catalogue.served_others() == ["acme/Tiny-Llama"]
+    assert [name for name, _ in catalogue.bare_names() if "/" in name] == ["acme/Tiny-Llama"]
     assert catalogue.resolve("same").discovered
     assert catalogue.disabled == {}
     assert discovered("tiny", "openai", Announced(called="other")) is catalogue.resolve("tiny")

@@ -84,7 +84,7 @@ class Device:
 
     def renew(self) -> None:
         """Read the folder, and tell the stage."""
-        assert self.folder.look(closely=True)
+        assert self.folder.look()
         self.stage.renew(self.folder.catalogue, self.folder.book, warm=())
 
     @contextmanager
