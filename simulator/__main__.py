@@ -25,7 +25,7 @@ from simulator.demand import InfeasibleError
 from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.fleet import SERVICES, Fleet
 from simulator.own_fleet import known as own_fleet
-from simulator.own_fleet.difference import SAMPLE_WINDOW, difference, difference_tables, sample_line
+from simulator.own_fleet.difference import difference, difference_tables
 from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
@@ -42,10 +42,6 @@ from taxiway.cli import USAGE, CommandError, exit_on_error, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
-
-SAMPLE = 3600.0
-"""Seconds that `diff-config` replays of a history. A day at 16 requests/s takes 1.5 h of processor time for each file,
-the sample 4 minutes."""
 
 _HINTS: dict[type[Exception], str] = {
     TraceError: f"a trace is a CSV file with the header {columns_of(AzureRow)} or {columns_of(TraceRow)}, or a text "
@@ -199,16 +195,9 @@ def _as_twin(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, Fleet]:
     help="What arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27.",
 )
 @_own_options
-@click.option(
-    "--sample",
-    type=click.FloatRange(min=0),
-    default=SAMPLE,
-    show_default=True,
-    help=f"Seconds to replay of a longer history, in windows of {SAMPLE_WINDOW:g} s spread over it; 0 replays all.",
-)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: old, new and difference.")
-def diff_config(new_file: Path, source: str, sample: float, seed: int, as_json: bool, **own: Any) -> None:
+def diff_config(new_file: Path, source: str, seed: int, as_json: bool, **own: Any) -> None:
     """Replay a history under another queues.yaml, and print what both attain and cost."""
     mine = _Own(**own)
 
@@ -221,13 +210,12 @@ def diff_config(new_file: Path, source: str, sample: float, seed: int, as_json: 
         old, new = mine.topology(), load_topology(new_file)
         arrivals, seen = mine.arrivals(source), mine.seen()
         added = new.hardware.keys() - old.hardware.keys()
-        found = difference(arrivals, mine.known(old, seen), mine.known(new, seen, added), sample, play)
+        found = difference(arrivals, mine.known(old, seen), mine.known(new, seen, added), play)
         if as_json:
             click.echo(msgspec.json.encode(found))
         else:
-            lines = [] if found.sample is None else [sample_line(found.sample)]
             dollars, shares = difference_tables(found)
-            _print(*lines, dollars, "", shares)
+            _print(dollars, "", shares)
 
 
 def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:

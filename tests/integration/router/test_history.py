@@ -272,7 +272,7 @@ def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error
     assert "echo:1" in shown.stdout and "warning: not recorded: " in shown.stderr
     (share,) = json.loads(stated.stdout)["shares"]
     assert (share["jobs"], share["answered"], share["open"], share["timely"]) == (2, 1, 1, 1.0)
-    asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0, "error": None}
+    asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0}
     assert replayed["attained"] == [asked]
     assert replayed["new"]["cost_usd"] == pytest.approx(2 * replayed["old"]["cost_usd"])
     assert replayed["old"]["usd_by_class"].keys() == {"gpu.realtime", "tpu.bulk", "cpu.batch", "cpu.llama"}

@@ -24,9 +24,6 @@ from simulator.own_fleet.difference import (
     compared,
     difference,
     difference_tables,
-    sample_line,
-    sampled,
-    windows_of,
 )
 from simulator.own_fleet.known import ReplayError, StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.policy import able_classes
@@ -140,7 +137,7 @@ def replays(draw: st.DrawFn) -> FileReplay:
         usd_by_class=draw(st.dictionaries(st.sampled_from(["cpu", "gpu", "tpu"]), DOLLARS)),
     )
     timely = draw(st.integers(0, 9))
-    return FileReplay(summary, {ASKED: 9}, {ASKED: timely}, np.array([9, 0, 0]))
+    return FileReplay(summary, {ASKED: 9}, {ASKED: timely})
 
 
 def shown(found: Comparison) -> list[str]:
@@ -162,13 +159,13 @@ def echoes(rate: float = 4.0, duration: float = 60.0) -> Arrivals:
 def test_what_no_class_of_a_file_runs_is_not_in_time_there(tmp_path_factory: pytest.TempPathFactory) -> None:
     known = known_fleet(TOPOLOGY, a_folder(tmp_path_factory), seen(1))
     rows = [{"arrival": n, "model": model, "size": 1} for n, model in enumerate(["echo", "gone", "echo"])]
-    found = difference(arrivals_of(make_trace(rows), "standard"), known, known, 0.0, play)
+    found = difference(arrivals_of(make_trace(rows), "standard"), known, known, play)
     assert [(one.model, one.requests, one.new) for one in found.attained] == [("echo", 2, 1.0), ("gone", 1, 0.0)]
 
 
 @given(old=replays(), new=replays())
 def test_a_difference_is_new_minus_old_and_survives_json(old: FileReplay, new: FileReplay) -> None:
-    found = compared((old, new))
+    found = compared(old, new)
     before, after = old.summary, new.summary
     assert found.difference.cost_usd == after.cost_usd - before.cost_usd
     assert sum(found.difference.usd_by_class.values()) == pytest.approx(
@@ -183,17 +180,16 @@ def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> Fil
     summary = RunSummary(
         policy="a", requests=requests, attainment=shares, cost_usd=cost, score=cost, usd_by_class={name: cost}
     )
-    timely = round(live * requests)
-    return FileReplay(summary, {ASKED: requests}, {ASKED: timely}, np.array([requests, 0, 0]))
+    return FileReplay(summary, {ASKED: requests}, {ASKED: round(live * requests)})
 
 
 def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
-    lines = shown(compared((part(0.9, 2.0), part(1.0, 1.0, name="gpu"))))
+    lines = shown(compared(part(0.9, 2.0), part(1.0, 1.0, name="gpu")))
     assert "echo live 10 90.0 % 100.0 % +10.0 points" in lines
     assert "cost $2.00 $1.00 -$1.00" in lines
     assert "cost of cpu $2.00 – -$2.00" in lines
     assert "cost of gpu – $1.00 +$1.00" in lines
-    assert "cost $0.0123 $0.0122 -$0.0001" in shown(compared((part(1.0, 0.0123), part(1.0, 0.0122))))
+    assert "cost $0.0123 $0.0122 -$0.0001" in shown(compared(part(1.0, 0.0123), part(1.0, 0.0122)))
 
 
 @pytest.mark.parametrize("columns", [30, 60, 160])
@@ -205,34 +201,6 @@ def test_no_figure_is_cut_where_the_terminal_is_narrow(columns: int) -> None:
     text = console.export_text()
     assert "…" not in text
     assert sorted("".join(text.split())) == sorted("policymodelcostp95taxiwaysentiment:1$1234.560.0236s")
-
-
-@given(count=st.integers(2, 9), each=st.floats(1, 6))
-def test_windows_lie_apart_within_the_history(count: int, each: float) -> None:
-    arrivals = echoes(rate=20.0)
-    windows = windows_of(arrivals, count=count, each=each)
-    assert len(windows) <= count
-    assert all(np.ptp(window.jobs["arrival"]) <= each for window in windows)
-    assert sum(map(len, windows)) == pytest.approx(len(arrivals) * count * each / 60, rel=0.5)
-
-
-def test_windows_are_scaled_to_the_whole_and_shares_weigh_by_requests_and_what_does_not_differ_has_no_error() -> None:
-    pairs = [(part(1.0, 2.0, 30), part(1.0, 1.0, 30)), (part(0.0, 2.0, 10), part(1.0, 1.0, 10))]
-    found = sampled(pairs, count=4, each=10, of=400)  # two windows were empty
-    assert (found.old.attainment["live"], found.new.attainment["live"]) == (0.75, 1.0)
-    (share,) = found.attained
-    assert (share.requests, share.old, share.new) == (400, 0.75, 1.0)
-    assert (found.old.cost_usd, found.new.usd_by_class["cpu"]) == (40.0, 20.0)
-    assert found.difference.cost_usd == -20.0
-    assert found.sample is not None
-    deviation = np.std([-1, -1, 0, 0], ddof=1)
-    assert found.sample.error.cost_usd == pytest.approx(2 * np.sqrt(0.9) * 10 * np.sqrt(4) * deviation)
-    assert "±" in shown(found)[1]
-    assert sample_line(found.sample).startswith("4 windows of 10 s of 0.1 h were replayed")
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
-    alike = sampled([(part(1.0, 2.0), part(1.0, 3.0))] * 3, count=3, each=10, of=300)
-    assert alike.sample is not None and alike.sample.error.cost_usd == pytest.approx(0)
-    assert alike.difference.cost_usd == pytest.approx(30) and alike.attained[0].error == 0
 
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
