@@ -26,7 +26,7 @@ from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.fleet import SERVICES, Fleet
 from simulator.own_fleet import known as own_fleet
 from simulator.own_fleet.difference import difference, difference_tables
-from simulator.planner import LOADS, PLAYS, MixPlan, PlannerReport, fleet_plan, sensitivity, tables
+from simulator.planner import PlannerReport, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
@@ -279,7 +279,10 @@ def plan(
         topology = mine.topology()
         arrivals = mine.arrivals(source) if source else _arrivals_at(rates, seed)
         trace, fleet = _as_twin(arrivals, mine.known(topology, mine.seen(), topology.hardware))
-        answer = _planned(trace, fleet, _by_rank(slo, topology), seed)
+        single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
+        shares = _by_rank(slo, topology)
+        found = find_plan(prepare(trace, single), shares, lambda what, on: _run("taxiway", on, seed, label=what))
+        answer = PlannerReport(slo=shares, plan=found)
     if as_json:
         click.echo(msgspec.json.encode(answer))
     else:
@@ -308,30 +311,6 @@ def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
         trace = synthetic_trace(f"poisson:rate={rest},seed={seed + number}", model=model)
         found.append(arrivals_of(trace, "".join(services)))
     return joined_arrivals(found)
-
-
-def _planned(trace: Trace, fleet: Fleet, slo: dict[str, float], seed: int) -> PlannerReport:
-    """The plan for the trace, and those for other loads."""
-    single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
-
-    def loaded(load: float, on: Fleet = single) -> Workload:
-        return prepare(trace.at_load(load, seed=seed), on)
-
-    def planned(load: float) -> MixPlan:
-        return find_plan(loaded(load), slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}"))
-
-    found = planned(1.0)
-    loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
-    with _progress("fleet plan", PLAYS) as advance:
-        followed = fleet_plan(loaded(1.0, fleet), found, seed=seed, progress=advance)
-    return PlannerReport(slo=slo, plan=found, loads=loads, fleet_plan=followed)
-
-
-def _tried(planned: Callable[[float], MixPlan], load: float) -> MixPlan | InfeasibleError | TraceError:
-    try:
-        return planned(load)
-    except (InfeasibleError, TraceError) as error:
-        return error
 
 
 def _print(*parts: Any) -> None:

@@ -1,12 +1,8 @@
-"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys more if that falls short.
-
-Its answer also has the plan that routers follow on that mix, and tables for people.
-"""
+"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys more if that falls short."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -14,19 +10,11 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.plan import Plan as FleetPlan
 from simulator.demand import InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES, DeviceClass, Fleet
-from simulator.reports import percent, plan_tables, table
-from simulator.traces import TraceError
-from simulator.tuning.search import Search
-from simulator.tuning.tuner import Decision, plan_of
-from simulator.tuning.twin import Twin, Window, usual
+from simulator.fleet import SERVICES, Fleet
+from simulator.reports import percent, table
 from simulator.workload import Figures, Workload
-
-LOADS = (0.5, 1.0, 1.5)
-"""Multiples of the trace's requests that are planned for."""
 
 STEP = 1.2
 """Factor by which a service's headroom grows after a replay in which it fell short."""
@@ -77,26 +65,11 @@ class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
     saved: float
 
 
-class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
-    """What another load requires; `infeasible` says why no mix suffices, and then the rest is null."""
-
-    load: float
-    usd_per_hour: float | None
-    mix: dict[str, int] | None
-    attainment: dict[str, float | None] | None
-    infeasible: str | None
-
-
 class PlannerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads.
-
-    `fleet_plan` is the plan that routers would follow on that mix; null with `plan.enabled: false`.
-    """
+    """Everything that `plan` prints: the requirements, and the mix for the trace."""
 
     slo: dict[str, float]
     plan: MixPlan
-    loads: list[Sensitivity]
-    fleet_plan: FleetPlan | None = None
 
 
 class _Search:
@@ -150,19 +123,6 @@ def plan(workload: Workload, slo: Mapping[str, float], replay: Replay) -> MixPla
         rounds=rounds,
         replays=len(search.tried),
         saved=enough.usd_per_hour - best.usd_per_hour,
-    )
-
-
-def sensitivity(load: float, outcome: MixPlan | InfeasibleError | TraceError) -> Sensitivity:
-    """A plan, or why there is none, as a row of the table of loads."""
-    if not isinstance(outcome, MixPlan):
-        return Sensitivity(load=load, usd_per_hour=None, mix=None, attainment=None, infeasible=str(outcome))
-    return Sensitivity(
-        load=load,
-        usd_per_hour=outcome.usd_per_hour,
-        mix={row.hardware_class: row.devices for row in outcome.mix},
-        attainment=outcome.attainment,
-        infeasible=None,
     )
 
 
@@ -265,73 +225,10 @@ def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
     ]
 
 
-PLAYS = 150
-"""Plays of the search: nothing waits for it."""
-
-
-def fleet_plan(
-    workload: Workload,
-    bought: MixPlan,
-    *,
-    seed: int,
-    progress: Callable[[float], None] = lambda plays: None,
-) -> FleetPlan | None:
-    """The best plan that a search finds for the workload's latest arrivals; None if the fleet has no penalties.
-
-    No class has more devices than were bought, and fewer are on if that saves more than it costs.
-    """
-    if not any(workload.fleet.penalties):
-        return None
-    on_mix = _scaling(equipped(workload, {row.hardware_class: row.devices for row in bought.mix}), workload)
-    fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
-    counts = tuple(device.count for device in fleet.classes.values())
-    window = Window.latest(on_mix, end, end)
-    twin = Twin(window, usual(fleet, counts))
-    search = Search(twin, seed, progress)
-    found = search.find(None, PLAYS)
-    devices = tuple(twin.devices(found.assignment))
-    decision = Decision(
-        assignment=found.assignment,
-        adopted=True,
-        devices=devices,
-        pauses=tuple(twin.pauses(found.assignment, devices)),
-        begin=counts,
-        before=math.inf,
-        after=found.score,
-        plays=twin.plays,
-        moves={},
-        dollars=search.costs.dollars,
-        in_time=twin.in_time(twin.play(found.assignment)),
-    )
-    return plan_of(decision, fleet, window, number=1, made=0.0)
-
-
-def _scaling(on_mix: Workload, workload: Workload) -> Workload:
-    """The mix with devices that may be off, down to the class's minimum."""
-
-    def lowered(name: str, device: DeviceClass) -> DeviceClass:
-        return msgspec.structs.replace(device, minimum=min(workload.fleet.classes[name].minimum, device.count))
-
-    classes = {name: lowered(name, device) for name, device in on_mix.fleet.classes.items()}
-    return replace(on_mix, fleet=replace(on_mix.fleet, classes=classes))
-
-
 def tables(answer: PlannerReport) -> list[Table | Text]:
-    """The mix, its attainment, how it was found, the fleet's plan on it, and the other loads, in this order."""
+    """The mix, its attainment, and how it was found."""
     plan = answer.plan
-    followed = answer.fleet_plan
-    planned: list[Table | Text] = (
-        [] if followed is None else [part for shown in plan_tables(followed) for part in (shown, Text())]
-    )
-    return [
-        _mix(plan),
-        Text(),
-        _attained(answer.slo, plan),
-        Text(_found(plan), style="dim"),
-        Text(),
-        *planned,
-        _loads(answer.loads),
-    ]
+    return [_mix(plan), Text(), _attained(answer.slo, plan), Text(_found(plan), style="dim")]
 
 
 def _mix(plan: MixPlan) -> Table:
@@ -356,16 +253,3 @@ def _found(plan: MixPlan) -> str:
     tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
     since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
     return f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}"
-
-
-def _loads(loads: Sequence[Sensitivity]) -> Table:
-    shown = table("load", right=("$ an hour", *SERVICES))
-    shown.add_column("mix", overflow="fold")
-    for row in loads:
-        if row.mix is None or row.attainment is None:
-            cells, mix = ["–"] * (1 + len(SERVICES)), row.infeasible or ""
-        else:
-            cells = [f"{row.usd_per_hour:.2f}", *(percent(row.attainment[name]) for name in SERVICES)]
-            mix = ", ".join(f"{number} × {name}" for name, number in row.mix.items())
-        shown.add_row(f"×{row.load:g}", *map(Text, [*cells, mix]))
-    return shown

@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from router.decide.plan import parse_plan
 from simulator.__main__ import main
 from simulator.policies.taxiway import POLICIES
 from tests.builders import a_device
@@ -138,14 +137,9 @@ def test_a_plan_prints_one_object_or_tables() -> None:
     assert all(answer["plan"]["attainment"][name] >= share for name, share in answer["slo"].items())
     (bought,) = answer["plan"]["mix"]
     assert (bought["hardware_class"], bought["usd_per_hour"]) == ("cpu.batch", 0.05 * bought["devices"])
-    assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
-    assert answer["loads"][1]["usd_per_hour"] == answer["plan"]["usd_per_hour"]
-    followed = parse_plan(json.dumps(answer["fleet_plan"]).encode())
-    assert {cell.service for cell in followed.cells} >= {"live"}
-    assert set(followed.classes) == {"cpu.batch"}
 
     shown = simulator(*given).stdout
-    assert "cpu.batch" in shown and "classes, best first" in shown
+    assert "cpu.batch" in shown and "attained" in shown
 
 
 @pytest.mark.cases("given, words")

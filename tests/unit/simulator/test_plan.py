@@ -18,7 +18,7 @@ from lab.rows import make_trace
 from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary
 from simulator.fleet import Fleet
-from simulator.planner import equipped, fleet_plan, plan, sensitivity
+from simulator.planner import equipped, plan
 from simulator.policies.taxiway import Taxiway
 from simulator.traces import joined, synthetic_trace
 from simulator.workload import Figures, Workload
@@ -172,11 +172,6 @@ def test_a_share_that_no_headroom_reaches_says_what_was_attained_at_what_cost() 
         plan(failing, {"live": 0.9}, replay)
 
 
-def test_what_is_infeasible_at_a_load_is_a_row_with_its_reason() -> None:
-    row = sensitivity(1.5, InfeasibleError("too few"))
-    assert (row.load, row.mix, row.usd_per_hour, row.infeasible) == (1.5, None, None, "too few")
-
-
 def test_joined_traces_keep_every_request_in_order_under_its_own_model() -> None:
     one = make_trace([{"arrival": at, "model": "a", "size": 1, "tenant": "t"} for at in (0.0, 2.0)])
     two = make_trace([{"arrival": at, "model": "b", "size": 2, "tenant": "u"} for at in (0.0, 1.0, 3.0)])
@@ -185,26 +180,3 @@ def test_joined_traces_keep_every_request_in_order_under_its_own_model() -> None
     assert [both.models[number] for number in both.model] == ["a", "b", "b", "a", "b"]
     assert [both.tenants[number] for number in both.tenant] == ["t", "u", "u", "t", "u"]
     assert list(both.size) == [1, 2, 2, 1, 2]
-
-
-PENALISED = FLEET + "\npenalties: {live: 40, standard: 20, bulk: 10}\n"
-
-
-def test_the_plan_for_the_mix_names_bought_classes_and_devices_and_no_spot_for_firm_work() -> None:
-    workload = work(6, parse_fleet(PENALISED), duration=60)
-    found = plan(workload, {"live": 0.9}, replay)
-    has = {row.hardware_class: row.devices for row in found.mix}
-    seen: list[float] = []
-    followed = fleet_plan(workload, found, seed=1, progress=seen.append)
-    assert followed is not None
-    assert all(set(cell.classes) <= set(has) for cell in followed.cells)
-    assert all(planned.devices <= has[name] for name, planned in followed.classes.items())
-    live = followed.cell("m", "live")
-    assert live is not None and "spot" not in live.classes
-    assert seen == sorted(seen) and seen[-1] > 0
-
-
-def test_without_penalties_there_is_no_plan_for_the_mix() -> None:
-    workload = work(6, duration=60)
-    found = plan(workload, {"live": 0.9}, replay)
-    assert fleet_plan(workload, found, seed=1) is None
