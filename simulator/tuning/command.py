@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -134,58 +133,11 @@ def _sizes(model: str, known: KnownFleet) -> str:
     return "poisson:" + ("size=1000,output=150" if generating else "size=1,output=0")
 
 
-TUNER_LEASE = 10.0
-"""Seconds after which another tuner may tune if the one before was killed: more than a busy machine stops a process."""
+TUNER_LEASE = 120.0
+"""Seconds after which another tuner may tune if the one before was killed: a few looks, and a search."""
 
-RENEW_EVERY = 0.25
-"""Lease durations between two renewals, and between two attempts of a tuner that has to wait."""
-
-
-class Lease:
-    """One tuner's lease in the state store, which it has from `take` until `give_up`, unless it was silent too long."""
-
-    def __init__(self, url: str, name: str, duration: float = TUNER_LEASE) -> None:
-        self.duration = duration
-        self._connections = ConnectionPool(url, server="state store")
-        self.name = name
-        self._given_up = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
-
-    def take(self) -> bool:
-        """Take or keep the lease, and have it renewed; False while another tuner has it.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer.
-        """
-        taken = self._ask(self.duration)
-        if taken and not self._renewing.ident:
-            self._renewing.start()
-        return taken
-
-    def give_up(self) -> None:
-        """Let another tuner work at once, and disconnect.
-
-        Raises:
-            BrokerUnavailableError: the state store does not answer; the lease expires.
-        """
-        self._given_up.set()
-        if self._renewing.ident:
-            self._renewing.join()
-        try:
-            self._ask(0.0)
-        finally:
-            self._connections.close()
-
-    def _ask(self, duration: float) -> bool:
-        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self.name, duration))).own)
-
-    def _renew(self) -> None:
-        while not self._given_up.wait(RENEW_EVERY * self.duration):
-            try:
-                self._ask(self.duration)
-            except BrokerUnavailableError as error:
-                logger.debug("lease not renewed", extra={"error": error.message})
-
+WAIT = 5.0
+"""Seconds between two attempts of a tuner that has to wait."""
 
 REACH = 3600.0
 """Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""
@@ -227,7 +179,7 @@ class FleetTuner:
         self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
         self._connections = ConnectionPool(settings.broker, server="state store")
         self._history = History(settings.broker)
-        self._lease = Lease(settings.broker, f"{socket.gethostname()}-{os.getpid()}")
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._short: Mapping[str, Shortage] = {}
         self._each = 0.0
         self._watch: TuningWatch | None = None
@@ -242,7 +194,7 @@ class FleetTuner:
 
     def lead(self) -> bool:
         """Take or keep the lease; False while another tuner has it."""
-        return self._lease.take()
+        return self._take(TUNER_LEASE)
 
     def due(self) -> bool:
         """Whether the plan shall be tuned again, by its period or because the fleet is not as it was then."""
@@ -309,9 +261,12 @@ class FleetTuner:
 
     def close(self) -> None:
         """Let another tuner work, and disconnect."""
+        self._take(0.0)
         self._connections.close()
         self._history.close()
-        self._lease.give_up()
+
+    def _take(self, seconds: float) -> bool:
+        return bool(lease_answer(self._connections.run(lease_call((TUNER, TUNERS), self._name, seconds))).own)
 
     def _arrivals(self, until: float) -> Arrivals:
         """What to play: the latest arrivals, or those of an earlier time that was like now, and of the last minutes."""
@@ -391,7 +346,7 @@ class FleetTuner:
         """Leave what was found for routers to show."""
         (now,) = self._connections.calls(("TIME",))
         latest = LatestTuning(
-            tuner=self._lease.name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
+            tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after
         )
         self._connections.calls(("SET", TUNING, msgspec.json.encode(latest), "EX", KEEP_LATEST))
 
@@ -501,7 +456,7 @@ def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
     """Tune if that is due and no other tuner does; the seconds to pause after it."""
     try:
         if not tuner.lead():
-            return RENEW_EVERY * TUNER_LEASE
+            return WAIT
         if tuner.due():
             _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:

@@ -20,7 +20,7 @@ from broker.valkey.presence import plan_call
 from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
-from simulator.tuning.command import RENEW_EVERY, TUNER_LEASE, FleetTuner, Lease, parse_prior
+from simulator.tuning.command import FleetTuner, parse_prior
 from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
 from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from tasks.settings import TREE, Settings
@@ -28,12 +28,8 @@ from tasks.topology import load_topology
 from taxiway.cli import USAGE
 from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNERS, TUNING, history_key
 from tests.routing import EchoDevice, eventually
-from tests.waiting import BUSY
 
 pytestmark = pytest.mark.slow
-
-SHORT = 4.0
-"""Seconds of a lease that a busy machine still renews in time."""
 
 NAMES = {
     "model": ("echo:1", "paced:1"),
@@ -200,28 +196,13 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
     assert held == before or parse_plan(held).number == 8
 
 
-def test_another_tuner_follows_soon_after_one_was_killed(settings: Settings, store: Any, devices: None) -> None:
-    def holder() -> bytes:
-        return bytes(store.get(TUNER) or b"").partition(b"#")[0]
-
-    with tuner(settings) as first:
-        killed = eventually(holder)
-        with tuner(settings) as other:
-            assert b"tuner" in other.stdout.readline()
-            assert holder() == killed
-            first.kill()
-            eventually(lambda: holder() not in (b"", killed), within=TUNER_LEASE * (1 + RENEW_EVERY) + BUSY)
-    assert holder() == b""
-
-
-def test_a_lease_is_renewed_while_its_tuner_searches(settings: Settings, store: Any) -> None:
-    lease = Lease(settings.broker, "searching", duration=SHORT)
-    assert lease.take()
-    taken = store.time()[0]
-    eventually(lambda: store.time()[0] > taken + 2 * SHORT)
-    assert not other_tuner(store, SHORT)
-    lease.give_up()
-    assert other_tuner(store, SHORT)
+def test_a_tuner_waits_until_the_lease_of_one_that_was_killed_has_ended(settings: Settings, store: Any) -> None:
+    other_tuner(store, 1.0)
+    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
+        assert not tuner.lead()
+        eventually(tuner.lead)
+        assert not other_tuner(store, 1.0)
+    assert other_tuner(store, 1.0), "one that ends gives its lease up"
 
 
 @contextmanager
