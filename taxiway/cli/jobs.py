@@ -387,7 +387,7 @@ def _overview(fleet: AskedFleet) -> dict[str, Any]:
     """
     processes = processes_here(fleet.url, fleet.data, os.environ)
     try:
-        overview = fleet.ask(_fleet)
+        overview = fleet.ask(lambda client: client.fleet())
     except FleetUnavailable:
         if processes:
             from taxiway.cli.show import show_processes
@@ -395,16 +395,6 @@ def _overview(fleet: AskedFleet) -> dict[str, Any]:
             show_processes(processes)
         raise
     return {**overview, "processes": processes} if processes else overview
-
-
-async def _fleet(client: AsyncClient) -> dict[str, Any]:
-    """The fleet's overview, or its models if the router provides no overview."""
-    try:
-        return await client.fleet()
-    except RequestError as error:
-        if error.status != 404 and error.details.get("status") != 404:
-            raise
-        return {"models": await client.models(), "note": "this router provides no overview of its fleet"}
 
 
 def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:

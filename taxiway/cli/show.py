@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from taxiway.contract.job import FINAL, JobRecord, JobStatus, Result, RunReport,
 _NUMBERS_SHOWN = 8
 """Maximum numbers shown of a list."""
 
+_MOVES_SHOWN = 5
 _UNBOUNDED = 10_000  # columns of what is no terminal
 
 UNBROKEN = 24
@@ -197,30 +198,40 @@ def show_letter(found: Mapping[str, Any]) -> None:
 
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
-    """What needs attention, then hardware classes with price and load, and live devices; or what else there is."""
-    console = stdout_console()
-    show_problems(console, fleet.get("problems"))
-    if "classes" in fleet:
-        console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
-    if fleet.get("devices"):
-        console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
-    if sites := [row for facts in fleet.get("devices", ()) for row in site_rows(facts)]:
-        console.print(_table("sites", sites))
-    if "models" in fleet:
-        show_models(fleet["models"])
-    if fleet.get("plan"):
-        show_plan(console, fleet["plan"])
-    if fleet.get("note"):
-        console.print(Text(fleet["note"], "dim"), soft_wrap=True)
+    """The fleet, as `top` shows it live."""
+    stdout_console().print(fleet_view(fleet))
 
 
-def show_problems(console: Console, problems: Sequence[Mapping[str, Any]] | None) -> None:
-    """One line on the fleet's health, then each problem with what to do; nothing of a router that reports none."""
-    if problems is None:
-        return
-    console.print(headline(problems), soft_wrap=True)
-    for one in problems:
-        console.print(_problem(one), soft_wrap=True)
+def fleet_view(fleet: Mapping[str, Any], trouble: str = "") -> Group:
+    """What needs attention, then classes, the plan, the latest moves, other sites and devices.
+
+    `trouble` says why the figures are stale.
+    """
+    parts: list[Any] = [_totals(fleet)]
+    if trouble:
+        parts.append(Text(f"stale: {trouble}", "yellow"))
+    parts += [headline(fleet["problems"]), *map(_problem, fleet["problems"])]
+    parts.append(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
+    if plan := fleet.get("plan"):
+        title, rows = plan_title(plan), planned_rows(plan)
+        parts += [_table(title, rows) if rows else Text(title, "bold"), tuner_line(plan)]
+    if fleet["moves"]:
+        parts.append(_table("moves", [_latest_move(move, fleet["now"]) for move in fleet["moves"][:_MOVES_SHOWN]]))
+    if sites := [row for facts in fleet["devices"] for row in site_rows(facts)]:
+        parts.append(_table("sites", sites))
+    return Group(*parts, _table("devices", [_device_row(facts) for facts in fleet["devices"]]))
+
+
+def _totals(fleet: Mapping[str, Any]) -> Text:
+    classes = fleet["classes"].values()
+    counts = {
+        "devices": len(fleet["devices"]),
+        "waiting": sum(sum(one["depth"]) for one in classes),
+        "held": fleet["held"],
+        "dead letters": fleet["dead"],
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count or what in ("devices", "waiting")]
+    return Text("  ".join([*parts, f"${sum(one['spending'] for one in classes):.2f}/h"]), "bold")
 
 
 def headline(problems: Sequence[Mapping[str, Any]]) -> Text:
@@ -234,15 +245,6 @@ def headline(problems: Sequence[Mapping[str, Any]]) -> Text:
 
 def _problem(one: Mapping[str, Any]) -> Text:
     return Text.assemble(("  ! ", "red"), (one["subject"], "bold"), f": {one['text']}", (f" → {one['remedy']}", "dim"))
-
-
-def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """The class that each model and service prefers, and what the tuner does."""
-    if plan["cells"]:
-        console.print(_table(plan_title(plan), planned_rows(plan)))
-    else:
-        console.print(Text(plan_title(plan), "bold"))
-    console.print(tuner_line(plan), soft_wrap=True)
 
 
 def plan_title(plan: Mapping[str, Any]) -> str:
@@ -309,6 +311,11 @@ def _move_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"at": at, "from": row["source"], "to": row["target"], "why": row["reason"]}
 
 
+def _latest_move(row: Mapping[str, Any], now: float) -> dict[str, Any]:
+    ago = {"ago": span(now - row["at"]), "jobs": row["jobs"]}
+    return {**ago, "from": row["source"], "to": row["target"], "why": row["reason"]}
+
+
 def _part_row(row: Mapping[str, Any]) -> dict[str, Any]:
     where = {"class": row["hardware_class"], "device": row["device"], "took": duration(row.get("seconds", 0.0))}
     return {**where, "added": row.get("text", 0), "began": row.get("seam", ""), "ended": row.get("ended", "")}
@@ -344,15 +351,19 @@ TELLING_JOBS = 20
 
 
 def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    price, bounds = facts.get("price", {}), facts.get("bounds")
+    price, bounds, wanted = facts["price"], facts["bounds"], facts["replicas"]
     use = ", ".join(f"{price[field]:g}/{unit}" for field, unit in USE.items() if price.get(field))
+    devices = str(facts["devices"]) if wanted in (None, facts["devices"]) else f"{facts['devices']}→{wanted}"
     return {
         "class": name,
-        "asks for": facts["device"],
+        "used": f"{facts['utilisation']:.0%}" if facts["devices"] else "–",
+        "waiting": sum(facts["depth"]),
+        "oldest": span(facts["oldest"]),
+        "work": span(sum(facts["work"])),
+        "held": span(sum(facts["held"])),
+        "devices": devices,
         "$/hour": facts["usd_per_hour"],
         **({"$ of use": use} if use else {}),
-        "devices": facts["devices"],
-        "work": duration(sum(facts["work"])),
         **({"at most": f"{bounds['held']:.0%} held"} if bounds and bounds["jobs"] >= TELLING_JOBS else {}),
     }
 

@@ -15,7 +15,6 @@ from taxiway.cli import COMMANDS, EXIT_CODES, hint_for, show
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.jobs import json_or_text
-from taxiway.cli.top import page
 from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, Tokens
 from taxiway.errors import BrokerFullError, DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.builders import a_report, recorded
@@ -168,25 +167,23 @@ def test_a_placement_shows_its_table(capsys: pytest.CaptureFixture[str], monkeyp
     assert "note" not in shown
 
 
-def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     model = {"name": "echo", "versions": ["1"], "aliases": {"stable": "1"}, "variants": {"echo": {}}, "summary": "…"}
     device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"]}
     price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
-    classes = {
-        "cpu.batch": {"device": "cpu", "usd_per_hour": 0.05, "devices": 1, "work": [0.5, 0.5]},
-        "hosted": {"device": "endpoint", "usd_per_hour": 0.0, "price": price, "devices": 1, "work": [0.0]},
-    }
+    classes = {"cpu.batch": a_class(work=[0.5, 0.5]), "hosted": a_class(price=price)}
     show.show_models([model])
-    show.show_fleet({"problems": [], "classes": classes, "devices": [device]})
+    show.show_fleet(a_fleet() | {"classes": classes, "devices": [device]})
     shown = capsys.readouterr().out
-    assert [words in shown for words in ("stable→1", "1.00 s", "cpu:0 (emulated)", "2.5/M in, 10/M out")] == [True] * 4
+    assert [words in shown for words in ("stable→1", "1.0 s", "cpu:0 (emulated)", "2.5/M in, 10/M out")] == [True] * 4
     assert shown.index("all is well") < shown.index("cpu.batch")
 
 
 def test_a_fleet_begins_with_what_needs_attention(capsys: pytest.CaptureFixture[str]) -> None:
     disk = {"subject": "state store", "text": "cannot write to its disk", "remedy": "free space there"}
-    show.show_fleet({"problems": [disk, {**disk, "subject": "class gpu"}], "classes": {}})
-    assert capsys.readouterr().out.splitlines()[:2] == [
+    show.show_fleet(a_fleet() | {"problems": [disk, {**disk, "subject": "class gpu"}]})
+    assert capsys.readouterr().out.splitlines()[1:3] == [
         "2 things need attention: state store, class gpu",
         "  ! state store: cannot write to its disk → free space there",
     ]
@@ -221,7 +218,7 @@ def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pyte
     ]
     stale = {"number": 7, "age": 700.0, "not_followed": "plan 7 is stale (older than 600 s)", "cells": cells}
     plan = {**stale, "followers": 0, "routers": 2, "tuner": "", "tuned": None}
-    show.show_fleet({"stale": False, "plan": plan})
+    show.show_fleet(a_fleet() | {"plan": plan})
     shown = capsys.readouterr().out
     for words in (
         "plan 7, 12 min old, followed by 0 of 2 routers",
@@ -260,7 +257,7 @@ SPENT = {"cloud": {"dollars": {"generate:1": {"": 0.25, "clinic": 0.5}, "embed:1
 def test_a_site_is_listed_with_its_distance_and_its_offers_or_why_it_is_silent(
     capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], facts: dict[str, Any], words: list[str]
 ) -> None:
-    show.show_fleet({"devices": [{**SITE, "endpoint": endpoint, **facts}]})
+    show.show_fleet(a_fleet() | {"devices": [{**SITE, "endpoint": endpoint, **facts}]})
     shown = " ".join(capsys.readouterr().out.split())
     assert [one for one in words if one not in shown] == []
     assert ("sites" in shown) == bool(words)
@@ -273,49 +270,33 @@ def a_class(**facts: Any) -> dict[str, Any]:
     return SHOWN["class"] | facts
 
 
-def a_device(number: int, done: int) -> dict[str, Any]:
-    named = {"worker": f"gpu.realtime.cuda-{number}@rack{number % 2}.example", "device": f"cuda:{number}"}
-    return SHOWN["device"] | named | {"done": {"gpu.realtime": {"outcomes": {"succeeded": done, "failed": 1}}}}
-
-
-def a_fleet(now: float = 100.0, done: int = 50, devices: int = 12) -> dict[str, Any]:
+def a_fleet(devices: int = 12) -> dict[str, Any]:
+    named = [{"worker": f"gpu.cuda-{number}@rack", "device": f"cuda:{number}"} for number in range(devices)]
     classes = {"gpu.realtime": a_class(), "cpu.batch": a_class(devices=0, replicas=0)}
-    seen = {"now": now, "classes": classes, "devices": [a_device(number, done) for number in range(devices)]}
-    return SHOWN["fleet"] | seen | {"moves": [SHOWN["move"] | {"at": now - 200}]}
+    seen = {"now": 100.0, "classes": classes, "devices": [SHOWN["device"] | one for one in named]}
+    return SHOWN["fleet"] | seen | {"moves": [SHOWN["move"] | {"at": -100.0}]}
 
 
 def a_plan(**facts: Any) -> dict[str, Any]:
     return SHOWN["plan"] | facts
 
 
-def drawn(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, **how: Any) -> list[str]:
+def drawn(fleet: Mapping[str, Any], trouble: str = "") -> list[str]:
     console = Console(width=80, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(page(fleet, before, **({"rows": 20} | how)))
+        console.print(show.fleet_view(fleet, trouble))
     return capture.get().splitlines()
 
 
 def test_a_busy_fleet_fits_into_80_columns_with_nothing_cut_off() -> None:
-    lines = drawn(a_fleet(now=101.0, done=3_000), a_fleet())
+    lines = drawn(a_fleet())
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert "12 devices  800642 waiting  7 held  2 dead letters" in lines[0]
+    assert any(line.split()[-2:] == ["12→15", "0.71"] for line in lines)
+    assert sum("cuda:" in line for line in lines) == 12
+    assert any(line.split() == ["3", "min", "1200", "gpu.realtime", "cpu.batch", "balance"] for line in lines)
     assert drawn(a_fleet(), trouble="no answer")[1] == "stale: no answer"
-
-
-def test_what_a_class_did_a_second_is_known_from_two_looks() -> None:
-    lines = drawn(a_fleet(now=110.0, done=100), a_fleet(now=100.0, done=50))
-    row = next(line for line in lines if line.startswith("gpu.realtime"))
-    assert row.split()[-3:] == ["60", "12→15", "8.52"]
-    assert "-" not in "".join(drawn(a_fleet(now=110.0, done=0), a_fleet(now=100.0, done=50))), "a worker restarted"
-
-
-def test_devices_that_find_no_room_are_counted_and_those_of_several_hosts_show_theirs() -> None:
-    lines = drawn(a_fleet(devices=12), rows=4)
-    assert lines[-1] == "… and 8 more"
-    assert sum("cuda:" in line for line in lines) == 4
-    assert any(line.startswith("cuda:1@rack1 ") for line in lines)
-    assert not any("@" in line for line in drawn(a_fleet(devices=1)))
 
 
 def test_the_plan_shows_first_classes_its_followers_and_the_tuner() -> None:
@@ -325,8 +306,8 @@ def test_the_plan_shows_first_classes_its_followers_and_the_tuner() -> None:
     assert lines[first].rstrip() == "plan 7, 45.0 s old, followed by 1 of 2 routers"
     assert [line.split() for line in lines[first + 1 : first + 4]] == [
         ["model", "live", "bulk"],
-        ["sentiment:1", "cpu.batch", "gpu.realtime"],
-        ["image:1", "lab", "tpu.bulk"],
+        ["sentiment:1", "cpu.batch", "any", "→", "gpu.realtime"],
+        ["image:1", "lab", "cpu.batch", "→", "tpu.bulk"],
     ]
     assert lines[first + 4].startswith("tuner vm-12, 45.0 s ago: adopted, 16% better than the plan in use")
 
