@@ -219,20 +219,6 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return one
 
 
-def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
-    """What the connections and probes of the replica at `url` depend on."""
-    return (
-        url,
-        endpoint.headers,
-        endpoint.tls,
-        endpoint.connect_timeout,
-        endpoint.health,
-        endpoint.rate,
-        endpoint.discover,
-        endpoint.public_key,
-    )
-
-
 def _start_contradictions(endpoint: Endpoint) -> Contradictions:
     start = endpoint.start
     if not endpoint.starts and any(urlsplit(url).port == 0 for url in endpoint.urls):

@@ -1,14 +1,11 @@
-"""How much work an endpoint gets at once: its slots, how they are used, and its rate limits."""
+"""How much work an endpoint gets at once: how its slots are used, and its rate limits."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from tasks.heartbeat import Allowed
 from tasks.queues.endpoints import Rate
@@ -19,50 +16,6 @@ from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
 from workers.stages.queues import DeviceUse
 
 _SMOOTHING = 0.1  # weight of the newest row in what is usual
-
-
-class Slots:
-    """At most `limit` holders at a time, first come, first served. For one event loop; use it as a context manager.
-
-    After the limit falls, no slot is given until enough holders have left.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    def resize(self, limit: int) -> None:
-        """Allow `slots` holders from now on."""
-        self._limit = limit
-        self._admit()
-
-    async def __aenter__(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self._admit()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it got the slot and will not use it
-                self._leave()
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self._held -= 1
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self._held < self._limit:
-            turn = self._waiting.popleft()
-            if not turn.cancelled():
-                self._held += 1
-                turn.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +41,7 @@ class EndpointUse(DeviceUse):
     n rows that run together have a n-th of the endpoint each, so that the shares of all rows add up to its busy time.
     """
 
-    def __init__(self, slots: int, health: Callable[[], EndpointHealth]) -> None:
+    def __init__(self, slots: int, health: EndpointHealth) -> None:
         self._health = health
         self._usual_share = 0.0
         self.running = 0
@@ -114,23 +67,18 @@ class EndpointUse(DeviceUse):
         self.running -= 1
         return now - seat.since, self._shares - seat.shares
 
-    def resize(self, slots: int, now: float) -> None:
-        """Set the number of the endpoint's slots."""
-        self._advance(now)
-        self._slots = slots
-
     def learn(self, share: float) -> None:
         """A row that was answered had this share of the endpoint's time."""
         self._usual_share += _SMOOTHING * (share - self._usual_share)
 
     def occupied(self, now: float) -> float:
         """Seconds of the endpoint for what waits in the engine: it is not ours, or we would know."""
-        engine = self._health().engine
+        engine = self._health.engine
         return 0.0 if engine is None else engine.waiting * self._usual_share
 
     def blocked(self, now: float) -> tuple[float, int]:
         """The seconds of the pause that the endpoint asked for, for jobs of every level."""
-        left = self._health().pause
+        left = self._health.pause
         return (left, LEVELS) if left else (0.0, 0)
 
     def computed(self, now: float) -> float:
@@ -153,17 +101,7 @@ class RateGate:
 
     def __init__(self, rate: Rate) -> None:
         self._size = 1.0
-        self.state(rate)
-
-    def state(self, rate: Rate) -> None:
-        """Reset to the limits in queues.yaml."""
-        self._stated = rate
         self._rates = rates_of(rate.requests_per_minute, rate.tokens_per_minute, time.monotonic())
-
-    def follow(self, rate: Rate) -> None:
-        """Go by what queues.yaml says now, if that has changed."""
-        if rate != self._stated:
-            self.state(rate)
 
     @property
     def free(self) -> float:

@@ -20,7 +20,7 @@ from taxiway.contract.job import GenerationPart
 from taxiway.errors import BrokerUnavailableError
 from workers.device import Device
 from workers.endpoints.capacity import EndpointUse, Seat
-from workers.endpoints.health import Target
+from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import AskItem, EndpointError, EngineRequest, Exchange
 from workers.endpoints.variants import EndpointVariants
 from workers.port import Row
@@ -155,7 +155,7 @@ class Generations:
             await asyncio.to_thread(self._store.keep, kept)
 
 
-async def request_of(job: RunningJob, item: AskItem, target: Target, timeout: float) -> EngineRequest | Row:
+async def request_of(job: RunningJob, item: AskItem, link: EndpointLink, timeout: float) -> EngineRequest | Row:
     """What to send: for the whole answer, or the rest of one that was cut; the answer, if nothing is left of it.
 
     An endpoint that cannot go on within `timeout` seconds begins again.
@@ -168,7 +168,7 @@ async def request_of(job: RunningJob, item: AskItem, target: Target, timeout: fl
         generation.restart("the endpoint cannot continue a text")
         return item.ask
     try:
-        ask = await target.link.converse(item.go_on(generation.kept), timeout, base=target.link.root)
+        ask = await link.converse(item.go_on(generation.kept), timeout, base=link.root)
     except EndpointError as error:
         generation.restart(error.reason)
         return item.ask

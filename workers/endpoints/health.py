@@ -1,4 +1,4 @@
-"""Where an endpoint's requests go, and whether it gets work now: by probes, its engine's report and pauses it asks for.
+"""Whether an endpoint gets work now: by probes, its engine's report and pauses it asks for.
 
 Sources: vLLM, docs/usage/metrics.md; SGLang, references/production_metrics; llama.cpp, tools/server/README.md; TGI,
 reference/metrics; Triton, user_guide/metrics.
@@ -11,26 +11,19 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from types import TracebackType
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.heartbeat import EngineLoad, PeerFacts
 from tasks.models.discovered import Announced
-from tasks.queues.endpoints import Endpoint, connection
+from tasks.queues.endpoints import Endpoint
 from taxiway.errors import UNREADABLE
 from workers.decide.faults import Breaker, State
-from workers.device import Device, DeviceMissingError, endpoint_device
-from workers.endpoints.http import EndpointConfigError, EndpointLink
-from workers.endpoints.peers import Origin, open_link
+from workers.endpoints.http import EndpointLink
 from workers.endpoints.protocol import EndpointError, EndpointProtocol, FaultKind
-from workers.endpoints.variants import EndpointVariants
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +38,10 @@ SHORTEST_PAUSE = 0.1
 
 
 class EndpointHealth:
-    """One endpoint's. For its event loop; any thread may read `fault`, `pause` and `slots`.
+    """One endpoint's, at the other end of `link`. For its event loop; any thread may read `fault`, `pause` and `slots`.
 
-    `probed` is set after the first probe. `listed` are the models that the last one announced, None if it listed none,
-    and `models` those that are served without a model.yaml, by what the server calls them. `extensions` are those that
-    the server announces.
+    `listed` are the models that the last probe announced, None if it listed none, and `models` those that are served
+    without a model.yaml, by what the server calls them. `extensions` are those that the server announces.
 
     Args:
         changed: called after each change of `slots`.
@@ -64,7 +56,7 @@ class EndpointHealth:
         changed: Callable[[], None],
         announced: Callable[[EndpointHealth], None],
     ) -> None:
-        self._link, self._protocol, self._announced = link, protocol, announced
+        self.link, self._protocol, self._announced = link, protocol, announced
         self.listed: Sequence[str] | None = None
         self.models: Mapping[str, Announced] = {}
         self.extensions: Collection[str] = ()
@@ -78,7 +70,6 @@ class EndpointHealth:
         self._paused_until = self._mute_until = 0.0
         self.engine: EngineLoad | None = None
         self._now = asyncio.Event()
-        self.probed = asyncio.Event()
         self._failing: set[str] = set()
 
     @property
@@ -100,11 +91,6 @@ class EndpointHealth:
     def slots(self) -> int:
         """How many rows may run on the endpoint now."""
         return 0 if self.pause else self._breaker.slots(self._slots)
-
-    def resize(self, slots: int) -> None:
-        """Set the number of the endpoint's slots."""
-        self._slots = slots
-        self._changed()
 
     def check(self) -> None:
         """Raise `EndpointError` if nothing may be sent now."""
@@ -137,11 +123,29 @@ class EndpointHealth:
             self._set(self._breaker.failed(error.reason, now))
         self._now.set()
 
+    async def open(self) -> None:
+        """Connect, and begin to send probes."""
+        await self.link.open()
+        self._probing = asyncio.create_task(self.run())
+
+    async def close(self) -> None:
+        """Send no more probes, and disconnect."""
+        self._probing.cancel()
+        await asyncio.gather(self._probing, return_exceptions=True)
+        await self.link.close()
+
+    async def probe_alone(self) -> None:
+        """Send one probe before `open`."""
+        await self.link.open()
+        try:
+            await self.probe()
+        finally:
+            await self.link.close()
+
     async def run(self) -> None:
         """Send probes until cancelled."""
         while True:
             await self.probe()
-            self.probed.set()
             now = time.monotonic()
             opened = self._breaker.state is State.OPEN
             due = self._breaker.probe_at if opened else now if self._missed else now + self._every
@@ -156,17 +160,17 @@ class EndpointHealth:
         """Send one probe, and note what it tells."""
         began = time.monotonic()
         try:
-            body = await self._link.probe("", self._timeout, base=self._asked)
+            body = await self.link.probe("", self._timeout, base=self._asked)
             listed = self._protocol.announced(body) if self._lists else None
             if listed != self.listed or began >= self._discover_at:
                 self.extensions = await self._extensions(body if self._lists else b"")
                 if self._discovers:
-                    self.models = await self._link.converse(self._protocol.discover(), self._timeout)
+                    self.models = await self.link.converse(self._protocol.discover(), self._timeout)
                 self._discover_at = time.monotonic() + DISCOVER_EVERY
             self.listed = listed
             self._announced(self)
         except EndpointError as error:
-            if self._link.received <= began:  # else it answers others, and is only slow to answer this
+            if self.link.received <= began:  # else it answers others, and is only slow to answer this
                 self._miss(error)
         else:
             self._missed = False
@@ -187,7 +191,7 @@ class EndpointHealth:
     @property
     def peer(self) -> PeerFacts | None:
         """What another fleet says; None of an engine. Thread-safe."""
-        return self._link.peer
+        return self.link.peer
 
     async def _look(self) -> None:
         """Ask the engine for its facts; one that has none is asked again later. The last ones hold until it answers."""
@@ -195,7 +199,7 @@ class EndpointHealth:
             return
         for path, read in ((METRICS, read_metrics), (SLOTS, read_slots)):
             with contextlib.suppress(EndpointError):
-                found = read(await self._link.probe(path, self._timeout, base=self._link.root))
+                found = read(await self.link.probe(path, self._timeout, base=self.link.root))
                 if found is not None:
                     self.engine = found
                     return
@@ -207,7 +211,7 @@ class EndpointHealth:
         about = self._protocol.ABOUT
         with contextlib.suppress(EndpointError):
             answer = (
-                probed if probed and about == self._protocol.HEALTH else await self._link.probe(about, self._timeout)
+                probed if probed and about == self._protocol.HEALTH else await self.link.probe(about, self._timeout)
             )
             return self._protocol.extensions(answer)
         return ()
@@ -294,147 +298,3 @@ def _name(line: str) -> str:
 
 def _bounded(value: float) -> float:
     return min(max(value, 0.0), _MOST_REQUESTS) if math.isfinite(value) else 0.0
-
-
-class Target:
-    """One address of an endpoint. For its event loop; each request uses it as a context manager."""
-
-    def __init__(self, link: EndpointLink, health: EndpointHealth) -> None:
-        self.link, self.health = link, health
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def open(self) -> None:
-        """Begin to send probes."""
-        await self.link.open()
-        self._probing = asyncio.create_task(self.health.run())
-
-    async def probe(self) -> None:
-        """Send one probe before the target is opened."""
-        await self.link.open()
-        try:
-            await self.health.probe()
-        finally:
-            await self.link.close()
-
-    async def open_probed(self) -> None:
-        """Open, and return after the first probe; if the wait for it is cancelled, the target is closed again."""
-        await self.open()
-        try:
-            await self.health.probed.wait()
-        except asyncio.CancelledError:
-            await self.leave()
-            raise
-
-    async def leave(self) -> None:
-        """Send no more probes, and close the connections once no request runs."""
-        self._probing.cancel()
-        try:
-            await self._idle.wait()
-        finally:
-            await asyncio.gather(self._probing, return_exceptions=True)
-            await self.link.close()
-
-    def __enter__(self) -> Target:
-        self._running += 1
-        self._idle.clear()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
-
-
-class Places:
-    """The `target` of new requests, and those that are left. For one event loop, except for `follow`.
-
-    Args:
-        wake: called when the endpoint may get more or less than before.
-        resized: called with a description that is followed from now on.
-
-    Raises:
-        EndpointConfigError: the endpoint's certificates cannot be read.
-    """
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        protocol: EndpointProtocol,
-        key: str,
-        variants: EndpointVariants,
-        *,
-        stall: float,
-        origin: Origin,
-        wake: Callable[[], None],
-        resized: Callable[[Endpoint], None],
-    ) -> None:
-        self.endpoint = endpoint
-        self._protocol, self._key = protocol, key
-        self._variants = variants
-        self._stall, self._origin = stall, origin
-        self._wake = wake
-        self._resized = resized
-        self.target = self._target_of(endpoint, variants.device)
-        self.gone = ""  # why the endpoint cannot be found
-        self._changes: deque[Endpoint] = deque(maxlen=1)
-        self._move: asyncio.Task[None] | None = None
-        self._left: set[asyncio.Task[None]] = set()
-
-    def follow(self, endpoint: Endpoint) -> None:
-        """Go by another description. Thread-safe."""
-        self._changes.append(endpoint)
-        self._wake()
-
-    def turn(self) -> None:
-        """Begin to go where the last description says."""
-        if self._changes and (self._move is None or self._move.done()):
-            self._move = asyncio.create_task(self._change(self._changes.popleft()))
-
-    @property
-    def moves(self) -> list[asyncio.Task[None]]:
-        """What still goes on."""
-        return [*self._left] if self._move is None else [self._move, *self._left]
-
-    async def _change(self, endpoint: Endpoint) -> None:
-        """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
-        self.gone = ""
-        here, target = self._variants.device, self.target
-        try:
-            device = replace(
-                endpoint_device(endpoint, here.label, urlsplit(here.address).port or 0), prices=here.prices
-            )
-            if connection(endpoint, device.address) != connection(self.endpoint, here.address):
-                target = self._target_of(endpoint, device)
-        except DeviceMissingError as error:
-            self.gone = f"{error} in queues.yaml now"
-            return
-        except EndpointConfigError as error:
-            logger.error("endpoint is used as it was", extra={"reason": str(error)})
-            return
-        if target is not self.target:
-            await target.open_probed()
-            self._leave_behind(self.target)
-        self.endpoint, self.target = endpoint, target
-        self._variants.change(endpoint, device)
-        self._variants.announce(target.health)
-        self._resized(endpoint)
-        target.health.resize(endpoint.slots)
-
-    def _leave_behind(self, target: Target) -> None:
-        """Leave a target that gets no more requests, once those that run there have ended."""
-        leaving = asyncio.create_task(target.leave())
-        self._left.add(leaving)
-        leaving.add_done_callback(self._left.discard)
-
-    def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
-        link = open_link(endpoint, device.address, self._key, self._stall, self._origin)
-        health = EndpointHealth(link, self._protocol, endpoint, self._wake, self._announced)
-        return Target(link, health)
-
-    def _announced(self, health: EndpointHealth) -> None:
-        if health is self.target.health:
-            self._variants.announce(health)

@@ -33,10 +33,10 @@ from taxiway.contract.keys import learned_key
 from taxiway.contract.stream import Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
-from workers.endpoints.capacity import EndpointUse, RateGate, Slots, pieces_of
+from workers.endpoints.capacity import EndpointUse, RateGate, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
-from workers.endpoints.health import Places, Target, is_full
-from workers.endpoints.peers import Origin
+from workers.endpoints.health import EndpointHealth, is_full
+from workers.endpoints.peers import Origin, open_link
 from workers.endpoints.protocol import (
     AskItem,
     Behalf,
@@ -96,13 +96,12 @@ class EndpointStage(DeviceDriver):
         self.ahead = math.inf
         self._inbox = inbox
         self._shared = shared
-        self._slots = Slots(endpoint.slots)
+        self._endpoint = endpoint
+        self._slots = asyncio.Semaphore(endpoint.slots)
         self._gate = RateGate(endpoint.rate)
-        stall, wake = shared.store.limits.stall, inbox.wake
-        self._places = Places(
-            endpoint, protocol, key, variants, stall=stall, origin=origin, wake=wake, resized=self._resize
-        )
-        self.use = EndpointUse(endpoint.slots, lambda: self._places.target.health)
+        link = open_link(endpoint, variants.device.address, key, shared.store.limits.stall, origin)
+        self._health = EndpointHealth(link, protocol, endpoint, inbox.wake, variants.announce)
+        self.use = EndpointUse(endpoint.slots, self._health)
         self._tasks: dict[RunningJob, asyncio.Task[None]] = {}
         self._rows = 0
         self._turned, self._rest_until = math.inf, 0.0
@@ -112,7 +111,7 @@ class EndpointStage(DeviceDriver):
     @property
     def fault(self) -> str:
         """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
-        return self._places.gone or self._places.target.health.fault
+        return self._health.fault
 
     @property
     def resting(self) -> bool:
@@ -122,7 +121,7 @@ class EndpointStage(DeviceDriver):
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        health = self._places.target.health
+        health = self._health
         facts = EndpointFacts(state=health.state, allowed=self._gate.allowed, engine=health.engine)
         if (peer := health.peer) is None:
             return replace_fields(facts, curves=self.variants.curves())
@@ -141,15 +140,11 @@ class EndpointStage(DeviceDriver):
         """Recall what earlier processes learned, and probe once: the first heartbeat says whether it serves."""
         with contextlib.suppress(BrokerUnavailableError):
             self.variants.recall(self._shared.store.learned(learned_key(self.variants.device.address)))
-        asyncio.run(self._places.target.probe())
+        asyncio.run(self._health.probe_alone())
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
         self.variants.renew(catalogue, book)
-
-    def follow(self, endpoint: Endpoint) -> None:
-        """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
-        self._places.follow(endpoint)
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
@@ -177,7 +172,7 @@ class EndpointStage(DeviceDriver):
             loop.call_soon_threadsafe(news.set)
 
         self._inbox.notify(tell)
-        await self._places.target.open()
+        await self._health.open()
         while not self._stopping.is_set():
             await self._turn(news)
         while self._tasks and self._shared.drain.left > 0:
@@ -196,7 +191,6 @@ class EndpointStage(DeviceDriver):
         self._collect()
         self._sweep()
         self._generations.keep(self.variants.device)
-        self._places.turn()
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
@@ -237,29 +231,23 @@ class EndpointStage(DeviceDriver):
     async def _leave(self) -> None:
         """Requeue the jobs that did not end in time."""
         jobs = sorted(self._tasks, key=lambda job: job.arrived)
-        tasks = [*self._places.moves, *self._tasks.values()]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._places.target.leave()
+        await self._health.close()
         if jobs:
             with contextlib.suppress(BrokerUnavailableError):
                 self._shared.store.keep(cut(jobs, "its worker stopped"))
             self._shared.held.requeue([job.delivery for job in jobs])
 
     def _capacity(self) -> int:
-        health, running = self._places.target.health, self.use.running
-        slots = 0 if self._places.gone or self.resting else health.slots
-        if is_full(health.engine):
+        running = self.use.running
+        slots = 0 if self.resting else self._health.slots
+        if is_full(self._health.engine):
             slots = min(slots, max(running, 1))
         waiting = self._rows - running + self._inbox.rows
         return int(min(slots - running, self._gate.free)) - waiting
-
-    def _resize(self, endpoint: Endpoint) -> None:
-        """Go by what queues.yaml says of an endpoint now."""
-        self._slots.resize(endpoint.slots)
-        self._gate.follow(endpoint.rate)
-        self.use.resize(endpoint.slots, time.monotonic())
 
     def _now(self) -> float:
         """The store's time."""
@@ -349,23 +337,21 @@ class EndpointStage(DeviceDriver):
         item = job.items[index]
         assert isinstance(item, AskItem)
         async with self._slots:
-            target = self._places.target
-            target.health.check()
-            await self._let_in(target, item.size, job)
+            self._health.check()
+            await self._let_in(item.size, job)
             self._begin(job.delivery)
-            ask = await request_of(job, item, target, self._places.endpoint.connect_timeout)
+            ask = await request_of(job, item, self._health.link, self._endpoint.connect_timeout)
             if not isinstance(ask, EngineRequest):
                 job.answers[index] = ask
                 return
-            ask = ask.with_priority(job.ticket.level) if self._places.endpoint.priority else ask
+            ask = ask.with_priority(job.ticket.level) if self._endpoint.priority else ask
             prompt = ran_size(job.model, item.size, item.parameters, {}) + _kept_of(job).tokens
-            behalf = self._behalf(job, index) if self._places.endpoint.is_peer else None
+            behalf = self._behalf(job, index) if self._endpoint.is_peer else None
             exchange = Exchange(ask, prompt, behalf, item.size)
             seat = self.use.enter(time.monotonic())
             self._generations.begin(job, exchange, seat)
             try:
-                with target:
-                    answer = await self._asked(target, exchange, job, index)
+                answer = await self._asked(exchange, job, index)
             except TaxiwayError as error:
                 raise named_row(error, index, job) from error
             except asyncio.CancelledError:
@@ -393,12 +379,12 @@ class EndpointStage(DeviceDriver):
         traced = trace if isinstance(trace, str) else ""
         return Behalf(key, left, delivery.body, job.stream, traced, delivery.sealed)
 
-    async def _let_in(self, target: Target, size: int, job: RunningJob) -> None:
+    async def _let_in(self, size: int, job: RunningJob) -> None:
         """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
         try:
             await self._gate.enter(size)
         except EndpointError as error:
-            target.health.failed(error, job.delivery.job)
+            self._health.failed(error, job.delivery.job)
             raise
 
     def _bill(self, job: RunningJob, exchange: Exchange, share: float, now: float) -> None:
@@ -416,16 +402,17 @@ class EndpointStage(DeviceDriver):
             logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
         self._shared.endings.put([Used(delivery, tokens, used, time_dollars, first, each, exchange.aborted, excess)])
 
-    async def _asked(self, target: Target, exchange: Exchange, job: RunningJob, row: int) -> Row:
+    async def _asked(self, exchange: Exchange, job: RunningJob, row: int) -> Row:
+        tell = self._publisher(job, row, exchange) if job.stream else _ignore
         try:
-            answer = await target.link.ask(exchange, self._publisher(job, row, exchange) if job.stream else _ignore)
+            answer = await self._health.link.ask(exchange, tell)
         except EndpointError as error:
-            target.health.failed(error, job.delivery.job)
+            self._health.failed(error, job.delivery.job)
             raise
         except TaxiwayError:
-            target.health.answered()
+            self._health.answered()
             raise
-        target.health.answered()
+        self._health.answered()
         return answer
 
     def _begin(self, delivery: Delivery) -> None:

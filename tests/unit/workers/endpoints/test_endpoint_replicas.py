@@ -1,7 +1,6 @@
 """Endpoints as their workers see them: their replicas, their probes and what they say of themselves."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -16,9 +15,8 @@ from tasks.queues.endpoints import Endpoint, Health, Start
 from tasks.queues.queues_file import followed
 from tasks.topology import Topology, parse_topology
 from tests.builders import recorded
-from workers.device import DeviceMissingError, endpoint_device
+from workers.device import DeviceMissingError, endpoint_device, same_replica
 from workers.endpoints import openai
-from workers.endpoints.capacity import Slots
 from workers.endpoints.health import EndpointHealth, is_full, read_metrics, read_slots
 from workers.endpoints.http import EndpointLink, OneAddress
 from workers.endpoints.protocol import EndpointError, FaultKind
@@ -80,49 +78,17 @@ def test_each_replica_has_a_label_of_its_own_and_no_other_label_has_one(endpoint
         endpoint_device(endpoint, f"endpoint:{len(devices)}")
 
 
-async def seen(actions: list[tuple[str, int]]) -> None:
-    """Rows come, end and give up while the number of slots changes: no more get in than the limit allows."""
-    limit, running = 2, dict[int, asyncio.Event]()
-    slots, rows, got = Slots(limit), list[asyncio.Task[None]](), set[int]()
-
-    async def row(number: int) -> None:
-        async with slots:
-            got.add(number)
-            try:
-                await running[number].wait()
-            finally:
-                got.discard(number)
-
-    for kind, number in actions:
-        before = set(got)
-        if kind == "come":
-            running[len(rows)] = asyncio.Event()
-            rows.append(asyncio.create_task(row(len(rows))))
-        elif kind == "resize":
-            limit = number + 1
-            slots.resize(limit)
-        elif rows:
-            place = number % len(rows)
-            rows[place].cancel() if kind == "cancel" else running[place].set()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert len(got) <= max(limit, len(before))
-        waiting = sum(not one.done() for one in rows) - len(got)
-        assert not waiting or len(got) >= limit
-    for one in rows:
-        one.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*rows, return_exceptions=True)
-    slots.resize(1)
-    async with asyncio.timeout(1), slots:
-        pass
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["come", "come", "end", "cancel", "resize"]), st.integers(0, 5)), max_size=30)
-)
-def test_slots_are_never_lost_nor_given_twice(actions: list[tuple[str, int]]) -> None:
-    asyncio.run(seen(actions))
+@given(one=endpoints, other=endpoints, index=st.integers(0, 3))
+def test_a_replica_is_the_same_if_neither_its_address_nor_what_is_said_of_all_has_changed(
+    one: Endpoint, other: Endpoint, index: int
+) -> None:
+    device = endpoint_device(one, f"endpoint:{index % len(one.replicas)}")
+    alike = msgspec.structs.replace(other, url=one.url, addresses=one.addresses) == one
+    there = other.replicas[index % len(one.replicas) :][:1] == (device.address,)
+    assert same_replica(one, other, device) == (alike and there)
+    assert same_replica(one, msgspec.structs.replace(one, url=(*one.urls, "http://four/v1")), device)
+    assert not same_replica(one, msgspec.structs.replace(one, slots=one.slots + 1), device)
+    assert not same_replica(one, None, device)
 
 
 def test_an_engine_on_a_free_port_is_reached_there_and_others_at_their_own() -> None:
