@@ -97,17 +97,17 @@ mutants: $(READY) ## small faults of the decisions, which the unit tests must fi
 	@$(BIN)/python -m tests.mutants router/decide workers/decide controller/decide --sample $(MUTANTS)
 
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/
-	@$(BIN)/python docker/supply.py lock
+	@docker/supply.sh lock
 
 bases: $(READY) ## the chart's release of vLLM, and the digests of the images that ours are built on and run beside
-	@$(BIN)/python docker/supply.py engines
-	@$(BIN)/python docker/supply.py bases
+	@docker/supply.sh engines
+	@docker/supply.sh bases
 
 audit: $(READY) ## known vulnerabilities of what the images install
-	@$(BIN)/python docker/supply.py audit
+	@docker/supply.sh audit
 
 sbom: $(READY) ## what each image holds, as CycloneDX: build/sbom/
-	@$(BIN)/python docker/supply.py sbom
+	@docker/supply.sh sbom
 
 release: $(READY) ## from a tag: wheel, chart, images, SBOMs and provenance in build/release (SKIP='images sbom' leaves some out)
 	@$(BIN)/python docker/release.py $(if $(SKIP),--skip $(SKIP)) $(RELEASE)

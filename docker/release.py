@@ -17,14 +17,18 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from supply import IMAGES, LOCKS, PINNED, TREE, sbom
+TREE = Path(__file__).resolve().parent.parent
+LOCKS = TREE / "docker" / "requirements"
+IMAGES = sorted(path.stem for path in (TREE / "docker").glob("*.Dockerfile"))
+
+PINNED = re.compile(r"(?P<image>[\w./-]+:[\w.-]+)@(?P<digest>sha256:[0-9a-f]{64})")
+"""An image of another project, by its tag and its digest."""
 
 
 class ReleaseError(Exception):
@@ -88,8 +92,7 @@ def images(release: Release) -> None:
 
 def sboms(release: Release) -> None:
     """What each image holds."""
-    with tempfile.TemporaryDirectory() as folder:
-        sbom(Path(folder))
+    _run(["docker/supply.sh", "sbom"])
     for image in (name for name in IMAGES if name not in release.skipped):
         shutil.copy(TREE / "build" / "sbom" / f"{image}.json", release.target / f"sbom-{image}.json")
 

@@ -125,7 +125,7 @@ def test_images_of_others_are_pinned_by_digest_and_to_one_each() -> None:
     texts = [path.read_text() for path in (*DOCKERFILES, COMPOSE)]
     asked = [line.split()[1] for text in texts for line in text.splitlines() if line.startswith("FROM ")]
     asked += re.findall(r"^ +image: (?!taxiway/)(\S+)", COMPOSE.read_text(), re.MULTILINE)
-    pinned = run_path(str(DOCKER / "supply.py"))["PINNED"]
+    pinned = run_path(str(DOCKER / "release.py"))["PINNED"]
     defaults = re.findall(r"(?:ARG |\$\{)([A-Z]+_IMAGE)(?:=|:-)(\S+?)\}?$", "\n".join(texts), re.MULTILINE)
 
     assert {re.sub(r":-.*", "}", image) for image in asked} == {f"${{{name}}}" for name, _ in defaults}

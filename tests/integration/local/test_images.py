@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from runpy import run_path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -33,9 +33,7 @@ IMAGES = {
     "controller": set(),
 }
 
-SUPPLY = run_path(str(TREE / "docker" / "supply.py"))
-LOCKED: dict[str, tuple[str, ...]] = SUPPLY["IMAGES"]
-"""The groups of each image."""
+PROJECT: dict[str, Any] = tomllib.loads((TREE / "pyproject.toml").read_text())
 
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
@@ -194,10 +192,10 @@ def test_an_image_holds_the_code_of_ours_that_its_process_loads(image: str) -> N
 
 
 def test_the_fleet_group_holds_every_group_that_an_image_installs_but_the_heavy_ones() -> None:
-    groups = tomllib.loads((TREE / "pyproject.toml").read_text())["dependency-groups"]
+    groups = PROJECT["dependency-groups"]
     fleet = {need.name for need in requirements(groups, "fleet")}
     for image in IMAGES:
-        light = {*LOCKED[image]} - {"torch", "tpu"}
+        light = {one["include-group"] for one in groups[f"image-{image}"]} - {"torch", "tpu"}
         assert {need.name for group in light for need in requirements(groups, group)} <= fleet
 
 
@@ -208,8 +206,7 @@ def test_the_image_with_cuda_has_pypis_own_torch_and_the_cuda_libraries_that_it_
 
 
 def test_the_oldest_python_that_taxiway_takes_needs_nothing_that_the_locks_lack() -> None:
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
-    oldest = project["requires-python"].removeprefix(">=")
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
     environment = {"python_version": "3.11", "python_full_version": oldest, "extra": ""}
     for image in IMAGES:
         installed = installed_by(image)
@@ -219,11 +216,12 @@ def test_the_oldest_python_that_taxiway_takes_needs_nothing_that_the_locks_lack(
             assert needed <= installed, f"{image}: {name} needs {needed - installed} on Python {oldest}"
 
 
-@pytest.mark.parametrize("image", sorted(LOCKED))
+@pytest.mark.parametrize("image", sorted(IMAGES))
 def test_a_lock_has_what_its_image_asks_for_each_file_by_its_hash(image: str) -> None:
     text = (TREE / "docker" / "requirements" / f"{image}.txt").read_text()
     versions = {canonicalize_name(need.name): str(need.specifier).removeprefix("==") for need in locked(image)}
-    for wanted in map(Requirement, SUPPLY["requirements"](LOCKED[image])):
+    own = map(Requirement, PROJECT["project"]["dependencies"])
+    for wanted in (*own, *requirements(PROJECT["dependency-groups"], f"image-{image}")):
         assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), f"{wanted}: run `make lock`"
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\w)", text.strip()))
     assert f"docker/requirements/{image}.txt" in dockerfile(image)
