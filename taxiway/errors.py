@@ -159,7 +159,7 @@ class IdempotencyConflictError(RequestError, code="idempotency_conflict", status
 
 
 class UnsupportedEncodingError(RequestError, code="unsupported_encoding", status=415):
-    """Its body has an unsupported content encoding; `details["accepted"]` lists the supported ones."""
+    """Its body is compressed; `details["accepted"]` is the encoding that is read."""
 
 
 class UnplaceableError(RequestError, code="unplaceable", status=422):
