@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings, settings_from
 from taxiway import BrokerUnavailableError, Client
 from taxiway.client.sync_client import Job
@@ -49,7 +48,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
     with ExitStack() as stack:
-        servers = ServerSet(tmp_path, stack, replicas=1, down_after=GONE_AFTER)
+        servers = ServerSet(tmp_path, stack, replicas=1)
         (tmp_path / "fleet").mkdir()
         base = settings_from({"TAXIWAY_BROKER": servers.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         queues = QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}")

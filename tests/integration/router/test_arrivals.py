@@ -23,11 +23,13 @@ import taxiway
 from broker.port import Arrival, DeadLetter, ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
 from local.embedded import EmbeddedValkey
+from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings
 from taxiway.contract.job import JobState, Result, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     DEAD,
+    HEARTBEATS,
     INFER,
     job_key,
     priority_list,
@@ -267,8 +269,13 @@ def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings:
             time.sleep(1)  # many attempts fit into a second
             assert router.process.poll() is None
             server.start()
+            EchoDevice(own).beat()
+            for name in store.zrange(HEARTBEATS, 0, -1):
+                store.zincrby(HEARTBEATS, -GONE_AFTER - 0.5, name)  # as if it could not be renewed meanwhile
+            job = send(store, deadline=30)
+            eventually(lambda: waiting(store))
             with EchoDevice(own):
-                assert result(store, send(store, deadline=30)).outputs == {"payload": "hello"}
+                assert result(store, job).outputs == {"payload": "hello"}
     assert log.read_text().count('"event":"server unavailable"') == 1
     assert log.read_text().count('"available again","outage":"server unavailable"') == 1
 
