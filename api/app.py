@@ -7,7 +7,7 @@ from litestar.exceptions import HTTPException
 
 from api import described
 from api.access import TenantRates
-from api.bodies import BodyLimits
+from api.bodies import BodyLimits, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, guard
@@ -49,7 +49,8 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
 
     `reached` as in `WaitingLines`.
     """
-    limit = int(router.rules.topology.limits.payload)
+    limits = router.rules.topology.limits
+    limit = int(limits.payload)
     app = Litestar(
         route_handlers=ENDPOINTS,
         guards=[guard],
@@ -67,6 +68,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
     app.state[described.VERSION] = release()
     app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
+    inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
-    http = Divided(Gate(BodyLimits(front, bodies, limit), keys, rates))
+    http = Divided(Gate(BodyLimits(inflated, bodies, limit), keys, rates))
     return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, reached)

@@ -159,7 +159,7 @@ class IdempotencyConflictError(RequestError, code="idempotency_conflict", status
 
 
 class UnsupportedEncodingError(RequestError, code="unsupported_encoding", status=415):
-    """Its body is compressed; `details["accepted"]` is the encoding that is read."""
+    """Its body has an unsupported content encoding; `details["accepted"]` lists the supported ones."""
 
 
 class UnplaceableError(RequestError, code="unplaceable", status=422):

@@ -23,6 +23,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bytes of one request, its large values included."""
     elements: Positive = ELEMENTS
     """Values in one request's JSON, and elements of one BYTES tensor."""
+    inflation: Positive = 100
+    """How many times its compressed size a compressed body above 1 MiB may have."""
     inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
     """Bytes above which a value is stored beside its message, and not in it."""
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0

@@ -1,5 +1,10 @@
 """What clients of other servers expect of the HTTP API: compressed bodies, Triton's endpoints, pages."""
 
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+
 import httpx
 import pytest
 
@@ -9,13 +14,42 @@ ROW = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}
 BODY = {"inputs": [ROW], "parameters": {"deadline": 30}}
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
-def test_a_compressed_body_is_refused_with_what_is_read(http: httpx.Client, coding: str) -> None:
-    for verb in ("infer", "placement"):
-        headers = {"content-encoding": coding}
-        answer = http.post(f"/v2/models/echo/{verb}", content=b"x" * 100_000, headers=headers)
+def post(
+    http: httpx.Client, path: str, content: bytes | Iterator[bytes], coding: str, **headers: str
+) -> httpx.Response:
+    return http.post(path, content=content, headers={"content-encoding": coding, **headers})
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", "deflate"])
+def test_a_compressed_body_is_read_as_one_that_is_not(http: httpx.Client, coding: str) -> None:
+    plain = json.dumps(BODY).encode()
+    content = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
+
+    answers = [post(http, "/v2/models/echo/infer", content, coding)]
+    answers.append(post(http, "/v2/models/echo/infer", iter([content[:9], content[9:]]), coding))
+
+    assert [answer.json()["outputs"][0]["data"] for answer in answers] == [["a"]] * 2
+    assert post(http, "/v2/models/echo/placement", content, coding).json()["model"] == "echo:1"
+
+
+def test_raw_tensors_may_be_compressed_with_their_json(http: httpx.Client) -> None:
+    raw = b"\x03\x00\x00\x00abc"
+    head = {"name": "payload", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    text = json.dumps({"inputs": [head]}).encode()
+    headers = {"inference-header-content-length": str(len(text))}
+
+    answer = post(http, "/v2/models/echo/infer", gzip.compress(text + raw), "gzip", **headers)
+
+    assert answer.json()["outputs"][0]["data"] == ["YWJj"]
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "zstd", "gzip, gzip"])
+def test_another_encoding_is_refused_with_those_that_are_read(http: httpx.Client, coding: str) -> None:
+    answers = [post(http, f"/v2/models/echo/{verb}", b"x" * 100_000, coding) for verb in ("infer", "placement")]
+
+    for answer in answers:
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
-        assert answer.headers["accept-encoding"] == "identity"
+        assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
 def test_the_index_has_every_version_of_every_model(http: httpx.Client) -> None:
