@@ -1,4 +1,4 @@
-"""`python -m simulator.own_fleet.history`: what arrived at the fleet and what became of it, as a trace or job by job.
+"""`python -m simulator.own_fleet.history`: what arrived at the fleet and what became of it, summed up or as a trace.
 
 Data to stdout, everything else to stderr.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+import numpy as np
+from rich.table import Table
+from rich.text import Text
 
+from simulator.reports import percent, seconds, table
 from simulator.traces import write_arrivals
 from tasks.history import (
+    ENDED,
     JOB,
     NAMED,
     PRIORITIES,
@@ -26,6 +31,7 @@ from tasks.history import (
     SLICE,
     STATES,
     Arrivals,
+    Jobs,
     assembled,
     hour_of,
     slice_of,
@@ -33,12 +39,14 @@ from tasks.history import (
 from taxiway.cli import MISSING, CommandError, exit_on_error
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import run
+from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
 
 LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""
 
+_HOUR = 3600
 _READ_WITHIN = 30.0  # seconds for one answer: an hour of arrivals may be many megabytes
 
 
@@ -60,10 +68,10 @@ class History:
         """The jobs accepted since a time by the store's clock."""
         return self.read(since, self.now() - LAG)
 
-    def read_day(self, day: datetime) -> Arrivals:
+    def read_day(self, day: date) -> Arrivals:
         """The jobs accepted on a UTC day by the store's clock."""
-        begin = day.replace(tzinfo=UTC).timestamp()
-        return self.read(begin, min(begin + 86400, self.now() - LAG))
+        begin = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+        return self.read(begin, min(begin + 24 * _HOUR, self.now() - LAG))
 
     def read(self, begin: float, end: float) -> Arrivals:
         """The jobs accepted from `begin` until before `end`, by the store's clock."""
@@ -79,7 +87,14 @@ class History:
         self._connections.close()
 
 
+_DAY = 86400.0
 _EMPTY = "the leading router records arrivals 40 s after they came, and keeps them for limits.keep_history"
+_ANSWERED, _CANCELLED, _REFUSED = (STATES.index(state) for state in ("succeeded", "cancelled", "refused"))
+
+_url = click.option("--url", help="The state store, redis://… [TAXIWAY_BROKER, else the local fleet].")
+_data = click.option(
+    "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
+)
 
 
 def day_of(text: str) -> datetime | None:
@@ -90,17 +105,89 @@ def day_of(text: str) -> datetime | None:
         return None
 
 
-@click.group()
-def main() -> None:
-    """What arrived at the fleet, and what became of it."""
+class _Day(click.ParamType[datetime]):
+    """A UTC day."""
+
+    name = "DAY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        return day_of(str(value)) or self.fail(f"expected a UTC day, such as 2026-11-27, got {value!r}", param, ctx)
+
+
+class EndedShare(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs of one model and service, and how they ended."""
+
+    model: str
+    service: str
+    jobs: int
+    open: int
+    """Not ended."""
+    answered: int
+    failed: int
+    """Those that expired included."""
+    cancelled: int
+    refused: int
+    timely: float | None
+    """Share answered within the deadline of those that ended and were not cancelled; None if there are none."""
+    # Seconds that the answered ones took
+    p50: float | None
+    p95: float | None
+
+
+def shares_of(arrivals: Arrivals) -> list[EndedShare]:
+    """The jobs by model and service, those with most jobs first."""
+    jobs = arrivals.jobs
+    kinds = jobs["model"].astype(np.int64) * len(arrivals.names["service"]) + jobs["service"]
+    shares = [_share(arrivals, jobs[kinds == kind]) for kind in np.unique(kinds)]
+    return sorted(shares, key=lambda share: (-share.jobs, share.model, share.service))
+
+
+def _share(arrivals: Arrivals, jobs: Jobs) -> EndedShare:
+    state = jobs["state"]
+    answered = state == _ANSWERED
+    counted = int(((state >= ENDED) & (state != _CANCELLED)).sum())
+    timely = int((answered & ~(jobs["seconds"] > jobs["deadline"])).sum())
+    taken = jobs["seconds"][answered]
+    return EndedShare(
+        model=arrivals.names["model"][jobs["model"][0]],
+        service=arrivals.names["service"][jobs["service"][0]],
+        jobs=len(jobs),
+        open=int((state < ENDED).sum()),
+        answered=int(answered.sum()),
+        failed=counted - int(answered.sum()) - int((state == _REFUSED).sum()),
+        cancelled=int((state == _CANCELLED).sum()),
+        refused=int((state == _REFUSED).sum()),
+        timely=timely / counted if counted else None,
+        p50=round(float(np.quantile(taken, 0.5)), 6) if len(taken) else None,
+        p95=round(float(np.quantile(taken, 0.95)), 6) if len(taken) else None,
+    )
+
+
+@click.group(invoke_without_command=True)
+@_url
+@_data
+@click.option("--day", type=_Day(), help="A UTC day [the last 24 hours].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime | None, *, as_json: bool) -> None:
+    """Sum up what arrived at the fleet, and what became of it, by model and service.
+
+    docs/operations.md describes what is recorded.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    arrivals = arrivals_of_day(url, data, day)
+    shares = shares_of(arrivals)
+    if as_json:
+        click.echo(msgspec.json.encode({"shares": shares, "unseen": arrivals.unseen}))
+    else:
+        stdout_console().print(_table(shares))
 
 
 @main.command()
-@click.argument("day", type=click.DateTime(["%Y-%m-%d"]))
-@click.option("--url", help="The state store, redis://… [TAXIWAY_BROKER, else the local fleet].")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
-)
+@click.argument("day", type=_Day())
+@_url
+@_data
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, with what became of it.")
 def export(day: datetime, url: str | None, data: Path | None, *, as_json: bool) -> None:
     """Print a UTC day's arrivals as a trace for `taxiway diff-config` and `simulate`, a CSV file."""
@@ -112,15 +199,17 @@ def export(day: datetime, url: str | None, data: Path | None, *, as_json: bool) 
         write_arrivals(arrivals, sys.stdout)
 
 
-def arrivals_of_day(url: str | None, data: Path | None, day: datetime) -> Arrivals:
-    """The arrivals of a UTC day; spans that were not observed are reported on stderr.
+def arrivals_of_day(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:
+    """The arrivals of a day, or of the last 24 hours; spans that were not observed are reported on stderr.
 
     Raises:
         CommandError: there are none.
     """
-    arrivals = History(find_store(url, data, os.environ)).read_day(day)
+    history = History(find_store(url, data, os.environ))
+    arrivals = history.read_recent(history.now() - _DAY) if day is None else history.read_day(day.date())
     if not len(arrivals):
-        raise CommandError(f"no arrivals are recorded on {day.date()}", hint=_EMPTY, code=MISSING)
+        when = "in the last 24 hours" if day is None else f"on {day.date()}"
+        raise CommandError(f"no arrivals are recorded {when}", hint=_EMPTY, code=MISSING)
     for begin, end in arrivals.unseen:
         span = " to ".join(datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S") for at in (begin, end))
         click.echo(f"warning: not recorded: {span} UTC", err=True)
@@ -136,6 +225,21 @@ def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
         job |= {column: None for column in ("deadline", "seconds", "ran") if math.isnan(job[column])}
         job["priority"] = PRIORITIES[job["priority"]] if job["priority"] >= 0 else None
         yield job | {"state": STATES[job["state"]], "output": job["output"] if job["output"] >= 0 else None}
+
+
+def _table(shares: Sequence[EndedShare]) -> Table:
+    """The shares, without the columns in `_RARE` that are 0 in all rows: the others fit 80 columns."""
+    unused = {name for name in _RARE if not any(getattr(share, name) for share in shares)}
+    model, service, *rest = (name for name in EndedShare.__struct_fields__ if name not in unused)
+    shown = table(model, service, right=rest)
+    for share in shares:
+        figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}
+        figures |= {"p50": seconds(share.p50), "p95": seconds(share.p95)}
+        shown.add_row(*(Text(str(figure)) for name, figure in figures.items() if name not in unused))
+    return shown
+
+
+_RARE = ("open", "cancelled", "refused")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ COMMANDS = {
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
-    "history": ("taxiway.cli.fleet", "Export what arrived on a day, and what became of it."),
+    "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
     "diff-config": ("taxiway.cli.fleet", "Show what a history would have cost under another configuration."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli", "Print a shell's completion script."),

@@ -245,7 +245,7 @@ def diff_config(settings: Settings, day: str, folder: Path) -> Any:
     return json.loads(CommandLine(simulator).succeed("diff-config", *asked).stdout)
 
 
-def test_a_day_is_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet, tmp_path: Path) -> None:
     fleet.accept("a", "b", after=1.0)
     fleet.finish("a", started=repr(time.time()), device="cpu:0")
     fleet.now = fleet.began + 36
@@ -255,10 +255,10 @@ def test_a_day_is_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet,
     def history(*arguments: str) -> Result:
         return CommandLine(history_command)(*arguments, env={"TAXIWAY_BROKER": fleet.settings.broker, "COLUMNS": "160"})
 
-    shown = history("export", day)
-    (tmp_path / "trace.csv").write_text(shown.stdout)
+    (tmp_path / "trace.csv").write_text(history("export", day).stdout)
     trace = read_trace(tmp_path / "trace.csv", model="unused")
     exported = [json.loads(line) for line in history("export", day, "--json").stdout.splitlines()]
+    shown, stated = (history("--day", day, *option) for option in ((), ("--json",)))
     empty = program("simulator.own_fleet.history", "export", "2020-02-29", TAXIWAY_BROKER=fleet.settings.broker)
     with EchoDevice(fleet.settings, answering=False):
         replayed = diff_config(fleet.settings, day, tmp_path)
@@ -269,7 +269,9 @@ def test_a_day_is_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet,
         ("echo:1", "queued", "cpu.batch"),
     ]
     assert (exported[0]["ran"] >= 0, exported[1]["seconds"]) == (True, None)
-    assert "warning: not recorded: " in shown.stderr
+    assert "echo:1" in shown.stdout and "warning: not recorded: " in shown.stderr
+    (share,) = json.loads(stated.stdout)["shares"]
+    assert (share["jobs"], share["answered"], share["open"], share["timely"]) == (2, 1, 1, 1.0)
     asked = {"model": "echo", "service": "standard", "requests": 2, "old": 1.0, "new": 1.0}
     assert replayed["attained"] == [asked]
     assert replayed["new"]["cost_usd"] == pytest.approx(2 * replayed["old"]["cost_usd"])

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from lab.rows import read_trace
 from simulator.fleet import SERVICES
+from simulator.own_fleet.history import shares_of
 from simulator.traces import (
     KINDS,
     PRIOR,
@@ -153,3 +155,31 @@ def test_an_exported_day_is_read_as_its_trace(tmp_path_factory: pytest.TempPathF
         before, after = ([one.names[column][n] for n in one.jobs[column]] for one in (arrivals, again))
         assert after == [name.partition(":")[0] if column == "model" else name for name in before]
     assert trace_of(again).predicted.tolist() == read.predicted.tolist()
+
+
+def some(**columns: Sequence[float]) -> Arrivals:
+    jobs = np.zeros(len(next(iter(columns.values()))), JOB)
+    jobs["rows"], jobs["size"], jobs["output"] = 1, 1, -1
+    for column, values in columns.items():
+        jobs[column] = values
+    return Arrivals(NAMES, jobs)
+
+
+def state(name: str) -> int:
+    return STATES.index(name)
+
+
+def test_jobs_are_summed_up_by_model_and_service() -> None:
+    ends = ["succeeded", "succeeded", "succeeded", "expired", "cancelled", "queued", "refused", "failed"]
+    arrivals = some(
+        state=[state(end) for end in ends],
+        seconds=[1, 3, 2, 5, 1, math.nan, 0, 1],
+        deadline=[2, 2, math.nan, 5, 5, 5, 5, 5],
+        model=[0] * 6 + [1, 1],
+        service=[1] * 6 + [0, 0],
+    )
+    first, second = shares_of(arrivals)
+    assert (first.model, first.service, first.jobs) == ("echo:1", "standard", 6)
+    assert (first.open, first.answered, first.failed, first.cancelled, first.refused) == (1, 3, 1, 1, 0)
+    assert (first.timely, first.p50) == (0.5, 2.0)
+    assert (second.failed, second.refused, second.timely, second.p50) == (1, 1, 0.0, None)
