@@ -171,6 +171,11 @@ def up(
     topology, machine = _topology(), look()
     _check()
 
+    def planned(topology: Topology) -> StartPlan:
+        most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
+        lacking = without_engine(topology, os.environ)
+        return plan_fleet(topology, machine, emulate=emulate, counts=most, without_engine=lacking)
+
     plan = plan_fleet(topology, machine, emulate=emulate, counts=dict(counts))
     if fetching:
         fetch_for(plan, topology)
@@ -181,12 +186,10 @@ def up(
         return
     log_to_stderr()
     click.echo("starting the broker, a router, workers and Flower; Ctrl-C stops them", err=True)
-    most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
-    lacking = without_engine(topology, os.environ)
-    plan = plan_fleet(topology, machine, emulate=emulate, counts=most, without_engine=lacking)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
-    bounds = WorkerBounds(least, machine.cores) if autoscale else None
-    run_fleet(plan, options, os.environ, _announce(as_json), bounds)
+    run_fleet(
+        planned, options, os.environ, _announce(as_json), WorkerBounds(least, machine.cores) if autoscale else None
+    )
 
 
 @main.command()

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from local.plan import WorkerPlan, devices_of
+from local.plan import StartPlan, StartPlanError, WorkerPlan, devices_of
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
+from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
 from tasks.web import NO_ANSWER, ask
 
@@ -70,7 +71,7 @@ class Autoscaler:
     """Resizes classes by marking their processes as wanted or not; the supervisor starts wanted ones.
 
     Args:
-        workers: every worker that may run here, with its plan.
+        workers: every worker that may run here, with its plan; more may be added.
         ask: returns the number of workers that a class should have; None while that is unknown.
     """
 
@@ -80,23 +81,33 @@ class Autoscaler:
         bounds: WorkerBounds,
         ask: Callable[[str], int | None],
     ) -> None:
+        self._workers = workers
         self._cores = bounds.cores
         self._ask = ask
+        self._known = 0
         self._slots: dict[str, list[SupervisedProcess]] = {}
-        self._on_cpu = {plan.hardware_class for plan, _ in workers if plan.computes_on_cpu}
+        self._on_cpu: set[str] = set()
         self._due = 0.0
-        for plan, process in workers:
-            process.wanted = False
-            self._slots.setdefault(plan.hardware_class, []).append(process)
+        self._look()
         self._resize({name: bounds.least.get(name, 0) for name in self._slots})
 
     def tend(self) -> None:
         """Periodically ask and resize; classes without an answer are left unchanged."""
+        self._look()
         if time.monotonic() < self._due:
             return
         asked = {name: self._ask(name) for name in self._slots}
         self._resize({name: self._running(name) if want is None else want for name, want in asked.items()})
         self._due = time.monotonic() + EVERY
+
+    def _look(self) -> None:
+        """Take charge of the workers that were added since the last look; none of them is wanted yet."""
+        added, self._known = self._workers[self._known :], len(self._workers)
+        for plan, process in added:
+            process.wanted = False
+            self._slots.setdefault(plan.hardware_class, []).append(process)
+            if plan.computes_on_cpu:
+                self._on_cpu.add(plan.hardware_class)
 
     def _running(self, name: str) -> int:
         return sum(process.wanted for process in self._slots[name])
@@ -117,6 +128,61 @@ class Autoscaler:
             process.wanted = True
         for process in wanted[count:]:
             process.retire()
+
+
+class Replanner:
+    """Adds the workers of new classes, and fits those of endpoints to their replicas, when queues.yaml changes.
+
+    Args:
+        plan: plans this machine's workers by queues.yaml.
+        workers: the running ones; new ones are added.
+        make: creates a worker's process from its plan.
+        scaled: whether an `Autoscaler` fits the classes; only new ones are added then.
+    """
+
+    def __init__(
+        self,
+        queues: QueuesFile,
+        plan: Callable[[Topology], StartPlan],
+        workers: list[tuple[WorkerPlan, SupervisedProcess]],
+        make: Callable[[WorkerPlan], SupervisedProcess],
+        *,
+        scaled: bool,
+    ) -> None:
+        self._queues, self._plan, self._workers, self._make = queues, plan, workers, make
+        self._scaled = scaled
+        self._due = 0.0
+
+    def tend(self) -> None:
+        """Periodically check queues.yaml, and adapt the workers to it."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + EVERY
+        known = self._queues.topology.hardware.keys()
+        if not self._queues.look():
+            return
+        try:
+            plan = self._plan(self._queues.topology)
+        except StartPlanError as error:
+            logger.error("queues.yaml changed, and cannot be followed", extra={"error": str(error)})
+            return
+        for name, hardware in self._queues.topology.hardware.items():
+            if name not in known or (hardware.endpoint is not None and not self._scaled):
+                self._fit([worker for worker in plan.workers if worker.hardware_class == name], name)
+        for name in plan.left_out.keys() - known:
+            logger.warning("class not started", extra={"class": name, "reason": plan.left_out[name]})
+
+    def _fit(self, planned: Sequence[WorkerPlan], name: str) -> None:
+        running = {plan.device: process for plan, process in self._workers if plan.hardware_class == name}
+        for plan in planned:
+            process = running.pop(plan.device, None)
+            if process is None:
+                self._workers.append((plan, self._make(plan)))
+            else:
+                process.wanted = True
+        for process in running.values():
+            if process.wanted:
+                process.retire()
 
 
 Ask = Callable[[str, str, str], int | None]

@@ -17,12 +17,14 @@ from typing import Any
 import msgspec
 
 from broker.valkey.presence import heartbeat_call
-from local.autoscaler import Ask, Autoscaler, WorkerBounds, ask_router
+from local.autoscaler import Ask, Autoscaler, Replanner, WorkerBounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
 from local.supervisor import START_TIMEOUT, SupervisedProcess, Supervisor
+from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
+from tasks.topology import Topology
 from tasks.web import answers
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
@@ -46,7 +48,7 @@ class UpOptions:
 
 
 def run_fleet(
-    plan: StartPlan,
+    planned: Callable[[Topology], StartPlan],
     options: UpOptions,
     environment: Mapping[str, str],
     announce: Callable[[LocalFleet], None],
@@ -55,7 +57,8 @@ def run_fleet(
 ) -> None:
     """Start the fleet, call `announce` when all of it is ready, and keep it running until SIGTERM or SIGINT.
 
-    With `bounds`, only as many of the planned workers run as `ask` says, by default as a router wants.
+    `planned` plans the workers by queues.yaml, again when that changes. With `bounds`, only as many of them run as
+    `ask` says, by default as a router wants.
 
     Raises:
         AlreadyRunningError: a fleet runs from the same data directory.
@@ -68,11 +71,13 @@ def run_fleet(
         fleet = None
         try:
             settings = _settings(broker, options.data, environment)
-            key = environment.get("TAXIWAY_KEY", "")
+            queues = QueuesFile(settings.queues)
+            plan, key = planned(queues.topology), environment.get("TAXIWAY_KEY", "")
             fleet = _Processes(plan, options, settings, environment, broker, scaled=bounds is not None)
-            tending: list[Callable[[], None]] = []
+            replanner = Replanner(queues, planned, fleet.workers, fleet.added, scaled=bounds is not None)
+            tending: list[Replanner | Autoscaler] = [replanner]
             if bounds is not None:
-                tending.append(Autoscaler(fleet.workers, bounds, lambda name: ask(fleet.http, key, name)).tend)
+                tending.append(Autoscaler(fleet.workers, bounds, lambda name: ask(fleet.http, key, name)))
             fleet.run(announce, tending)
         finally:
             if fleet is not None:
@@ -122,21 +127,27 @@ class _Processes:
         tuner = [self._process("tuner", ["-m", "simulator", "tune"])] if scaled else []
         flower = [self._flower(options)] if options.flower else []
         self._beside = [*flower, *tuner]
-        first = [*(process for _, process in self.workers), *tuner]
-        self.supervisor = Supervisor(broker, [first, [self._router], flower])
+        self._first = [*(process for _, process in self.workers), *tuner]
+        self.supervisor = Supervisor(broker, [self._first, [self._router], flower])
 
     @property
     def http(self) -> str:
         """The router's address; empty until it is ready."""
         return str(_announced(self._router, "http"))
 
-    def run(self, announce: Callable[[LocalFleet], None], tending: Sequence[Callable[[], None]]) -> None:
+    def added(self, worker: WorkerPlan) -> SupervisedProcess:
+        """A new worker, in the group that is stopped first."""
+        process = self._worker(worker)
+        self._first.append(process)
+        return process
+
+    def run(self, announce: Callable[[LocalFleet], None], tending: Sequence[Replanner | Autoscaler]) -> None:
         """Start all, and keep it running until a signal."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.supervisor.request_stop())
         if self.supervisor.start(self._healthy, timeout=START_TIMEOUT):
             announce(self._describe())
-            self.supervisor.watch(self._describe, tending, self._forget_device)
+            self.supervisor.watch(self._describe, [one.tend for one in tending], self._forget_device)
         self._report_failures({})
 
     def _process(

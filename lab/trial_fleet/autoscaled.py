@@ -83,7 +83,7 @@ def _run(site: Site, ask: Ask, sender: Connection) -> None:
     plan = plan_fleet(topology, look(), emulate=site.emulated, counts=site.most)
     least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
     options = UpOptions(data=site.folder, port=0, flower=False)
-    run_fleet(plan, options, environment, sender.send, WorkerBounds(least, sum(site.most.values())), ask)
+    run_fleet(lambda _: plan, options, environment, sender.send, WorkerBounds(least, sum(site.most.values())), ask)
 
 
 @contextlib.contextmanager
