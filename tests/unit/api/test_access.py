@@ -33,11 +33,6 @@ rings = st.lists(st.tuples(texts, keys), max_size=4, unique_by=(lambda one: one[
 """Keys by the secrets that they are for."""
 
 
-@given(rings)
-def test_keys_come_back_from_their_file(known: dict[str, access.Key]) -> None:
-    assert access.parse_keys(access.written(known.values()), "keys").keys == (*known.values(),)
-
-
 @given(rings, texts, st.floats(0, 4e9))
 def test_a_caller_is_whose_key_it_has_until_it_expires(known: dict[str, access.Key], other: str, now: float) -> None:
     ring = access.Keyring([*known.values()])

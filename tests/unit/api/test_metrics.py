@@ -136,21 +136,6 @@ def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:
     return a_device("cpu", worker=name, done={"cpu": done})
 
 
-@pytest.mark.parametrize(
-    ("looks", "succeeded"),
-    [
-        ([{"a": 10}, {"a": 13}], 3),  # not what was before the first look
-        ([{"a": 10}, {"a": 10, "b": 4}], 4),  # all of a worker that came later
-        ([{"a": 0, "b": 0}, {"a": 5, "b": 5}, {"a": 2}], 12),  # workers leave and restart
-    ],
-)
-def test_sums_are_of_all_that_workers_did_since_the_first_look(looks: list[dict[str, int]], succeeded: int) -> None:
-    outcomes = OutcomeCounters()
-    for look in looks:
-        outcomes.update([a_worker(name, count) for name, count in look.items()])
-    assert outcomes.outcomes["cpu", "succeeded"] == succeeded
-
-
 def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> None:
     outcomes = OutcomeCounters()
     outcomes.update([])

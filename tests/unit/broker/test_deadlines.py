@@ -21,8 +21,3 @@ from broker.valkey.deadlines import Course, exceeded
 )
 def test_the_text_has_the_deadline_and_where_the_time_went(course: Course, message: str) -> None:
     assert exceeded(course).message == message
-
-
-def test_the_details_have_the_figures() -> None:
-    error = exceeded(Course(105.0, 105.0, 100.0, "cpu.batch", started=104.1))
-    assert error.details == {"deadline": 5.0, "queued": 4.1, "ran": 0.9, "hardware_class": "cpu.batch"}

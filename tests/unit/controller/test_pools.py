@@ -107,26 +107,6 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
     assert all(sum(one) >= wanted for one in looks[moved:]), "none goes before another serves"
 
 
-@given(
-    wanted=st.integers(1, 8),
-    capacities=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.just(8)), min_size=1, max_size=12),
-    seconds=st.sampled_from([1.0, 3.0, 11.0, 37.0]),
-)
-def test_a_pool_is_tried_no_sooner_than_its_pauses(
-    wanted: int, capacities: list[tuple[int, ...]], seconds: float
-) -> None:
-    world, now, outs = World.of(3), 1.0, [0, 0, 0]
-    for nodes in capacities:
-        for _ in range(int(seconds / STEP)):
-            before = [one.phase for one in world.trusts]
-            world.step(wanted, nodes, now)
-            for index, one in enumerate(world.trusts):
-                outs[index] += one.phase == "out" and before[index] != "out"
-            now += STEP
-    most = 1 + now / (RULES.retry + RULES.stock_out)
-    assert max(outs) <= most
-
-
 @given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))
 def test_idle_pods_end_before_busy_and_cold_before_warm_ones(running: int, warm: int, held: int) -> None:
     cost = deletion_cost(PodLoss(running, warm, held))

@@ -3,18 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from local.artefacts import for_runtimes, runtimes_of
-from local.plan import StartPlanError, WorkerPlan, absent, plan_fleet
+from local.plan import StartPlanError, WorkerPlan, plan_fleet
 from local.sites import ScriptedLine, ScriptError, options_of, parse_command, parse_script, plan_sites
-from local.supervisor import ended_with, exit_of, exit_reason
+from local.supervisor import ended_with, exit_of
 from local.torch_choice import brings_cuda
 from tasks.machine import Machine
-from tasks.queues.endpoints import Endpoint
 from tasks.settings import TREE
-from tasks.topology import HardwareClass, Price, Topology, load_topology, parse_topology
+from tasks.topology import load_topology, parse_topology
 from taxiway.cli import CommandError
 
 TOPOLOGY = load_topology(TREE / "queues.yaml")
@@ -28,15 +26,6 @@ LAPTOP = Machine(
     runtimes={"onnx": "1.22", "jax": "0.6"},
 )
 WORKSTATION = replace(LAPTOP, cuda=("L4", "L4"), runtimes={**LAPTOP.runtimes, "torch": "2.7"})
-
-
-def test_a_laptop_gets_one_cpu_worker_a_core_and_the_reasons_for_no_others() -> None:
-    plan = plan_fleet(TOPOLOGY, LAPTOP)
-    assert [w.device for w in plan.workers] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3", "endpoint:0"]
-    assert plan.left_out == {
-        "gpu.realtime": "this machine has no cuda device (--emulate gpu.realtime serves it on the CPU)",
-        "tpu.bulk": "this machine has no tpu device (--emulate tpu.bulk serves it on the CPU)",
-    }
 
 
 def test_each_cuda_device_gets_a_worker_of_its_own() -> None:
@@ -55,31 +44,10 @@ def test_an_emulated_class_is_marked_so_on_its_command_line() -> None:
     assert not plan.left_out
 
 
-def with_endpoint() -> Topology:
-    """The shipped classes, and one of an endpoint with two replicas."""
-    endpoint = Endpoint(protocol="openai", url=("http://a/v1", "http://b/v1"), slots=4, models={"chat": "m"})
-    engine = HardwareClass(device="endpoint", endpoint=endpoint, price=Price(usd_per_hour=1))
-    return msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, "engine": engine})
-
-
-def test_each_replica_of_an_endpoint_gets_a_worker_wherever_it_is_driven_from() -> None:
-    workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0, "cpu.llama": 0}).workers
-    assert [(w.device, w.computes_on_cpu) for w in workers] == [("endpoint:0", False), ("endpoint:1", False)]
-    assert absent(with_endpoint(), LAPTOP) == ("gpu.realtime", "tpu.bulk")
-    assert absent(TOPOLOGY, WORKSTATION) == ("tpu.bulk",)
-    with pytest.raises(StartPlanError, match="engine runs on its endpoint: there is nothing to emulate"):
-        plan_fleet(with_endpoint(), LAPTOP, emulate=["engine"])
-
-
 @pytest.mark.cases("asked, expected")
 def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expected: str) -> None:
     with pytest.raises(StartPlanError, match=expected):
         plan_fleet(TOPOLOGY, LAPTOP, **asked)  # type: ignore[arg-type]  # one of two keywords
-
-
-@pytest.mark.cases("status, reason")
-def test_an_exit_status_is_shown_in_words(status: int, reason: str) -> None:
-    assert exit_reason(status) == reason
 
 
 def test_the_last_line_of_a_log_is_shown_in_words(tmp_path: Path) -> None:

@@ -10,17 +10,15 @@ from lab.changes import ChangingSimulation as Simulation
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from router.decide.moves.preempt import LET_START, SWITCH
-from router.decide.plan import Density
 from router.upkeep import yielding as product
 from simulator import class_queue
 from simulator.device import SimulatedDevice
-from simulator.engine import ANSWERED, DROPPED, WAITING, OutcomeColumns
+from simulator.engine import ANSWERED, DROPPED, OutcomeColumns
 from simulator.fleet import SERVICES, Stepping, WholeBatches
 from simulator.policies.policy import Policy
 from simulator.policies.taxiway import POLICIES, Taxiway
 from simulator.pool import Pool
-from simulator.tuning.twin import ClassReplay, ClassState, ClassTerms
-from simulator.workload import SimulatedJob, Workload, jobs
+from simulator.workload import SimulatedJob, Workload
 from tests.builders import recorded
 
 FLEET = recorded("fleets/device.yaml")
@@ -89,14 +87,6 @@ def test_a_class_without_available_devices_serves_nothing_until_it_has_some() ->
     assert run.run().latency[0] >= 12  # until 3 s, and a start
 
 
-def test_a_run_ends_although_a_class_has_no_device_for_its_jobs_any_more() -> None:
-    cut = "events: [{at: 1.5, class: gpu, available: 0}]"
-    run = Simulation(
-        workload((0.0, "image"), (1.0, "image"), (2.0, "embed"), events=cut, service="bulk"), First(), seed=1
-    )
-    assert run.run().state.tolist() == [ANSWERED, WAITING, WAITING]
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
     work = workload(*((0.2 * n, "image") for n in range(20)))
@@ -163,37 +153,6 @@ def test_a_long_bulk_generation_yields_to_a_live_one_and_goes_on_where_it_stoppe
     assert outcome.latency[1] < 5
     away = outcome.latency[1] - LET_START - SWITCH
     assert 0 < outcome.latency[0] - stayed.latency[0] - away < 0.1  # it reads again what it wrote
-
-
-def test_the_twin_plays_yielding_too() -> None:
-    both = chats((0.0, "bulk", 1000), (1.0, "live", 20))
-    whole = Simulation(both, Yielding(), seed=1).run()
-    replay = ClassReplay(both, ClassTerms(0, ClassState((), 1), 1, Density(), 0.0), list(jobs(both)))
-    replay.play(3600.0)
-    assert replay.latency.tolist() == pytest.approx(whole.latency.tolist(), rel=0.01)
-
-
-@given(st.integers(1, 200), st.lists(st.floats(0.05, 15.0), max_size=6))
-def test_a_generation_that_is_cut_anywhere_writes_each_token_once(output: int, stays: list[float]) -> None:
-    job = SimulatedJob(0, 0.0, 0, 1, output, 1e6, 0, 0, "", output, (1.0,), (1.0,), (0.0,))
-    now = stepped = 0.0
-    for stay in stays:
-        device = SimulatedDevice(0, memory=100)
-        device.admit(job, CHAT, now)
-        assert device.run is not None
-        if device.run.next_end() <= now + stay:
-            break
-        now += stay
-        written = device.run.cut(job, now)
-        assert job.written <= written <= output
-        stepped += written - job.written
-        job.written = written
-        assert len(device.run) == 0
-    last = SimulatedDevice(0, memory=100)
-    last.admit(job, CHAT, now)
-    assert last.run is not None
-    steps = (last.run.next_end() - now - 0.1) / 0.1  # after the prompt
-    assert stepped + steps == pytest.approx(output)
 
 
 REQUESTS = st.lists(

@@ -15,8 +15,8 @@ from lab.rows import make_trace
 from simulator.class_queue import SimulatedQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, OutcomeColumns, Simulation, StuckError, summarise
 from simulator.fleet import Fleet
-from simulator.policies.policy import Policy, Shift, Static
-from simulator.policies.routing import ExpectedBatch, topology_of
+from simulator.policies.policy import Policy, Shift
+from simulator.policies.routing import ExpectedBatch
 from simulator.policies.taxiway import POLICIES, Taxiway
 from simulator.pool import Pool
 from simulator.traces import synthetic_trace
@@ -83,34 +83,12 @@ def test_the_mean_wait_of_one_server_is_that_of_theory() -> None:
     assert float(np.median(outcome.latency)) == pytest.approx(math.log(2) * service / (1 - rho), rel=0.05)
 
 
-def test_a_batch_takes_no_longer_than_max_run_allows_and_placement_knows_it() -> None:
-    bounded = QUEUE.replace("max_batch: 1,", "max_batch: 8, max_run: 0.3,")
-    rows = [{"arrival": 0.0, "model": "m", "size": 100_000} for _ in range(12)]  # a tenth of a second each
-    workload = prepare(make_trace(rows), parse_fleet(bounded), seed=1)
-    ended = np.round(engine("static", workload).run().latency, 3)
-    assert np.unique(ended, return_counts=True)[1].max() <= 3  # where eight would fit
-    assert np.diff(np.unique(ended)).max() <= 0.3 + 1e-6
-    assert topology_of(workload.fleet).hardware["one"].runs_at_most == 0.3
-
-
 def burst(*deadlines: float) -> Workload:
     rows: list[dict[str, Any]] = [
         {"arrival": 0.001 * number, "model": "m", "size": 1_000_000, "deadline": deadline, "priority": 1}
         for number, deadline in enumerate(deadlines)
     ]
     return prepare(make_trace(rows), parse_fleet(QUEUE), seed=1)
-
-
-class EarliestFirst(Static):
-    order = "deadline"
-
-
-def test_a_queue_by_deadline_serves_the_earliest_first_and_a_queue_by_level_the_first() -> None:
-    workload = burst(90, 80, 20, 50)
-    by_deadline = Simulation(workload, EarliestFirst(), seed=1).run().latency
-    by_level = engine("static", workload).run().latency
-    assert np.argsort(by_deadline).tolist() == [0, 2, 3, 1]
-    assert np.argsort(by_level).tolist() == [0, 1, 2, 3]
 
 
 def test_a_request_that_waited_past_its_deadline_is_dropped_and_costs_nothing() -> None:
@@ -126,28 +104,6 @@ def test_models_that_do_not_fit_together_take_turns() -> None:
         workload = prepare(make_trace(rows), parse_fleet(document), seed=1)
         latency = engine("static", workload).run().latency
         assert latency[2::2] == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_batch_forms_while_the_one_before_it_runs() -> None:
-    warm_up = {"arrival": 0.0, "model": "embed", "size": 1}
-    later = [
-        {"arrival": 100 + 0.0001 * number, "model": "embed", "size": 10_000, "deadline": 30} for number in range(8)
-    ]
-    document = FLEET.replace("cores: {count: 2,", "cores: {count: 1, minimum: 1, initial: 1,")
-    workload = prepare(make_trace([warm_up, *later]), parse_fleet(document), seed=1)
-    ends = workload.trace.arrival[1:] + engine("static", workload).run().latency[1:]
-    assert np.unique(np.round(ends, 3), return_counts=True)[1].tolist() == [1, 4, 3]
-
-
-def test_the_fleet_file_is_the_router_s_topology() -> None:
-    topology = topology_of(fleet())
-    assert topology.hardware["small"].capacity == "spot"
-    assert topology.hardware["big"].dollars_per_hour == 3600 * fleet().classes["big"].usd_per_second
-    assert {name: terms.preemptible for name, terms in topology.service.items()} == {
-        "live": False,
-        "standard": False,
-        "bulk": True,
-    }
 
 
 PROVIDER = FLEET.replace(

@@ -13,7 +13,7 @@ from lab.rows import make_trace
 from router.decide.plan import Density
 from simulator.policies.policy import Assignment, Fixed
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.opponents import descend, pinned, recorded, tuned_split
+from simulator.tuning.opponents import descend, pinned, tuned_split
 from simulator.workload import Workload
 from tests import builders
 from tests.random_fleets import leads
@@ -52,15 +52,6 @@ def test_what_happens_in_the_second_half_is_unknown(tune: Tune) -> None:
 def test_requests_that_all_arrive_at_once_leave_nothing_to_tune_on(tune: Tune) -> None:
     work = prepare(make_trace([{"arrival": 0.0, "model": "quick", "size": 1}] * 3), parse_fleet(FLEET), seed=1)
     assert tune(work, 1).classes.keys() == {(0, service) for service in range(3)}
-
-
-def test_a_tuned_split_is_among_the_best_tenth_of_all_splits() -> None:
-    work = workload()
-    known = recorded(work).workload
-    cells = list(itertools.product(range(2), range(3)))
-    every = itertools.product(*([0, 1] if service < 2 else [1, 2] for _, service in cells))
-    scores = [score(known, Assignment(dict(zip(cells, places, strict=True)), (Density(),) * 3)) for places in every]
-    assert score(known, tuned_split(work, 1)) <= np.quantile(scores, 0.1)
 
 
 def test_a_descent_uses_no_more_plays_than_it_may() -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from lab.rows import make_trace
@@ -28,8 +26,7 @@ from simulator.own_fleet.difference import (
 from simulator.own_fleet.known import ReplayError, StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.policy import able_classes
 from simulator.policies.taxiway import POLICIES
-from simulator.reports import table
-from simulator.traces import arrivals_of, read_arrivals, synthetic_trace
+from simulator.traces import arrivals_of, read_arrivals
 from simulator.tuning.real_fleet import (
     NODES,
     UNBOUNDED,
@@ -120,24 +117,7 @@ def test_the_services_that_one_of_the_simulators_stands_for_are_named() -> None:
     assert list(stands_for(TOPOLOGY)) == [("live", ["live"]), ("standard", ["standard"])]
 
 
-DOLLARS = st.floats(0, 1e6)
 ASKED = ("echo", "live")
-
-
-@st.composite
-def replays(draw: st.DrawFn) -> FileReplay:
-    summary = RunSummary(
-        policy="taxiway",
-        requests=1,
-        attainment={name: draw(st.one_of(st.none(), st.floats(0, 1))) for name in SERVICES},
-        cost_usd=draw(DOLLARS),
-        score=draw(DOLLARS),
-        starts_usd=draw(DOLLARS),
-        idle_usd=draw(DOLLARS),
-        usd_by_class=draw(st.dictionaries(st.sampled_from(["cpu", "gpu", "tpu"]), DOLLARS)),
-    )
-    timely = draw(st.integers(0, 9))
-    return FileReplay(summary, {ASKED: 9}, {ASKED: timely})
 
 
 def shown(found: Comparison) -> list[str]:
@@ -151,28 +131,11 @@ def play(workload: Workload, label: str) -> tuple[RunSummary, OutcomeColumns]:
     return played("taxiway", workload, POLICIES["per-request"](workload, 0), seed=0)
 
 
-def echoes(rate: float = 4.0, duration: float = 60.0) -> Arrivals:
-    spec = f"poisson:rate={rate},duration={duration},size=1,output=0,seed=1"
-    return arrivals_of(synthetic_trace(spec, model="echo"), "live")
-
-
 def test_what_no_class_of_a_file_runs_is_not_in_time_there(tmp_path_factory: pytest.TempPathFactory) -> None:
     known = known_fleet(TOPOLOGY, a_folder(tmp_path_factory), seen(1))
     rows = [{"arrival": n, "model": model, "size": 1} for n, model in enumerate(["echo", "gone", "echo"])]
     found = difference(arrivals_of(make_trace(rows), "standard"), known, known, play)
     assert [(one.model, one.requests, one.new) for one in found.attained] == [("echo", 2, 1.0), ("gone", 1, 0.0)]
-
-
-@given(old=replays(), new=replays())
-def test_a_difference_is_new_minus_old_and_survives_json(old: FileReplay, new: FileReplay) -> None:
-    found = compared(old, new)
-    before, after = old.summary, new.summary
-    assert found.difference.cost_usd == after.cost_usd - before.cost_usd
-    assert sum(found.difference.usd_by_class.values()) == pytest.approx(
-        sum(after.usd_by_class.values()) - sum(before.usd_by_class.values()), abs=1e-6
-    )
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
-    assert not any("-$0.00 " in line or "-0.0 " in line for line in shown(found))
 
 
 def part(live: float, cost: float, requests: int = 10, name: str = "cpu") -> FileReplay:
@@ -190,17 +153,6 @@ def test_the_table_has_signs_and_a_dash_for_what_is_absent() -> None:
     assert "cost of cpu $2.00 – -$2.00" in lines
     assert "cost of gpu – $1.00 +$1.00" in lines
     assert "cost $0.0123 $0.0122 -$0.0001" in shown(compared(part(1.0, 0.0123), part(1.0, 0.0122)))
-
-
-@pytest.mark.parametrize("columns", [30, 60, 160])
-def test_no_figure_is_cut_where_the_terminal_is_narrow(columns: int) -> None:
-    shown = table("model", right=("cost", "p95"), first="policy")
-    shown.add_row("taxiway", "sentiment:1", "$1234.56", "0.0236 s")
-    console = Console(width=columns, record=True, file=StringIO())
-    console.print(shown)
-    text = console.export_text()
-    assert "…" not in text
-    assert sorted("".join(text.split())) == sorted("policymodelcostp95taxiwaysentiment:1$1234.560.0236s")
 
 
 MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))

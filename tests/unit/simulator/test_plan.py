@@ -14,13 +14,12 @@ from scipy.optimize import linprog
 
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import make_trace
 from simulator.demand import FleetTooSmallError, InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary
 from simulator.fleet import Fleet
 from simulator.planner import equipped, plan
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import joined, synthetic_trace
+from simulator.traces import synthetic_trace
 from simulator.workload import Figures, Workload
 from tasks.topology import Price
 from tests.builders import recorded
@@ -86,18 +85,6 @@ def test_the_mix_is_the_cheapest_that_carries_the_load(
         assert cheapest(offered, load, counts).usd_per_hour == pytest.approx(cost)
 
 
-@given(programme=programmes())
-def test_a_fleet_suffices_with_the_devices_that_it_lacks(
-    programme: tuple[dict[str, float], Figures, dict[str, int]],
-) -> None:
-    offered, load, counts = programme
-    try:
-        cheapest(offered, load, counts)
-    except FleetTooSmallError as error:
-        assert error.lacking
-        cheapest(offered, load, {name: count + error.lacking.get(name, 0) for name, count in counts.items()})
-
-
 def test_classes_are_on_offer_at_their_own_price_but_not_those_that_cost_nothing_by_the_hour() -> None:
     assert prices(fleet()) == {"fast": 4, "slow": 1, "spot": 1.5}
     paid_by_tokens = msgspec.structs.replace(fleet().classes["slow"], price=Price(0.0))
@@ -110,12 +97,6 @@ def able(headroom: float) -> set[tuple[bool, ...]]:
 
 def test_a_group_may_only_run_where_it_is_in_time_and_on_spot_if_it_may_be_interrupted() -> None:
     assert able(1) == {(True, False, False), (True, True, False), (True, True, True)}
-
-
-@pytest.mark.parametrize(("deadline", "headroom", "classes"), [(0.45, 1, 2), (0.45, 2, 1), (0.1000001, 16, 1)])
-def test_headroom_leaves_slow_classes_but_never_the_fastest(deadline: float, headroom: float, classes: int) -> None:
-    close = work(10, fleet(old="deadline: 0.3", new=f"deadline: {deadline}"))
-    assert list(np.isfinite(demand(close, np.full(3, headroom))[0])) == [place < classes for place in range(3)]
 
 
 def test_an_impossible_share_says_what_the_fastest_class_needs() -> None:
@@ -145,15 +126,6 @@ def test_a_plan_attains_what_was_asked_and_no_device_more_can_go() -> None:
         assert any((fewer.attainment[name] or 0) < share for name, share in slo.items())
 
 
-def test_a_replay_has_all_devices_of_the_mix_on() -> None:
-    workload = equipped(work(5), {"fast": 5, "slow": 2})
-    classes = workload.fleet.classes
-    on = {name: (one.count, one.minimum, one.initial) for name, one in classes.items()}
-    assert on == {"fast": (5, 5, 5), "slow": (2, 2, 2)}
-    spent = replay("all on", workload).cost_usd
-    assert spent == pytest.approx((5 * 4 + 2 * 1) / 3600 * workload.trace.arrival[-1], rel=0.01)
-
-
 def test_a_fleet_that_ends_too_early_says_how_many_devices_it_lacks() -> None:
     with pytest.raises(InfeasibleError, match=r"fast has at most 8, \d+ more would do"):
         plan(work(300, duration=20), {"live": 0.9}, replay)
@@ -170,13 +142,3 @@ def test_a_share_that_no_headroom_reaches_says_what_was_attained_at_what_cost() 
     failing = work(5, fleet(old="fast: {count: 8", new="fast: {count: 500, failures_per_hour: 20000"), duration=8)
     with pytest.raises(InfeasibleError, match=r"live asks 0\.9 in time and attains 0\.\d+ in \d+ replays, at \$\d+"):
         plan(failing, {"live": 0.9}, replay)
-
-
-def test_joined_traces_keep_every_request_in_order_under_its_own_model() -> None:
-    one = make_trace([{"arrival": at, "model": "a", "size": 1, "tenant": "t"} for at in (0.0, 2.0)])
-    two = make_trace([{"arrival": at, "model": "b", "size": 2, "tenant": "u"} for at in (0.0, 1.0, 3.0)])
-    both = joined([one, two])
-    assert list(both.arrival) == [0.0, 0.0, 1.0, 2.0, 3.0]
-    assert [both.models[number] for number in both.model] == ["a", "b", "b", "a", "b"]
-    assert [both.tenants[number] for number in both.tenant] == ["t", "u", "u", "t", "u"]
-    assert list(both.size) == [1, 2, 2, 1, 2]

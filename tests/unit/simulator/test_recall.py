@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lab.fleet_file import parse_fleet, prepare
 from simulator.traces import joined, synthetic_trace
@@ -51,20 +49,6 @@ def test_after_a_change_the_time_is_recalled_that_had_todays_rates(
     if found and begin:
         assert begin[0] <= found[0] <= begin[1]
         assert found[1] == SOON
-
-
-def test_bursts_of_one_model_are_no_change() -> None:
-    bursts = counts((36, (60, 1)))
-    bursts[1] = np.tile([90, 0, 20, 85, 0, 190, 95, 0, 40], 4)
-    assert recalled(bursts, LENGTH) is None
-
-
-@given(
-    rates=st.lists(st.integers(0, 50_000), min_size=1, max_size=5),
-    changes=st.lists(st.floats(0.95, 1.05), min_size=30, max_size=30),
-)
-def test_five_per_cent_of_load_recall_nothing(rates: list[int], changes: list[float]) -> None:
-    assert recalled(np.array(rates)[:, None] * np.array(changes), LENGTH) is None
 
 
 def arrivals(begin: float, end: float, every: Callable[[float], float], state: int = 0) -> Arrivals:

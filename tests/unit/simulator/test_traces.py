@@ -82,13 +82,6 @@ def test_a_synthetic_trace_is_the_same_for_a_seed_and_another_for_another(kind: 
     assert (np.diff(first.arrival) >= 0).all()
 
 
-def test_a_poisson_trace_has_its_rate_and_sizes() -> None:
-    trace = synthetic_trace("poisson:rate=50,duration=600,seed=1,size=400,output=20", model="m")
-    assert len(trace) == pytest.approx(30_000, rel=0.03)
-    assert trace.size.mean() == pytest.approx(400, rel=0.05)
-    assert trace.output.mean() == pytest.approx(20, rel=0.05)
-
-
 @pytest.mark.cases("spec")
 def test_a_bad_spec_is_refused(spec: str) -> None:
     with pytest.raises(TraceError):

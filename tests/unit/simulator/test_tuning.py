@@ -15,7 +15,7 @@ from lab.changes import HardwareChange, changed, simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from lab.trials.warm import WarmPolicy
-from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan, preferred_class
+from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
@@ -25,21 +25,13 @@ from simulator.tuning.tuner import (
     PERIODS,
     REST,
     TUNE_EVERY,
-    WORSE,
-    CellAnswers,
     Decision,
-    Trust,
     Tuner,
     TuningWatch,
-    measured,
-    plan_of,
 )
 from simulator.tuning.twin import (
-    FLOOR,
-    LIFE,
     MOST_ARRIVALS,
     RETURNS,
-    WEIGHT,
     ClassReplay,
     ClassState,
     ClassTerms,
@@ -121,15 +113,6 @@ def test_a_play_begins_with_what_the_devices_have_loaded() -> None:
     assert late[1] == 0
 
 
-def test_a_play_pays_for_what_is_left_of_a_start() -> None:
-    work = workload()
-    window, (cheap, _) = Window.of(work, 0.0, 120.0), usual(work.fleet, fresh(work.fleet))
-    left = [(), (DeviceState(2.0),), (DeviceState(0.0),)]
-    scores = [Twin(window, (cheap, ClassState(on, 4))).play(everything_on(1)).score for on in left]
-    per_second = 2 / LIFE  # dollars an hour of play for each second of a device
-    assert np.diff(scores) == pytest.approx([-3 * per_second, -2 * per_second], rel=1e-6)
-
-
 def test_a_play_begins_with_what_an_endpoint_allows_now() -> None:
     text = FLEET.replace("dear: {count: 4,", "dear: {count: 4, endpoint: true, rate: {requests_per_minute: 150},")
     work = replace(workload(), fleet=parse_fleet(text))
@@ -137,14 +120,6 @@ def test_a_play_begins_with_what_an_endpoint_allows_now() -> None:
     used = replace(api, rates=EndpointRates(Bucket(600.0, 10.0, -50.0, 0.0)))
     full, empty = (Twin(window, (cheap, state)).play(everything_on(1)).timely.mean() for state in (api, used))
     assert empty < 0.8 < full
-
-
-def test_a_search_finds_a_better_assignment_and_the_same_one_again() -> None:
-    played = twin()
-    found = Search(played, seed=1).find(everything_on(0), plays=30)
-    assert played.plays <= 31
-    assert found.score < 0.9 * found.before
-    assert Search(twin(), seed=1).find(everything_on(0), plays=30).assignment.key == found.assignment.key
 
 
 def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
@@ -158,26 +133,6 @@ def test_an_estimate_counts_what_the_use_of_an_endpoint_costs() -> None:
     assert costs.dollars[0, 0][1] == pytest.approx(costs.metered[0, 0][1])
 
 
-def test_live_work_that_would_be_late_leaves_a_class_that_became_slow() -> None:
-    slow = Search(twin(pace=20.0), seed=1).find(everything_on(1), plays=40).assignment
-    heavy = workload().trace.models.index("heavy")
-    assert slow.classes[heavy, 0] == 0
-
-
-@given(seed=st.integers(0, 2**32 - 1), begin=st.floats(0, 60), span=st.floats(1, 300))
-def test_a_redrawn_window_has_arrivals_of_the_same_kind(seed: int, begin: float, span: float) -> None:
-    window = twin(begin, 120.0).window
-    drawn, longer = window.redrawn(seed, span), window.extended(seed, span)
-    assert drawn.span >= max(window.span, span) - 1e-6
-    assert longer.span >= max(window.span, span) - 1e-6
-    for one in (drawn, longer):
-        arrivals = [job.arrival for job in one.jobs]
-        assert arrivals == sorted(arrivals)
-        assert all(-1e-6 <= arrival <= one.span + 1e-6 for arrival in arrivals)
-        kinds, known = ({(job.model, job.service, job.size) for job in some.jobs} for some in (one, window))
-        assert kinds <= known
-
-
 def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     terms = {"size": 1, "output": 0, "deadline": 20.0, "service": 1}
     early = [{"arrival": at / 2, "model": "quick", **terms} for at in range(20)]
@@ -186,23 +141,6 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     replay.play(400.0)
     seconds = replay.pool.spent(400.0) / replay.pool.usd_per_second
     assert 3 * 120 < seconds < 3 * (120 + 15)
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 50))
-def test_what_waits_now_waits_at_the_begin_of_every_play(seed: int, count: int) -> None:
-    work = workload()
-    waiting = np.arange(count)
-    window = Window.latest(work, 120.0, 60.0).behind(work, waiting, 60.0)
-    for one in (window, window.redrawn(seed), window.extended(seed, 200.0)):
-        first = one.jobs[:count]
-        assert one.waiting == count
-        assert [job.arrival for job in first] == [0.0] * count
-        assert [job.deadline for job in first] == pytest.approx(
-            np.maximum(work.trace.arrival + work.trace.deadline - 60.0, 0.0)[:count]
-        )
-        assert all(job.arrival <= one.span + 1e-6 for job in one.jobs)
-    assert len(window.redrawn(seed, 120.0).jobs) > count
 
 
 def test_a_play_has_late_what_must_wait_for_what_waits_already() -> None:
@@ -276,20 +214,6 @@ def tuned_once() -> tuple[Tuner, Twin, Decision]:
     """A tuner of its own after its first tuning, at 100 s."""
     tuner, now, decision = first_tuning()
     return deepcopy(tuner), now, decision
-
-
-def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> None:
-    _, now, decision = tuned_once()
-    assert decision.adopted
-    assert {move.former for move in decision.moves.values()} == {None}
-    plan = plan_of(decision, now.fleet, now.window, number=1, made=100.0)
-    cell = plan.cell("quick", "live")
-    assert cell is not None
-    first = cell.classes[0]
-    assert preferred_class(cell, {first: 0}, 100.0) is None
-    assert preferred_class(cell, {first: 9}, 100.0) == first
-    assert preferred_class(cell, {first: 0}, 1000.0) == first
-    assert set(plan.classes) == {cell.classes[0] for cell in plan.cells}
 
 
 def slowing(at: float, factor: float) -> Workload:
@@ -404,44 +328,3 @@ def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_t
             policy._trust.note((0, 0), timely=False)
         policy._fails(run.pools, policy._trust.since + TUNE_EVERY + 1)
     assert policy._tuner.assignment is None
-
-
-PENALTIES = (48.0, 24.0, 12.0)
-CELLS = st.dictionaries(
-    st.tuples(st.integers(0, 3), st.integers(0, 2)),
-    st.integers(0, 50).flatmap(lambda n: st.builds(CellAnswers, st.just(n), st.integers(0, n))),
-)
-
-
-@given(scores=st.lists(st.integers(0, 100), max_size=8), predicted=st.integers(0, 40).map(lambda usd: usd + 0.1))
-def test_trust_is_lost_after_periods_in_a_row_that_were_worse(scores: list[int], predicted: float) -> None:
-    trust, spent = Trust(), 0.0
-    for number, score in enumerate(scores):
-        spent += score
-        last = scores[max(number + 1 - PERIODS, 0) : number + 1]
-        lost = trust.is_lost(3600.0 * (number + 1), spent, PENALTIES, predicted)
-        assert lost == (len(last) == PERIODS and min(last) > WORSE * predicted)
-
-
-@given(cost=st.floats(0, 100), answers=CELLS)
-def test_a_score_is_at_least_the_cost_and_at_most_all_penalties_more(cost: float, answers: dict) -> None:  # type: ignore[type-arg]
-    score = measured(cost, answers, PENALTIES)
-    models = {cell[0] for cell in answers}
-    assert cost <= score <= cost + sum(PENALTIES) + len(models) * FLOOR * WEIGHT * PENALTIES[0] + 1e-9
-    if not any(found.late for found in answers.values()):
-        assert score == cost
-
-
-@given(answers=CELLS, cell=st.tuples(st.integers(0, 3), st.integers(0, 2)))
-def test_one_more_late_answer_makes_no_score_better(answers: dict, cell: tuple[int, int]) -> None:  # type: ignore[type-arg]
-    more = answers | {cell: answers.get(cell, CellAnswers()).with_one(timely=False)}
-    assert measured(1.0, more, PENALTIES) >= measured(1.0, answers, PENALTIES) - 1e-9
-
-
-def test_a_period_is_scored_by_what_it_cost_and_what_was_late_in_it() -> None:
-    trust = Trust(100.0, 2.0)
-    trust.note((0, 1), timely=True)
-    trust.note((1, 1), timely=False)
-    assert trust.score(460.0, 2.5, PENALTIES) == 5.0 + 12.0
-    assert not trust.is_lost(460.0, 2.5, PENALTIES, predicted=10.0)
-    assert trust.score(820.0, 2.5, PENALTIES) == 0.0

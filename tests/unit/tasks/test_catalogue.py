@@ -108,26 +108,6 @@ def test_of_two_files_with_one_claim_the_current_has_it(fields: dict[str, Any], 
     assert loaded.disabled == {"sentiment:1": f"sentiment/model-1.yaml: {reason}"}
 
 
-def test_an_older_version_does_not_stand_in_for_a_disabled_one_unless_it_is_the_stable_one(tmp_path: Path) -> None:
-    written(tmp_path / "sentiment/model.yaml", version="two")
-    written(tmp_path / "sentiment/model-1.yaml", version=1)
-    with pytest.raises(ModelUnavailableError):
-        load_catalogue(tmp_path).resolve("sentiment")
-    assert load_catalogue(tmp_path).resolve("sentiment:1").version == 1
-    written(tmp_path / "sentiment/model-1.yaml", version=1, aliases=["stable"])
-    assert load_catalogue(tmp_path).resolve("sentiment").version == 1
-
-
-def test_what_did_not_change_is_the_same_object_again_and_what_is_removed_is_gone(tmp_path: Path) -> None:
-    written(tmp_path / "sentiment/model.yaml")
-    written(tmp_path / "embed/model.yaml", name="embed")
-    first = load_catalogue(tmp_path)
-    (tmp_path / "embed/model.yaml").unlink()
-    second = load_catalogue(tmp_path, first)
-    assert second.resolve("sentiment") is first.resolve("sentiment")
-    assert sorted(second.models) == ["sentiment:1"]
-
-
 def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() -> None:
     profile = Profile(base=0.1, slope=0.01, floor=0.3)
     assert (profile.latency(4, 10), profile.latency(1, 1)) == pytest.approx((0.5, 0.3))

@@ -49,14 +49,6 @@ def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
         parse(f"l0: &l0 [lol]\n{laughs}")
 
 
-@pytest.mark.parametrize(
-    ("value", "size"),
-    [(0, 0), (7, 7), ("64KiB", 65536), ("1.5 MiB", 1572864), ("24GiB", 24 * 2**30), ("2TiB", 2**41), ("10B", 10)],
-)
-def test_a_size_is_a_number_of_bytes_or_has_a_binary_unit(value: object, size: int) -> None:
-    assert parse_size(value) == size
-
-
 @pytest.mark.parametrize("value", [-1, True, 1.5, None, "", "5", "5GB", "-5GiB", "GiB", "9" * 400 + "TiB", "5GiB\n"])
 def test_what_is_no_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected bytes"):

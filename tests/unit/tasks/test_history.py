@@ -9,12 +9,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.basis import basis_text, terms_of, unserved_terms
-from router.decide.classify import Constraints, Needs, level_of
+from router.decide.basis import basis_text, unserved_terms
+from router.decide.classify import Constraints, Needs
 from router.upkeep.recorder import arrivals_of
 from tasks import history
 from taxiway.contract.job import JobState
-from taxiway.contract.request import Priority
 
 BEGIN = 1_764_256_500  # the begin of a slice
 NAMES = st.lists(st.text(max_size=8), min_size=1, max_size=4, unique=True).map(tuple)
@@ -80,14 +79,6 @@ def test_bytes_that_are_no_slice_are_none(other: bytes, arrivals: history.Arriva
     assert history.unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((arrivals.names, columns)))) is None
 
 
-@given(st.lists(slices(), max_size=4))
-def test_parts_are_joined_in_order_of_arrival_under_the_same_names(parts: list[history.Arrivals]) -> None:
-    every = history.joined(parts)
-    assert rows(every) == sorted(row for part in parts for row in rows(part))
-    assert (np.diff(every.jobs["arrival"]) >= 0).all()
-    assert every.open == sum(part.open for part in parts)
-
-
 @given(
     stored=st.dictionaries(st.integers(0, 9), st.integers(0, 5), max_size=8),
     span=st.tuples(st.floats(0, 9.9), st.floats(0, 9.9)),
@@ -114,19 +105,6 @@ def a_slice(begin: int, count: int) -> history.Arrivals:
 def basis(**fields: Any) -> str:
     needs = Needs(**({"deadline": 5.0, "level": 1, "rows": 2, "size": 12} | fields))
     return basis_text(needs, "s.1", (), NOWHERE)
-
-
-@given(
-    deadline=st.one_of(st.none(), st.floats(0.01, 1e5)),
-    priority=st.sampled_from(history.PRIORITIES),
-    locality=st.one_of(st.none(), st.just("eu")),
-)
-def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: Priority, locality: str | None) -> None:
-    level = level_of(deadline, priority)
-    place = Constraints("live", locality)
-    terms = terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
-    assert terms[:5] == ("live", locality or "", 2, 50, 100)
-    assert level_of(deadline, history.PRIORITIES[terms.priority]) == level
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e5), st.integers(1, 9), st.integers(1, 40)), unique_by=lambda one: one[:2]))

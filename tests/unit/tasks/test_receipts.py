@@ -4,20 +4,13 @@ import re
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Catalogue
-from tasks.models.folder import load_catalogue
 from tasks.queues.locality import Locality, joined, missing
-from tasks.queues.receipts import Chain, PlacementReceipt, flaws, lacking, rules_by_label
-from tasks.settings import TREE
+from tasks.queues.receipts import Chain, PlacementReceipt, flaws, lacking
 from tasks.topology import Tenant, Topology
-from taxiway.contract.request import Request
 from tests.builders import a_class, a_topology
-
-CATALOGUE: Catalogue = load_catalogue(TREE / "models")
 
 
 def topology(**locality: Any) -> Topology:
@@ -25,29 +18,6 @@ def topology(**locality: Any) -> Topology:
     return msgspec.structs.replace(
         a_topology(**classes), tenants={"clinic": Tenant(locality="ward")}, locality=Locality(**locality)
     )
-
-
-@pytest.mark.parametrize(
-    ("request_", "tenant", "model", "measured", "default", "expected"),
-    [
-        (None, "other", None, None, None, {}),
-        (None, "other", None, None, "eu", {"eu": ("fleet",)}),
-        ("ward", "clinic", None, None, "eu", {"ward": ("request", "tenant")}),
-        ("eu+ward", "other", "ward", "ward", None, {"eu": ("request",), "ward": ("request", "model")}),
-        (None, "clinic", "ward", "eu+ward", None, {"eu": ("classifier",), "ward": ("tenant", "model")}),
-    ],
-)
-def test_a_label_names_every_rule_that_gave_it_and_the_fleet_s_default_only_without_others(
-    request_: str | None,
-    tenant: str,
-    model: str | None,
-    measured: str | None,
-    default: str | None,
-    expected: dict[str, tuple[str, ...]],
-) -> None:
-    asked = Request(model="echo", inputs="", tenant=tenant, locality=request_)
-    labelled = msgspec.structs.replace(CATALOGUE.resolve("echo"), locality=model)
-    assert rules_by_label(asked, topology(default=default), labelled, measured) == expected
 
 
 def test_a_class_is_named_with_the_labels_that_it_lacks() -> None:

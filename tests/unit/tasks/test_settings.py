@@ -7,7 +7,7 @@ from celery.app.utils import Settings
 
 from tasks.celery_app import make_app
 from tasks.machine import memory_of_container
-from tasks.settings import SettingsError, cache_directory, on_socket, settings_from
+from tasks.settings import SettingsError, on_socket, settings_from
 from tasks.topology import load_topology
 
 SECRET = "00" * 32
@@ -43,27 +43,12 @@ def test_a_wrong_setting_is_named_and_no_password_is_shown(changes: dict[str, st
     assert "word" not in str(caught.value)
 
 
-def test_weights_are_kept_in_the_users_cache_unless_another_folder_is_named() -> None:
-    assert cache_directory({"XDG_CACHE_HOME": "/home/me/.cache"}) == Path("/home/me/.cache/taxiway")
-    assert cache_directory({"TAXIWAY_CACHE": "/cache", "XDG_CACHE_HOME": "/x"}) == Path("/cache")
-
-
 SENTINELS = "redis+sentinel://u:p%2F@a:1,b/2?service=fleet&sentinel_password=s"
 
 
 def app_of(url: str) -> Settings:
     settings = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": "00" * 32})
     return make_app(settings, load_topology(settings.queues), backend="module:Backend").conf
-
-
-def test_celery_gets_sentinels_in_its_own_form() -> None:
-    conf = app_of(SENTINELS)
-    address = "sentinel://u:p%2F@a:1/2;sentinel://u:p%2F@b:26379/2"
-    watched = {"master_name": "fleet", "sentinel_kwargs": {"password": "s"}}
-    assert conf.broker_url == address
-    assert conf.result_backend == f"module:Backend+{address}"
-    assert conf.broker_transport_options.items() >= watched.items()
-    assert conf.result_backend_transport_options == watched
 
 
 def test_celery_gets_a_unix_socket_in_its_own_form() -> None:

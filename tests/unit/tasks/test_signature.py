@@ -72,12 +72,6 @@ def test_rows_are_taken_along_the_batch_axis_and_share_what_has_none() -> None:
     assert not bound.single
 
 
-def test_a_mapping_is_a_value_of_a_model_that_takes_any_json_and_else_names_inputs() -> None:
-    assert bind(model(TEXT, pipeline="tensors"), {"gate": 7}, {}).rows == ({"text": {"gate": 7}},)
-    with pytest.raises(InvalidRequestError, match=r"inputs: expected inputs of m:1 \(points\), got 'point'"):
-        bind(model(POINTS, pipeline="tensors"), {"point": [1, 2]}, {})
-
-
 @pytest.mark.cases("specs, inputs, field, message")
 def test_a_wrong_input_is_named_with_its_fault(specs: list[TensorSpec], inputs: Any, field: str, message: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:

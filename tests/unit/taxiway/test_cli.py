@@ -204,12 +204,6 @@ def test_the_id_of_a_job_is_never_cut(capsys: pytest.CaptureFixture[str], monkey
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_without_a_terminal_nothing_wraps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    show.show_letters([{"id": "39c19e7f7e6f", "at": 1e9, "job": "j", "history": [], "reason": "a long reason " * 90}])
-    assert "a long reason " * 89 in capsys.readouterr().out
-
-
 def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
     rows = (("live", "cpu.batch", None), ("bulk", "tpu.bulk", "cpu.batch"), ("standard", "tpu.bulk", ""))
     cells = [

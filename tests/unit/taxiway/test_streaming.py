@@ -39,13 +39,6 @@ def tell(progress: Progress, answer: list[Piece]) -> list[object]:
     return [event for n, piece in enumerate(answer) for event in progress.take(f"{n + 1}-0", piece)]
 
 
-@given(st.lists(st.text(min_size=1, max_size=5), max_size=6), st.integers(0, 6))
-def test_whatever_was_streamed_before_the_result_the_text_is_complete(texts: list[str], read: int) -> None:
-    progress = Progress()
-    events = tell(progress, pieces(*texts)[:read]) + progress.end(result("".join(texts)))
-    assert "".join(map(str, events)) == "".join(texts)
-
-
 ONE, TWO = pieces("one ", "two ")
 UNO, DOS = pieces("uno ", "dos", attempt=2)
 BESIDE = Piece(1, 4, sent=0, beside=({"tool_calls": []},))

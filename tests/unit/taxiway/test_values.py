@@ -1,7 +1,6 @@
 """Values on the wire: their forms, their bounds and what is said of them."""
 
 import enum
-import hashlib
 import json
 import time
 from typing import Any, Literal
@@ -31,7 +30,6 @@ from taxiway.contract.request import parse_request
 from taxiway.contract.values import (
     DATATYPES,
     Blobs,
-    ResultBlobs,
     from_wire,
     is_tensor,
     may_refer,
@@ -180,14 +178,6 @@ def test_a_text_beside_its_message_that_is_no_text_is_refused() -> None:
     reference = to_wire(b"\xff", "inputs", blobs) | {"datatype": "TEXT"}
     with pytest.raises(InvalidRequestError, match="UTF-8"):
         resolved(reference, blobs.contents)
-
-
-def test_a_requests_reference_has_the_digest_and_a_results_the_address_at_the_interface() -> None:
-    asked, answered = Blobs(limit=2), ResultBlobs(limit=2)
-    reference, result = to_wire(b"abc", "inputs", asked), to_wire(b"abc", "x", answered)
-    known = {"datatype": "BYTES", "bytes": 3}
-    assert reference == known | {"ref": reference["ref"], "digest": hashlib.sha256(b"abc").hexdigest()}
-    assert result == known | {"ref": result["ref"], "href": f"/v2/blobs/{result['ref']}"}
 
 
 def test_a_request_is_read_back_with_its_references() -> None:

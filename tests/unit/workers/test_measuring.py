@@ -19,28 +19,7 @@ from workers.profiling.fit import (
 )
 from workers.profiling.measure import CALM, MeasuredOutcome, TimedRun, formula, least_disturbed, remarks
 
-curves = st.builds(
-    Profile,
-    base=st.floats(1e-4, 1),
-    slope=st.floats(1e-5, 1e-2),
-    step=st.just(0.0),
-    floor=st.just(0.0),
-) | st.sampled_from(
-    [
-        Profile(base=0.0, slope=1e-4, step=0.0, floor=0.02),  # below it no batch runs
-        Profile(base=0.01, slope=1e-3, step=4e-3, floor=0.0),  # what each unit of size costs a batch
-    ]
-)
 GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]
-
-
-@given(curves)
-def test_a_fit_finds_the_curve_that_made_its_points(true: Profile) -> None:
-    found = fit([Timed(r, s, (true.latency(r, s),)) for r, s in GRID])
-    assert math.isclose(found.floor, true.floor, rel_tol=0.01) or not true.floor
-    assert math.isclose(found.step, true.step, rel_tol=0.02) or not true.step
-    for rows, size in GRID:
-        assert math.isclose(found.latency(rows, size), true.latency(rows, size), rel_tol=0.01)
 
 
 def test_one_outlier_does_not_bend_a_fit() -> None:

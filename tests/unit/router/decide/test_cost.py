@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import SHARED_ROWS, UNLEARNED, CandidateTable, build_table, expected
+from router.decide.candidates import SHARED_ROWS, CandidateTable, build_table, expected
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot, with_hosts
@@ -76,24 +76,6 @@ def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_n
     quiet, busy = (estimated(WARM, hardware=hardware, model=GENERATING, rates=rates) for rates in ({}, {FLOW: 8.0}))
     assert quiet.cost == busy.cost == pytest.approx(PROFILE.latency(rows, 10) / rows * 3.6 / 3600)
     assert quiet.work > busy.work
-
-
-def test_a_job_takes_at_most_what_is_expected_times_the_residual_of_its_variant_else_of_its_device() -> None:
-    sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,), ANY: (9.0,)})
-    strays = msgspec.structs.replace(COLD, residual={ANY: (5.0,)})
-    assert estimated(sure).at_most == pytest.approx(1.25 * 0.2)
-    assert estimated(strays).at_most == pytest.approx(5.0 * estimated(COLD).finish)
-    assert estimated(COLD).at_most == pytest.approx(UNLEARNED * estimated(COLD).finish)
-    half, few = estimated(WARM, COLD), estimated(COLD, *[WARM] * 30)
-    assert half.at_most == pytest.approx(UNLEARNED * (2.0 + 0.2)), "a whole load where more than a few are cold"
-    assert few.at_most == pytest.approx(UNLEARNED * few.finish)
-
-
-def test_a_variant_that_has_not_run_is_as_slow_as_the_device_is_and_so_is_its_load() -> None:
-    slow = msgspec.structs.replace(COLD, pace={ANY: 3.0}, loading={ANY: 4.0})
-    assert estimated(slow).run == pytest.approx(3 * estimated(COLD).run)
-    assert estimated(slow).load == pytest.approx(4 * 2.0)
-    assert estimated(msgspec.structs.replace(slow, loading={KEY: 1.5, ANY: 4.0})).load == pytest.approx(1.5 * 2.0)
 
 
 def wait_of(level: int, *devices: DeviceFacts) -> float:

@@ -130,13 +130,6 @@ tokens = st.builds(Tokens, *[st.integers(0, 10**6)] * 3)
 tariffs = st.builds(Tariff, *[st.floats(0, 1e-3)] * 4)
 
 
-@given(tariff=tariffs, one=tokens, two=tokens, requests=st.integers(0, 9))
-def test_a_bill_is_no_loss_and_grows_with_use(tariff: Tariff, one: Tokens, two: Tokens, requests: int) -> None:
-    both = tariff.bill(one.plus(Tokens(output=two.output)), requests)
-    assert 0 <= tariff.bill(one, requests) <= both * (1 + 1e-9)
-    assert tariff.bill(Tokens(5, 9, 0), 0) == pytest.approx(5 * tariff.cached)  # never more cached than there was
-
-
 FAST = a_text_model(fast=Variant(runtime="onnx", memory=Size(1), profiles={"cpu": Profile(base=3.6, slope=0.0)}))
 SPOT = a_class(price=Price(1.0, 0.4), capacity="spot", runtimes=("onnx",), max_batch=1)
 FIRM = a_class(0.5, runtimes=("onnx",), max_batch=1)

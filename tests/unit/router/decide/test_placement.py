@@ -91,15 +91,6 @@ def test_a_placement_and_its_moves_keep_each_hard_constraint(situation: Situatio
         assert f"{model.id}/{chosen.variant_name}" not in device.unavailable
 
 
-@given(situation=situations(), left=st.floats(1e-4, 1), own=st.booleans())
-def test_a_placement_costs_at_most_its_budget_or_its_tenants(situation: Situation, left: float, own: bool) -> None:
-    model, needs, topology, fleet = situation
-    bounded = replace(needs, budget=left) if own else replace(needs, allowance=spent(left))
-    placement = placed((model, bounded, topology, fleet))
-    assert all(option.estimate.cost <= left for option in options_of(placement))
-    assert placement.cost <= left
-
-
 @given(situation=situations(), data=st.data())
 def test_a_decision_does_not_depend_on_any_order(situation: Situation, data: st.DataObject) -> None:
     model, needs, topology, fleet = situation
@@ -114,29 +105,6 @@ def test_a_decision_does_not_depend_on_any_order(situation: Situation, data: st.
         replace(fleet, devices=tuple(data.draw(st.permutations(fleet.devices)))),
     )
     assert outcome(turned) == outcome(situation)
-
-
-def is_refused(situation: Situation) -> bool:
-    """Whether it is refused for lack of hardware."""
-    try:
-        place(*situation)
-    except OverloadedError as error:
-        return "tenant" not in error.details
-    except TaxiwayError:
-        return False
-    return False
-
-
-@given(situation=situations(deadline=0.5) | situations())
-def test_a_request_is_refused_neither_for_less_urgent_work_nor_by_an_idle_fleet(situation: Situation) -> None:
-    model, needs, topology, fleet = situation
-    hardware = {name: msgspec.structs.replace(one, reserve_for=None) for name, one in topology.hardware.items()}
-    open_to_all = msgspec.structs.replace(topology, hardware=hardware)
-    above = {name: (*levels[: needs.level + 1], *[0.0] * 4)[:4] for name, levels in fleet.work.items()}
-    assert is_refused((model, needs, open_to_all, fleet)) == is_refused(
-        (model, needs, open_to_all, replace(fleet, work=above))
-    )
-    assert not is_refused((model, needs, open_to_all, replace(fleet, work={})))
 
 
 @given(situation=situations(), data=st.data(), more=st.floats(0.001, 50))

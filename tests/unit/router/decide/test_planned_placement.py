@@ -98,18 +98,6 @@ def test_each_service_and_locality_has_a_cell_of_its_own() -> None:
     assert placed(a_fleet(plan), standard).reason.startswith("no plan: plan 7 does not cover these requests; ")
 
 
-def test_a_request_leaves_the_plan_only_if_it_is_surely_late_there_and_surely_in_time_elsewhere() -> None:
-    plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
-    left = placed(a_fleet(plan, work=BUSY))
-    assert left.candidate.hardware_class == "cheap"
-    assert left.reason.startswith("left the plan: dear would take 3.01 s; ")
-    both = BUSY | {"cheap": (0.2, 0.0, 0.0, 0.0)}
-    unused = a_plan(a_cell("dear"), used=("dear",))
-    for never in (a_fleet(plan, work=both), a_fleet(unused, work=BUSY)):
-        with pytest.raises(OverloadedError):
-            placed(never)
-
-
 def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once() -> None:
     late = {"dear": (0.5, 0.0, 0.0, 0.0)}
     enough, scarce = (a_plan(a_cell("dear", in_time=share), used=("dear",)) for share in (1.0, 0.4))

@@ -16,7 +16,7 @@ from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.moves.preempt import SWITCH, Occupant, Waiter, late_rates, penalty, preempt
-from router.decide.moves.rebalance import Flows, Group, Kind, Move, rebalance
+from router.decide.moves.rebalance import Group, Kind, rebalance
 from router.decide.moves.waiting import window_per_level
 from router.decide.placement import reserved_and_busy
 from router.decide.plan import Cell, ClassPlan, Density, Plan
@@ -217,17 +217,6 @@ def test_what_may_be_late_goes_only_where_it_may_be_in_time(deadline: float, kin
     unsure = tuple(msgspec.structs.replace(device, residual={"m:1/v": (2.0,)}) for device in fleet.devices)
     scene = waiting((model, topology, replace(fleet, devices=unsure)), "cpu.a", 1000, deadline)
     assert [move.kind for move in rebalance(*scene, ALL_AT_ONCE)] == kinds
-
-
-def test_a_way_back_is_closed_for_some_ticks_and_opens_again() -> None:
-    flows = Flows()
-    flows.begin()
-    flows.note([Move(Kind.SAVE, "a", "b", "v", 0, ("1",), 0.1, 0.1, "")])
-    closed = []
-    for _ in range(5):
-        flows.begin()
-        closed.append(("b", "a") in flows.closed(3))
-    assert closed == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0])

@@ -42,15 +42,6 @@ def test_a_size_stays_within_bounds(
         assert devices >= min(jobs, 1, most)
 
 
-@given(load=st.floats(0, 100), more=st.floats(0, 100), jobs=st.integers(0, 50), further=st.integers(0, 50), rule=RULES)
-def test_more_work_never_asks_for_fewer(
-    load: float, more: float, jobs: int, further: int, rule: Density | Depth
-) -> None:
-    size = ClassSize(30.0)
-    size.follow(rule)
-    assert size.wanted(load + more, jobs + further, 0.0) >= size.wanted(load, jobs, 0.0)
-
-
 def test_a_floor_ends_in_a_long_pause_and_is_back_with_the_next_job() -> None:
     size = ClassSize(start=10.0, minimum=1)
     size.follow(Density(), 3, 100.0, 0.0)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
-from router.decide.fairness import MEMORY, FairOrder, HeldKind, Releasable, Shares, Tenants, day_of, kind_of
+from router.decide.fairness import FairOrder, HeldKind, Releasable, Shares, Tenants, day_of, kind_of
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
 from taxiway.contract.keys import lengths_cell
@@ -91,15 +91,6 @@ def test_some_tenant_always_passes_and_time_alone_puts_none_over_its_share(had: 
     assert not had or any(not shares.over_fair_share(name) for name in had)
 
 
-def test_what_a_tenant_had_is_forgotten_in_the_end() -> None:
-    shares = Shares({})
-    shares.charge("lab", 1.0)
-    for _ in range(20):
-        shares.decay(MEMORY)
-        shares.charge("shop", 1.0)
-    assert not shares.bypasses_holding("shop")
-
-
 names = st.text(min_size=1, max_size=12)
 kinds = st.builds(
     HeldKind,
@@ -128,12 +119,6 @@ def test_a_holding_queues_name_says_what_its_jobs_have_in_common(kind: HeldKind)
 
 def test_a_queue_that_another_release_named_is_left_alone() -> None:
     assert kind_of("bulk|lab") is None
-
-
-def test_a_tenants_own_jobs_leave_by_deadline() -> None:
-    order = FairOrder({})
-    order.set_present(["lab"])
-    assert order.next([held("lab", due=20.0), held("lab", due=10.0, model="n:1")]).due == 10.0
 
 
 @given(weight=st.integers(1, 8), steps=st.integers(100, 300))

@@ -21,7 +21,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.profiles import bin_of
 from tasks.models.sizes import facts_of, rows_of
 from tasks.settings import TREE
-from tasks.ticket import job_id, read_ticket
+from tasks.ticket import job_id
 from tasks.topology import Tenant, load_topology
 from taxiway import errors
 from taxiway.contract import wire
@@ -94,18 +94,6 @@ def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Plac
     return admitted
 
 
-def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_its_own() -> None:
-    one, other = alike(seen(FLEET), ["j1", "j2"])
-    different = alike(seen(FLEET), ["j3"], deadline=2)[0]
-    assert one.outgoing.fields is other.outgoing.fields
-    assert one.outgoing.fields != different.outgoing.fields
-    assert [a.outgoing.reply for a in (one, other)] == ["c-j1", "c-j2"]
-    headers = [a.outgoing.envelope.headers[wire.HEADER] for a in (one, other)]
-    bodies = [a.outgoing.envelope.payload() for a in (one, other)]
-    tickets = [read_ticket(*pair, RULES.secret) for pair in zip(headers, bodies, strict=True)]
-    assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
-
-
 def test_a_burst_shares_choices_while_they_hold_and_each_promise_counts_the_work_before_it() -> None:
     working = seen(replace(FLEET, rates={flow("cpu.batch", "paced:1"): 3000.0}))
     admitted = alike(working, [f"j{n}" for n in range(300)], model="paced")
@@ -138,18 +126,6 @@ def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     inputs = [simulation(sweeps) for sweeps in (100_000, 100_010, 900_000)]
     needs = [alike(simulating, [f"j{n}"], inputs=each, **asked)[0].placement.needs for n, each in enumerate(inputs)]
     assert needs[0] == needs[1] != needs[2]
-
-
-def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts() -> None:
-    raw = wire.infer_message("j1", Request(model="echo", inputs="hello", deadline=5), reply="c1", origin="test")
-    body = wire.decode_envelope(raw).payload()
-    admitted = placed(decide(arrival(raw), RULES, seen(FLEET), NOW))
-    assert admitted.outgoing.envelope.payload() == body
-    ticket = read_ticket(admitted.outgoing.envelope.headers[wire.HEADER], body, RULES.secret)
-    assert (ticket.job, ticket.model, ticket.reply) == ("j1", "echo:1", "c1")
-    assert (ticket.accepted, ticket.deadline_at) == (NOW, NOW + 5)
-    assert ticket.variants["cpu.batch"] == "echo"
-    assert admitted.outgoing.queue in ticket.variants
 
 
 def test_the_record_has_where_the_job_is_and_why() -> None:
@@ -209,14 +185,6 @@ def test_a_body_over_the_limit_is_refused() -> None:
     error = error_of(decision(rules=rules, inputs="x" * 200))
     assert isinstance(error, errors.RequestTooLargeError)
     assert error.details["limit"] == "payload"
-
-
-def test_a_refusal_goes_to_the_client_that_asked_by_whose_fault_it_is() -> None:
-    decided = decision(model="ecko")
-    assert ended(decided).ending.reply == "c1"
-    assert error_of(decided).details["near"]
-    assert isinstance(error_of(decision(FleetSnapshot())), errors.NoDeviceError)
-    assert "queues.yaml only" in placed(decision(FleetSnapshot(stale=True))).placement.reason
 
 
 def decided_of(task: str, body: bytes, job: str = "j1") -> Decision:
@@ -282,15 +250,6 @@ def simulation(sweeps: object) -> dict[str, object]:
 def simulated(sweeps: object, **terms: Any) -> Decision:
     """What becomes of a simulation of so many sweeps."""
     return decision(SIMULATING, model="ising", inputs=simulation(sweeps), **terms)
-
-
-def test_work_counts_by_the_size_of_the_rows() -> None:
-    sweeps = ([100_000], [100], [100_000] * 3, [100_000, 20_000])
-    decisions = [simulated(each, deadline=600) for each in sweeps]
-    one, small, three, unlike = (float(placed(made).outgoing.fields["work"]) for made in decisions)
-    assert one > 100 * small
-    assert three == pytest.approx(3 * one, rel=0.01)
-    assert unlike == pytest.approx(1.2 * one, rel=0.15)
 
 
 @pytest.mark.parametrize("sweeps", [10_000_001, 10**300])

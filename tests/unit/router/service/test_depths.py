@@ -3,7 +3,6 @@
 import pytest
 
 from api.routing.router import check_store
-from router.decide.facts import work_from
 from router.decide.fairness import Depths, check_class, check_tenant, depths_from
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
@@ -25,11 +24,6 @@ CELLS = {
 @pytest.fixture(scope="module")
 def topology() -> Topology:
     return parse_topology(TOPOLOGY)
-
-
-def test_jobs_are_counted_by_class_bound_and_held_and_not_taken_for_work() -> None:
-    assert depths_from(CELLS, {}, 0.5).classes == {"cpu.batch": 9}
-    assert work_from(CELLS) == ({"cpu.batch": (0.0, 2.5, 0.0, 0.0)}, {})
 
 
 def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:

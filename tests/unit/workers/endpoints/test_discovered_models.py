@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import MOST_MODELS, Announced, discovered, discovered_by, fits, named, with_discovered
-from tasks.models.model import Model, parse_model
 from tasks.models.tensor_spec import TensorSpec
 from tests.unit.tasks.test_catalogue import model as described
 from workers.endpoints import oip, openai
 from workers.endpoints.protocol import Discovery, EndpointError
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1,))
-FORMS = [Announced(), Announced(context=300), Announced("text"), Announced("tensors", (X,), (Y,))]
 
 
 def asked(asking: Discovery, answers: dict[tuple[str, str], object]) -> dict[str, Announced]:
@@ -50,21 +48,6 @@ def test_a_name_is_the_last_part_of_what_the_server_says() -> None:
     }
 
 
-@pytest.mark.parametrize("announced", FORMS)
-def test_a_discovered_model_is_as_good_as_one_of_a_file(announced: Announced) -> None:
-    runtime = "oip" if announced.pipeline == "tensors" else "openai"
-    made = discovered("found", runtime, announced)
-    plain = {
-        name: value for name, value in msgspec.to_builtins(made, enc_hook=int).items() if name not in ("file", "folder")
-    }
-    plain["variants"][runtime].pop("memory", None)
-    again = parse_model(msgspec.yaml.encode(plain).decode(), "model.yaml")
-    assert (again.inputs, again.outputs, again.buckets) == (made.inputs, made.outputs, made.buckets)
-    assert made.discovered
-    assert not again.discovered
-    assert made is discovered("found", runtime, msgspec.json.decode(msgspec.json.encode(announced), type=Announced))
-
-
 @pytest.mark.parametrize(("context", "longest"), [(0, 1024), (1, 1), (512, 256), (32768, 1024)])
 def test_an_answer_fits_the_context_that_is_announced(context: int, longest: int) -> None:
     assert discovered("found", "openai", Announced(context=context)).parameters["max_tokens"].default == longest
@@ -76,12 +59,6 @@ def test_a_model_yaml_keeps_its_name_also_a_wrong_one() -> None:
     assert catalogue.resolve("mine") is mine
     assert catalogue.resolve("new").discovered
     assert "broken:1" not in with_discovered(catalogue, discovered_by([("openai", {"broken": Announced()})])).models
-
-
-def test_the_first_announcement_of_a_name_has_it() -> None:
-    found = discovered_by([("openai", {"one": Announced()}), ("oip", {"one": FORMS[-1], "two": FORMS[-1]})])
-    runtimes = {name: list(one.variants) for name, one in found.items() if isinstance(one, Model)}
-    assert runtimes == {"one": ["openai"], "two": ["oip"]}
 
 
 def test_a_model_answers_to_the_servers_own_name_too_unless_that_is_taken() -> None:

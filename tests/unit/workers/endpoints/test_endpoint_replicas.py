@@ -62,14 +62,6 @@ def test_an_edit_changes_nothing_but_endpoints_of_the_same_protocol_and_key(endp
     assert followed(used, TOPOLOGY) == TOPOLOGY
 
 
-def test_a_new_class_is_followed_unless_it_is_reserved_for_a_service_that_is_not_in_use() -> None:
-    engine = TOPOLOGY.hardware["engine"]
-    new = {"more": engine, "own": msgspec.structs.replace(engine, reserve_for="later")}
-    used = followed(TOPOLOGY, msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, **new}))
-    assert used.hardware == {**TOPOLOGY.hardware, "more": engine}
-    assert followed(used, TOPOLOGY) == used  # a class that is gone needs a restart
-
-
 @given(endpoint=endpoints)
 def test_each_replica_has_a_label_of_its_own_and_no_other_label_has_one(endpoint: Endpoint) -> None:
     devices = [endpoint_device(endpoint, f"endpoint:{index}") for index in range(len(endpoint.replicas))]

@@ -100,13 +100,6 @@ def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: st
     assert refused.value.details["field"] == field
 
 
-@given(st.lists(st.floats(width=32), min_size=1, max_size=8))
-def test_floats_keep_their_values_in_their_own_width(values: list[float]) -> None:
-    read = read_tensor(TensorSpec("x", "FP32", (-1, -1)), values)
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, np.array(values))
-
-
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
 def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
     spec = TensorSpec("x", "INT8", (-1, -1))

@@ -123,12 +123,6 @@ def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(
     assert desk.tried == 1
 
 
-def test_a_worker_stays_whose_model_has_memory_for_its_example() -> None:
-    desk = Desk()
-    starve(desk, "a", "b", "c", "d", "e", "f")
-    assert not desk.drain.begun and desk.tried == 2
-
-
 def test_one_job_that_is_too_large_ends_no_worker_however_often_it_is_tried() -> None:
     desk, one = Desk(attempts=9, well=False), delivery()
     for _ in range(9):
