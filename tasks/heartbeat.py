@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from tasks.models.discovered import Announced
+from tasks.models.model import Profile
 from tasks.topology import DeviceKind, HardwareClass, Topology
 from taxiway.contract.peers import SiteOffer
 
@@ -113,16 +114,6 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_left: float = 0.0
 
 
-class LearnedCurve(msgspec.Struct, frozen=True):
-    """What was learned of a variant on an endpoint, as in a `Profile`."""
-
-    base: float
-    step: float
-    slope: float
-    prompt_step: float
-    prompt_slope: float
-
-
 class Yieldable(msgspec.Struct, frozen=True, array_like=True):
     """A running job that gives up its place when it is asked to."""
 
@@ -181,13 +172,13 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker knows of its endpoint: the `state` of its circuit breaker, what rate limits allow, and `curves`.
 
-    The curve of a variant is learned from answers, and used in place of its profile. `engine` is None where the
-    endpoint tells nothing.
+    The curve of a variant is learned from answers, and used in place of its profile, but for its `load`. `engine` is
+    None where the endpoint tells nothing.
     """
 
     state: Literal["closed", "open", "half-open"]
     allowed: Allowed | None = None
-    curves: dict[str, LearnedCurve] = {}
+    curves: dict[str, Profile] = {}
     engine: EngineLoad | None = None
     peer: PeerFacts | None = None
     """Of another fleet alone."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
+from msgspec.structs import replace
 
 from router.decide.classify import LEAVING, Candidate, Constraints, Refusal, classify, leaving, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
@@ -455,16 +456,7 @@ def _profile(device: DeviceFacts, known: KnownProfile, key: str, service: str) -
         base = offer.base + device.endpoint.peer.round_trip
         return Profile(base=base, step=offer.each_written, load=0.0, prompt_step=offer.each_read)
     curve = device.endpoint.curves.get(key) if device.endpoint is not None else None
-    if curve is None:
-        return known.profile
-    return Profile(
-        base=curve.base,
-        slope=curve.slope,
-        step=curve.step,
-        load=known.profile.load,
-        prompt_step=curve.prompt_step,
-        prompt_slope=curve.prompt_slope,
-    )
+    return known.profile if curve is None else replace(curve, load=known.profile.load)
 
 
 def _absent(candidate: Candidate, start: float) -> str:

@@ -349,13 +349,12 @@ def _from_target(rule: ScalingRule, target: float) -> float:
 class Costs:
     """By cell and class: mean seconds of a job `alone`, `dollars` an hour, and the share `timely` at half speed.
 
-    `share` is the cell's part of its service's requests, and `metered` the part of the dollars that is paid by use.
+    `share` is the cell's part of its service's requests.
     """
 
     share: Mapping[Cell, float]
     alone: Mapping[Cell, Sequence[float]]
     dollars: Mapping[Cell, Sequence[float]]
-    metered: Mapping[Cell, Sequence[float]]
     timely: Mapping[Cell, Sequence[float]]
 
     @classmethod
@@ -365,7 +364,7 @@ class Costs:
         alone, work, _ = figures_of(trace, fleet, trace.output)
         usd = np.array([device.usd_per_second for device in fleet.classes.values()])
         tariffs = [device.price.tariff for device in fleet.classes.values()]
-        share, mean, dollars, metered, timely = {}, {}, {}, {}, {}
+        share, mean, dollars, timely = {}, {}, {}, {}
         for cell in sorted({(job.model, job.service) for job in window.jobs}):
             of_service = trace.service == cell[1]
             mine = of_service & (trace.model == cell[0])
@@ -374,12 +373,11 @@ class Costs:
             mean[cell] = seconds.mean(axis=0).tolist()
             tokens = Tokens(input=int(trace.size[mine].sum()), output=int(trace.output[mine].sum()))
             bills = [0.0 if tariff is None else tariff.bill(tokens, int(mine.sum())) for tariff in tariffs]
-            metered[cell] = [bill * 3600 / window.span for bill in bills]
             seconds_used = work[mine].sum(axis=0)  # infinite where it cannot run, whatever that costs
             charged = np.multiply(seconds_used, usd, out=seconds_used.copy(), where=np.isfinite(seconds_used))
             dollars[cell] = ((charged + bills) * 3600 / window.span).tolist()
             timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
-        return cls(share, mean, dollars, metered, timely)
+        return cls(share, mean, dollars, timely)
 
 
 def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tasks.heartbeat import LearnedCurve, three_digits, variant_key
+from tasks.heartbeat import three_digits, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
 from tasks.models.model import Model, Profile
@@ -109,7 +109,7 @@ class EndpointVariants(DeviceVariants):
         served = {one.key: offers.get(_name(one)) for one in list(self._served.values())}
         return {key: dict(made) for key, made in served.items() if made}
 
-    def curves(self) -> dict[str, LearnedCurve]:
+    def curves(self) -> dict[str, Profile]:
         """What heartbeats report of the variants of which enough was learned. Thread-safe."""
         enough = [one for one in self.all_loaded() if self._learned.get(one.key, Learned()).first.count >= ENOUGH]
         return {one.key: _curve(self.curve(one)) for one in enough}
@@ -204,9 +204,11 @@ class _Memory(msgspec.Struct, frozen=True):
 _read_memory = msgspec.json.Decoder(_Memory).decode
 
 
-def _curve(profile: Profile) -> LearnedCurve:
+def _curve(profile: Profile) -> Profile:
+    """What heartbeats say of a learned profile."""
     figures = (profile.base, profile.step, profile.slope, *profile.of_prompt)
-    return LearnedCurve(*(three_digits(one) for one in figures))
+    base, step, slope, prompt_step, prompt_slope = map(three_digits, figures)
+    return Profile(base=base, step=step, slope=slope, prompt_step=prompt_step, prompt_slope=prompt_slope)
 
 
 class _EndpointPipeline:

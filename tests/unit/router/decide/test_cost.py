@@ -17,7 +17,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot, with_hosts
 from tasks.document import Size
-from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts, LearnedCurve
+from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts
 from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.hours import Hours
@@ -185,7 +185,8 @@ def test_more_rows_never_take_less_time_or_money(situation: Situation, more: int
 
 
 def test_a_learned_curve_has_prompts_and_answers_apart() -> None:
-    stated = EndpointFacts(state="closed", curves={KEY: LearnedCurve(0.2, 0.01, 0.001, 0.0001, 0.0)})
+    learned = Profile(base=0.2, step=0.01, slope=0.001, prompt_step=0.0001, prompt_slope=0.0)
+    stated = EndpointFacts(state="closed", curves={KEY: learned})
     device = msgspec.structs.replace(WARM, endpoint=stated)
     needs = replace(ONE_ROW, size=1100, output=100)
     assert estimated(device, needs=needs).run == pytest.approx(0.2 + 0.011 * 100 + 0.0001 * 1000)
