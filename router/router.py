@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
-from router.decide.prefixes import Earlier, Prefixes
+from router.decide.prefixes import Prefixes
 from router.service.admission import Place, Rules
 from router.service.arrivals import Intake
 from router.service.events import SentEvents, trace_placement, trace_refusal
@@ -156,7 +156,7 @@ class Router:
         self.yielder.expect(admitted.outgoing.job, admitted.placement)
         hardware_class = admitted.placement.candidate.hardware_class
         if admitted.prefixes and self.fleet.prefixes is not None:
-            self.fleet.prefixes.note(admitted.prefixes, Earlier(admitted.outgoing.job, hardware_class))
+            self.fleet.prefixes.note(admitted.prefixes, admitted.outgoing.job, hardware_class)
         self.placed[hardware_class, admitted.placement.table.model.id] += 1
         self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)
 

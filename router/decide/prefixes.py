@@ -31,19 +31,11 @@ _DIGITS = 2  # binary digits of a number of blocks: requests that differ by less
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """A job, and the class that it was placed on."""
-
-    job: str
-    hardware_class: str
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
-    """The prefixes of a prompt, and who had the longest of them that is known: so many tokens."""
+    """The prefixes of a prompt, and of the longest that is known the job that had it, and where: so many tokens."""
 
     prefixes: tuple[bytes, ...] = ()
-    earlier: Earlier | None = None
+    earlier: str = ""
     prefix: Prefix | None = None
 
 
@@ -64,7 +56,7 @@ class Prefixes:
 
     def __init__(self, most: int = PREFIXES_REMEMBERED) -> None:
         self._most = most
-        self._known: OrderedDict[bytes, Earlier] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[str, str]] = OrderedDict()  # the job, and the class it was placed on
 
     def __len__(self) -> int:
         return len(self._known)
@@ -72,15 +64,16 @@ class Prefixes:
     def prompt(self, prefixes: tuple[bytes, ...]) -> Prompt:
         """The prompt with these prefixes, as it is known now."""
         for number in range(len(prefixes), 0, -1):
-            earlier = self._known.get(prefixes[number - 1])
-            if earlier is not None:
-                return Prompt(prefixes, earlier, Prefix(earlier.hardware_class, _tokens(number)))
+            known = self._known.get(prefixes[number - 1])
+            if known is not None:
+                job, hardware_class = known
+                return Prompt(prefixes, job, Prefix(hardware_class, _tokens(number)))
         return Prompt(prefixes)
 
-    def note(self, prefixes: Sequence[bytes], earlier: Earlier) -> None:
+    def note(self, prefixes: Sequence[bytes], job: str, hardware_class: str) -> None:
         """A job with these prefixes was placed. The shortest are forgotten last: most prompts share them."""
         for prefix in reversed(prefixes):
-            self._known[prefix] = earlier
+            self._known[prefix] = job, hardware_class
             self._known.move_to_end(prefix)
         while len(self._known) > self._most:
             self._known.popitem(last=False)

@@ -20,7 +20,7 @@ from router.decide.basis import unserved_terms
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.fairness import Tenants, check_class, check_tenant
 from router.decide.placement import Placement, seed_of
-from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prompt, prefixes_of, slots_worth
+from router.decide.prefixes import BLOCK, BLOCKS, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
 from router.decide.working_snapshot import Template, WorkingSnapshot
 from router.service.celery_message import moment_of
@@ -195,7 +195,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         fields=_record(template, order, hooks_of(order, rules)),
         reply=order.reply,
         use=use,
-        affinity=None if prompt.earlier is None else _affinity(placement, prompt.earlier, topology.limits.lease),
+        affinity=_affinity(placement, prompt, topology.limits.lease),
         receipt=_placed(order, rules, model, measurements, placement),
     )
     return Place(outgoing, placement, ticket, prompt.prefixes)
@@ -285,13 +285,15 @@ def _prompt(order: Order, rules: Rules, working: WorkingSnapshot, model: Model, 
     return prefixes.prompt(prefixes_of(owner, beginning(value, BLOCK * BLOCKS)))
 
 
-def _affinity(placement: Placement, earlier: Earlier, lease: float) -> Affinity | None:
+def _affinity(placement: Placement, prompt: Prompt, lease: float) -> Affinity | None:
     """Which worker the request prefers, if its class has several devices, and one ran the earlier job."""
-    candidate = placement.candidate
-    if placement.held or candidate.hardware_class != earlier.hardware_class or len(candidate.devices) < 2:
+    candidate, prefix = placement.candidate, prompt.prefix
+    if prefix is None or placement.held or candidate.hardware_class != prefix.hardware_class:
+        return None
+    if len(candidate.devices) < 2:
         return None
     most = slots_worth(placement.table, placement.index, placement.needs)
-    return Affinity(earlier.job, tuple(device.worker for device in candidate.devices), most, lease)
+    return Affinity(prompt.earlier, tuple(device.worker for device in candidate.devices), most, lease)
 
 
 def use_of(order: Order, rules: Rules) -> KeyUse | None:

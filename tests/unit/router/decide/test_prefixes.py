@@ -12,7 +12,7 @@ from api.routing.explanation import explain
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs, Prefix
 from router.decide.cost import estimate_figures
-from router.decide.prefixes import BLOCK, BLOCKS, Earlier, Prefixes, prefixes_of, slots_worth
+from router.decide.prefixes import BLOCK, BLOCKS, Prefixes, prefixes_of, slots_worth
 from router.decide.snapshot import FleetSnapshot
 from tasks.models.chats import beginning
 from tasks.models.model import Profile, Variant
@@ -27,7 +27,6 @@ CHAT = msgspec.structs.replace(
 )
 NEEDS = Needs(deadline=None, level=1, rows=1, size=2200, output=200, longest=500)
 """A prompt of 2,000 tokens."""
-JOB = Earlier("j", "engine")
 
 
 def table_of(*classes: str, replicas: int = 2) -> CandidateTable:
@@ -61,21 +60,21 @@ def test_only_as_many_prefixes_are_kept_and_the_newest_among_them(prompts: list[
     known = Prefixes(most)
     for number, blocks in enumerate(prompts):
         prefixes = prefixes_of(str(number), bytes(BLOCK * blocks))
-        known.note(prefixes, Earlier(str(number), "engine"))
+        known.note(prefixes, str(number), "engine")
         assert len(known) <= most
-        assert known.prompt(prefixes).earlier == Earlier(str(number), "engine")
+        assert known.prompt(prefixes).earlier == str(number)
 
 
 def test_the_last_job_with_the_longest_known_prefix_is_found() -> None:
     known = Prefixes()
     instructions, chat = bytes(2 * BLOCK), b"question" * BLOCK
-    known.note(prefixes_of("a", instructions + chat), Earlier("chat", "engine"))
-    known.note(prefixes_of("a", instructions + b"other" * BLOCK), Earlier("other", "engine"))
-    assert known.prompt(prefixes_of("a", instructions + b"new" * BLOCK)).earlier == Earlier("other", "engine")
+    known.note(prefixes_of("a", instructions + chat), "chat", "engine")
+    known.note(prefixes_of("a", instructions + b"other" * BLOCK), "other", "engine")
+    assert known.prompt(prefixes_of("a", instructions + b"new" * BLOCK)).earlier == "other"
     again = known.prompt(prefixes_of("a", instructions + chat + b"more"))
-    assert again.earlier == Earlier("chat", "engine")
+    assert again.earlier == "chat"
     assert again.prefix == Prefix("engine", 8 * 256)
-    assert known.prompt(prefixes_of("b", instructions)).earlier is None
+    assert known.prompt(prefixes_of("b", instructions)).prefix is None
 
 
 def test_what_was_read_before_makes_a_run_shorter_and_cheaper_where_nothing_is_ahead() -> None:
