@@ -16,6 +16,7 @@ price, plus the penalties for what was late, refused or unanswered; lower is bet
 
 The simulator plays each side on the same requests: its order of the sides should be that of the real fleet, and its
 costs within `ALIKE` of the real ones. `--start` is what a worker takes to start on this machine, for the simulator.
+With `--cold` models take seconds to load, and a device cannot hold all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,18 @@ from benchmarks.harness.measure import CHARTS, machine
 from lab.changes import simulate
 from lab.fleet_file import prepare
 from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
-from lab.trial_fleet.emulated_models import BULK_DUE, DEAR, PENALTIES, QUEUES, requests, simulated, write_models
+from lab.trial_fleet.emulated_models import (
+    BULK_DUE,
+    COLD,
+    DEAR,
+    LIGHT,
+    PENALTIES,
+    QUEUES,
+    Weights,
+    requests,
+    simulated,
+    write_models,
+)
 from lab.trial_fleet.queue_scaling import QueueScaling
 from lab.trials.runs import OURS
 from lab.trials.targets import OPPONENTS
@@ -121,12 +133,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is sent: the requests with those of the `warm` seconds before the trial, whose length is `seconds`."""
+    """What is sent: the requests with those of the `warm` seconds before the trial, whose length is `seconds`.
+
+    `weights` is what the models take.
+    """
 
     trace: Trace
     seconds: float
     warm: float
     seed: int
+    weights: Weights = LIGHT
 
 
 class Answers:
@@ -142,11 +158,11 @@ class Answers:
         return [self.reports[number] for number in np.flatnonzero(rows).tolist()]
 
 
-def side(name: str, trace: Trace, topology: Topology) -> Side:
+def side(name: str, trace: Trace, topology: Topology, weights: Weights = LIGHT) -> Side:
     """The configuration of a side; an operator's is searched on the first half of the requests."""
     if name == OURS:
         return Side(name, {}, ask_router)
-    workload = prepare(trace, simulated(topology), seed=1)
+    workload = prepare(trace, simulated(topology, weights), seed=1)
     found = (tuned_split if name == "tuned-split" else pinned)(workload, 1)
     return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology), found)
 
@@ -172,7 +188,7 @@ class AtHome(Taxiway):
 
 def foreseen(one: Side, scene: Scene, topology: Topology) -> RunSummary:
     """What the simulator says of a side on the same requests, those before the trial included."""
-    workload = prepare(scene.trace, simulated(topology), seed=1)
+    workload = prepare(scene.trace, simulated(topology, scene.weights), seed=1)
     policy = POLICIES[OURS](workload, 1) if one.assigned is None else AtHome(workload, one.assigned)
     return simulate(one.name, workload, policy, seed=1)
 
@@ -193,7 +209,7 @@ def run(one: Side, scene: Scene, topology: Topology, progress: Callable[[float],
     """Run a side on a new fleet; `progress` is called with the seconds done."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_models(folder / "models")
+        write_models(folder / "models", scene.weights)
         queues, text = folder / "queues.yaml", QUEUES.read_text()
         if not one.planned:
             text = text.replace("plan: {enabled: true", "plan: {enabled: false", 1)
@@ -366,11 +382,13 @@ def main() -> None:
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for seed in given.seeds:
-            scene = Scene(requests(given.seconds, seed, warm=given.warm), given.seconds, given.warm, seed)
+            sent = requests(given.seconds, seed, warm=given.warm)
+            scene = Scene(sent, given.seconds, given.warm, seed, COLD if given.cold else LIGHT)
             for name in given.side or SIDES:
                 shown = bar.add_task(f"{name}, seed {seed}", total=given.seconds + given.warm)
                 progress = partial(_advance, bar, shown)
-                runs.append(run(side(name, requests(given.seconds, seed), topology), scene, topology, progress))
+                one = side(name, requests(given.seconds, seed), topology, scene.weights)
+                runs.append(run(one, scene, topology, progress))
                 _say(runs[-1], given.json)
     if not given.json:
         Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
@@ -408,6 +426,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=float, help="seconds of a worker's start in the simulator (queues.yaml's)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"length of a run ({SECONDS})")
     parser.add_argument("--warm", type=float, default=0.0, help="seconds of earlier requests that do not count (0)")
+    parser.add_argument("--cold", action="store_true", help="models take seconds to load, and do not all fit a device")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[7, 8, 9])
     parser.add_argument("--side", action="append", choices=SIDES, help="all, unless named")
     parser.add_argument("--json", action="store_true", help="print one JSON object per run")

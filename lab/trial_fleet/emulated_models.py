@@ -1,7 +1,8 @@
 """The models, requests and fleet of `lab.trial_fleet`: what real processes run, and the simulator's form of it.
 
 A model has a `paced` variant for each hardware class. The one for the dear class needs more memory than the cheap class
-has. Images double at half time, and the language model halves.
+has. Images double at half time, and the language model halves. `COLD` models take seconds to load, and a device cannot
+hold all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,22 @@ QUEUES = Path(__file__).with_name("queues.yaml")
 
 CHEAP, DEAR = "cpu.batch", "gpu.realtime"
 
-MEMORY = {CHEAP: 2**20, DEAR: 65 * 2**20}
-"""Bytes that a class's variants need."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each model takes on a class: bytes of its memory, and seconds to load."""
+
+    memory: Mapping[str, int]
+    load: Mapping[str, float]
+
+
+LIGHT = Weights({CHEAP: MIB, DEAR: 65 * MIB}, {CHEAP: 0.0, DEAR: 0.0})
+"""A device of either class holds three or all of the four models, and loads one in no time."""
+
+COLD = Weights({CHEAP: 24 * MIB, DEAR: 80 * MIB}, {CHEAP: 1.5, DEAR: 3.0})
+"""A device of the cheap class holds two of the four models, one of the dear class three."""
 
 SHARES = (0.4, 0.4, 0.2)
 """Of each model's requests, by service. Source: shared/trials."""
@@ -85,46 +100,44 @@ def _rows(
             yield {"arrival": at, "model": name, "size": 1, "deadline": due, "service": service}
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, weights: Weights = LIGHT) -> None:
     """Write the model files into a folder of models."""
     described = (TREE / "models" / "paced" / "model.yaml").read_text().partition("reference:")[0]
     for name, model in MODELS.items():
         (folder / name).mkdir(parents=True)
-        text = described.replace("name: paced", f"name: {name}", 1) + _variants(model)
+        text = described.replace("name: paced", f"name: {name}", 1) + _variants(model, weights)
         (folder / name / "model.yaml").write_text(text)
 
 
-def _variants(model: Emulated) -> str:
+def _variants(model: Emulated, weights: Weights) -> str:
     variants = {}
     for name, (base, row) in model.paces.items():
-        profile = {"base": base, "slope": row, "load": 0}
+        load = weights.load[name]
+        profile = {"base": base, "slope": row, "load": load}
         variants[name.partition(".")[0]] = {
             "runtime": "echo",
-            "entry": f"paced={base}+{row}",
-            "memory": MEMORY[name],
+            "entry": f"paced={base}+{row},load={load}",
+            "memory": weights.memory[name],
             "max_batch": 32,
             "profiles": dict.fromkeys(("cpu", "cuda"), profile),
         }
     return f"reference: cpu\nvariants: {json.dumps(variants)}\nexamples: [x]\n"
 
 
-def simulated(topology: Topology) -> Fleet:
+def simulated(topology: Topology, weights: Weights = LIGHT) -> Fleet:
     """The fleet as the simulator's, on which an operator tunes a static split."""
     classes = {}
     for name, hardware in topology.hardware.items():
         classes[name] = {
             "count": hardware.scaling.maximum,
             "price": msgspec.to_builtins(hardware.price),
-            "memory": "1GiB",
+            "memory": hardware.memory,
             "start": hardware.scaling.start,
             "max_batch": hardware.max_batch,
             "max_wait": hardware.max_wait,
             "max_run": hardware.max_run,
             "horizon": hardware.horizon,
-            "curves": {
-                model: {"base": one.paces[name][0], "slope": one.paces[name][1], "load": 0}
-                for model, one in MODELS.items()
-            },
+            "curves": {model: _curve(one.paces[name], name, weights) for model, one in MODELS.items()},
         }
     services = {
         name: {
@@ -138,3 +151,8 @@ def simulated(topology: Topology) -> Fleet:
     penalties = dict(zip(SERVICES, PENALTIES, strict=True))
     document = {"default_model": "chat", "classes": classes, "services": services, "penalties": penalties}
     return parse_fleet(json.dumps(document), str(QUEUES))
+
+
+def _curve(pace: tuple[float, float], name: str, weights: Weights) -> dict[str, float]:
+    base, row = pace
+    return {"base": base, "slope": row, "load": weights.load[name], "memory": weights.memory[name]}

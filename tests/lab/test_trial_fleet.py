@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, agreement, foreseen, result, verdict
-from lab.trial_fleet.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, write_models
+from lab.trial_fleet.emulated_models import (
+    CHEAP,
+    COLD,
+    DEAR,
+    LIGHT,
+    MODELS,
+    QUEUES,
+    Weights,
+    requests,
+    write_models,
+)
 from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
@@ -31,8 +41,9 @@ def a_run(side: str, score: float, seed: int = 7, foreseen: float = 0.0) -> Run:
     return Run(side=side, seed=seed, score=score, planned=0.7, **figures, **of)
 
 
-def test_each_class_runs_its_own_variant_of_every_model(tmp_path: Path) -> None:
-    write_models(tmp_path)
+@pytest.mark.parametrize("weights", [LIGHT, COLD])
+def test_each_class_runs_its_own_variant_of_every_model(weights: Weights, tmp_path: Path) -> None:
+    write_models(tmp_path, weights)
     catalogue = load_catalogue(tmp_path)
     assert not catalogue.disabled
     for name in MODELS:
@@ -97,5 +108,7 @@ def test_the_simulator_agrees_where_it_orders_the_sides_alike_at_costs_that_are_
 def test_a_side_is_simulated_on_the_same_requests() -> None:
     trace = requests(20, 7)
     dear = Assignment({(model, service): 1 for model in range(4) for service in range(3)}, (Density(), Density()))
-    found = foreseen(Side("pinned", {}, ask_router, dear), Scene(trace, 20, 0, 7), TOPOLOGY)
-    assert found.requests == len(trace) and found.usd_by_class[DEAR] == found.cost_usd > 0
+    one = Side("pinned", {}, ask_router, dear)
+    light, cold = (foreseen(one, Scene(trace, 20, 0, 7, weights), TOPOLOGY) for weights in (LIGHT, COLD))
+    assert light.requests == len(trace) and light.usd_by_class[DEAR] == light.cost_usd > 0
+    assert (cold.attainment["live"] or 0) < (light.attainment["live"] or 0)

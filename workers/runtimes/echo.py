@@ -2,7 +2,7 @@
 
 `paced` is an emulated device: it computes nothing and takes 5 ms + 0.1 ms a row on any machine, so that benchmarks of
 queues and batching have a known limit (32 rows a batch: 3,902 rows/s). It is not a measure of any hardware.
-`entry: paced=0.02+0.001` is another pace: 20 ms + 1 ms a row.
+`entry: paced=0.02+0.001` is another pace: 20 ms + 1 ms a row; `entry: paced=0.02+0.001,load=3` also takes 3 s to load.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ class EchoRuntime:
 
 
 class PacedRuntime(EchoRuntime):
-    """Outputs equal inputs, after `base + row · rows` seconds."""
+    """Outputs equal inputs, after `base + row · rows` seconds; `load` seconds pass before it can."""
 
-    def __init__(self, base: float, row: float) -> None:
-        self._base, self._row = base, row
+    def __init__(self, base: float, row: float, load: float = 0.0) -> None:
+        self._base, self._row, self._load = base, row, load
+
+    def load(self) -> None:
+        """Take the time of a model that is read into memory."""
+        time.sleep(self._load)
 
     def run(self, batch: Arrays) -> Arrays:
         """The batch itself, later. Raises `ExecutionError` beyond `PACED_ROWS`."""
@@ -51,7 +55,9 @@ class PacedRuntime(EchoRuntime):
         return batch
 
 
-_PACE = re.compile(r"paced(?:=(?P<base>\d+(?:\.\d+)?)\+(?P<row>\d+(?:\.\d+)?))?")
+_FORM = "paced=SECONDS+SECONDS[,load=SECONDS]"
+_SECONDS = r"\d+(?:\.\d+)?"
+_PACE = re.compile(rf"paced(?:=(?P<base>{_SECONDS})\+(?P<row>{_SECONDS})(?:,load=(?P<load>{_SECONDS}))?)?")
 
 
 def open_variant(placed: Placed) -> EchoRuntime:
@@ -60,7 +66,7 @@ def open_variant(placed: Placed) -> EchoRuntime:
         return EchoRuntime()
     pace = _PACE.fullmatch(placed.entry)
     if pace is None:
-        raise ModelLoadError(f"{placed.variant}: expected entry paced or paced=SECONDS+SECONDS, got {placed.entry!r}")
+        raise ModelLoadError(f"{placed.variant}: expected entry paced or {_FORM}, got {placed.entry!r}")
     if pace["base"] is None:
         return PacedRuntime(PACED_BASE, PACED_ROW)
-    return PacedRuntime(float(pace["base"]), float(pace["row"]))
+    return PacedRuntime(float(pace["base"]), float(pace["row"]), float(pace["load"] or 0))
