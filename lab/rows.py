@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from simulator.traces import UNSET, Trace, predict, read_arrivals, trace_of
@@ -38,19 +35,5 @@ def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
 
 
 def read_trace(path: Path, *, model: str) -> Trace:
-    """The requests of a CSV file: as `read_arrivals` reads it, or of an Azure LLM trace, which are for `model`."""
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if "TIMESTAMP" not in (rows.fieldnames or ()):
-            return trace_of(read_arrivals(path))
-        return make_trace(
-            [
-                {
-                    "arrival": (msgspec.convert(row["TIMESTAMP"], datetime) - datetime(2000, 1, 1)).total_seconds(),
-                    "model": model,
-                    "size": int(row["ContextTokens"]),
-                    "output": int(row["GeneratedTokens"]),
-                }
-                for row in rows
-            ]
-        )
+    """The requests of a CSV file, as `read_arrivals` reads it."""
+    return trace_of(read_arrivals(path, model=model))

@@ -30,7 +30,7 @@ from simulator.planner import PlannerReport, tables
 from simulator.planner import plan as find_plan
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
-from simulator.traces import TRACE_COLUMNS, Trace, TraceError, arrivals_of, is_spec, synthetic_trace
+from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, columns_of, is_spec, synthetic_trace
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare
@@ -44,8 +44,8 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 
 _HINTS: dict[type[Exception], str] = {
-    TraceError: f"a trace is a CSV file with the header {TRACE_COLUMNS}, or a text such as "
-    "poisson:rate=50,duration=600,seed=1",
+    TraceError: f"a trace is a CSV file with the header {columns_of(AzureRow)} or {columns_of(TraceRow)}, or a text "
+    "such as poisson:rate=50,duration=600,seed=1",
     TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
     own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
     own_fleet.ReplayError: "`taxiway check` shows which models are served; a class without live devices runs nothing, "
@@ -123,7 +123,7 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--status", type=click.Path(path_type=Path), help="Output of `taxiway status --json`, in place of a fleet."
         ),
-        click.option("--model", default="", help="The model of a synthetic trace."),
+        click.option("--model", default="", help="The model of a trace that names none."),
     ):
         command = option(command)
     return command

@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -29,8 +30,21 @@ LARGEST = 999_999_999
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 
 
+class AzureRow(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"arrival": "TIMESTAMP", "size": "ContextTokens", "output": "GeneratedTokens"},
+):
+    """A request of an Azure LLM trace."""
+
+    arrival: datetime
+    size: Count
+    output: Count
+
+
 class TraceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request of a trace's file; the columns with a default may follow in any order, or be left out."""
+    """A request of a generic trace; the columns with a default may follow in any order, or be left out."""
 
     arrival: Annotated[float, msgspec.Meta(ge=0, lt=1e12, description="seconds")]
     model: str
@@ -42,11 +56,6 @@ class TraceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service: str | None = None
     locality: str | None = None
 
-
-_NEEDED = [one.name for one in msgspec.structs.fields(TraceRow) if one.required]
-_OPTIONAL = [one.name for one in msgspec.structs.fields(TraceRow) if not one.required]
-TRACE_COLUMNS = f"{','.join(_NEEDED)} (and {', '.join(_OPTIONAL)})"
-"""The header of a trace's file."""
 
 UNSET = -1
 """In the columns `priority` and `service`: not given in the trace."""
@@ -145,15 +154,15 @@ def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[st
     return np.concatenate(numbers)
 
 
-def read_arrivals(path: Path) -> Arrivals:
-    """The requests of a CSV file as arrivals.
+def read_arrivals(path: Path, *, model: str) -> Arrivals:
+    """The requests of a CSV file as arrivals: of the generic format, or of Azure's, whose requests ask for `model`.
 
     Raises:
         TraceError: the file cannot be read, or a row is invalid.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = sorted(_parsed(lines, path), key=lambda row: row.arrival)
+            rows = sorted((_generic(row, path, model) for row in _parsed(lines, path)), key=lambda row: row.arrival)
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(str(path), 0, "a readable CSV file in UTF-8", flaw(error)) from error
     jobs, names = np.zeros(len(rows), JOB), dict[str, tuple[str, ...]](hardware_class=("",))
@@ -170,28 +179,56 @@ def read_arrivals(path: Path) -> Arrivals:
     return Arrivals(names, jobs)
 
 
-def _parsed(lines: Iterable[str], path: Path) -> Iterator[TraceRow]:
-    """The rows in these lines, of which the first is the header."""
+def _parsed(lines: Iterable[str], path: Path) -> Iterator[Any]:
+    """The rows in these lines, of which the first is the header: as the first kind that fits it."""
     reader = csv.reader(lines, strict=True, skipinitialspace=True)
     records, row = filter(None, reader), None  # without blank lines
     try:
         header = next(records, [])
-        if not set(_NEEDED) <= set(header) <= {*_NEEDED, *_OPTIONAL} or len(set(header)) < len(header):
-            raise TraceError(str(path), 1, f"the columns {TRACE_COLUMNS}", ",".join(header) or "nothing")
+        kind: Any = next((kind for kind in (AzureRow, TraceRow) if _fits(header, kind)), None)
+        if kind is None:
+            expected = f"the columns {columns_of(AzureRow)} or {columns_of(TraceRow)}"
+            raise TraceError(str(path), 1, expected, ",".join(header) or "nothing")
         for record in records:
             if len(record) != len(header):
                 raise TraceError(str(path), reader.line_num, f"{len(header)} fields", len(record))
             cells = {name: cell or None for name, cell in zip(header, record, strict=True)}
-            row = msgspec.convert(cells, TraceRow, strict=False)
+            row = msgspec.convert(cells, kind, strict=False)
             yield row
     except csv.Error as error:
         raise TraceError(str(path), reader.line_num, "CSV", error) from error
     except msgspec.ValidationError as error:
-        column, expected, value = located(cells, TraceRow, str(error))
+        column, expected, value = located(cells, kind, str(error))
         got = "nothing" if value is None else quoted(value)
         raise TraceError(str(path), reader.line_num, expected, got, column=".".join(column)) from error
     if row is None:
         raise TraceError(str(path), 0, "at least one row", "none")
+
+
+def columns_of(kind: type[msgspec.Struct]) -> str:
+    """The header that a file of such rows has."""
+    needed, optional = _columns(kind)
+    return ",".join(needed) + (f" (and {', '.join(optional)})" if optional else "")
+
+
+def _fits(header: Sequence[str], kind: type[msgspec.Struct]) -> bool:
+    needed, optional = _columns(kind)
+    return set(needed) <= set(header) <= {*needed, *optional} and len(set(header)) == len(header)
+
+
+def _columns(kind: type[msgspec.Struct]) -> tuple[list[str], list[str]]:
+    """The columns that a file must have, and those that it may have."""
+    fields = msgspec.structs.fields(kind)
+    return [one.encode_name for one in fields if one.required], [one.encode_name for one in fields if not one.required]
+
+
+def _generic(row: AzureRow | TraceRow, path: Path, model: str) -> TraceRow:
+    if isinstance(row, TraceRow):
+        return row
+    if not model:
+        raise TraceError(str(path), 1, "a trace that names its models, or the option --model", "none")
+    arrival = (row.arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
+    return TraceRow(arrival, model, row.size, None, None, None, row.output)
 
 
 def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
@@ -378,16 +415,16 @@ class _Lines(Protocol):
 
 
 def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
-    """Write arrivals as a CSV file, as `read_arrivals` reads it: `trace_of` by its columns.
+    """Write arrivals as a generic CSV file, as `read_arrivals` reads it: `trace_of` by its columns.
 
     Models are named without their version, services and localities as the fleet has them.
     """
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(TraceRow.__struct_fields__)
-    writer.writerows(_records(arrivals))
+    writer.writerows(_generic_records(arrivals))
 
 
-def _records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
+def _generic_records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
     trace, jobs = trace_of(arrivals), arrivals.jobs
     models = [name.partition(":")[0] for name in trace.models]
     columns = [

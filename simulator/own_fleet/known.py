@@ -104,7 +104,7 @@ def known_fleet(topology: Topology, models: Path, seen: FleetSnapshot, startable
 
 
 def arrivals_from(source: str, model: str, url: str | None, data: Path | None) -> Arrivals:
-    """What arrived: on a UTC day, in a CSV file, or as a synthetic trace of a `model` says.
+    """What arrived: on a UTC day, in a CSV file, or as a synthetic trace says. The file may name no `model`.
 
     Raises:
         CommandError: a day has no arrivals, or there is no state store.
@@ -114,7 +114,7 @@ def arrivals_from(source: str, model: str, url: str | None, data: Path | None) -
         return arrivals_of_day(url, data, day)
     if is_spec(source):
         return arrivals_of(synthetic_trace(source, model=model))
-    return read_arrivals(Path(source))
+    return read_arrivals(Path(source), model=model)
 
 
 def under(arrivals: Arrivals, old: Topology, new: Topology) -> Arrivals:

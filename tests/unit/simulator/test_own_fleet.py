@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_job_with_its_services_terms_follows_the_service_and_others_keep_their_own(tmp_path: Path) -> None:
     (tmp_path / "day.csv").write_text(DAY)
-    day = read_arrivals(tmp_path / "day.csv")
+    day = read_arrivals(tmp_path / "day.csv", model="")
     services = {"live": Service(deadline=1.0, priority="low"), "standard": Service()}
     new = msgspec.structs.replace(TOPOLOGY, service=services)
     same, changed = under(day, TOPOLOGY, TOPOLOGY), under(day, TOPOLOGY, new)

@@ -53,21 +53,24 @@ def test_the_azure_reader_gives_the_published_figures(
 def test_a_bad_row_is_named_by_its_line_and_what_was_expected(tmp_path: Path, row: str, expected: str) -> None:
     path = written(tmp_path, f"{HEADER}\n0,chat,1,,,\n\n{row}\n")
     with pytest.raises(TraceError) as caught:
-        read_arrivals(path)
+        read_trace(path, model="chat")
     assert str(caught.value).startswith(f"{path}: line 4: ") and expected in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n", f"{HEADER},colour\n", f"{HEADER},size\n", f"{HEADER}\n"])
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(TraceError):
-        read_arrivals(written(tmp_path, text))
+        read_trace(written(tmp_path, text), model="chat")
 
 
-def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_and_a_bad_time_in_an_azure_trace_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1\n")
+    with pytest.raises(TraceError, match="line 2: TIMESTAMP: expected RFC3339"):
+        read_trace(path, model="chat")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("missing", "binary"):
         with pytest.raises(TraceError, match="readable CSV"):
-            read_arrivals(tmp_path / name)
+            read_trace(tmp_path / name, model="chat")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +143,7 @@ def test_an_exported_day_is_read_as_its_trace(tmp_path_factory: pytest.TempPathF
         assert getattr(read, column).tolist() == getattr(trace, column).tolist()
     assert [read.models[n] for n in read.model] == [trace.models[n].partition(":")[0] for n in trace.model]
     assert [read.tenants[n] for n in read.tenant] == [trace.tenants[n] for n in trace.tenant]
-    again = read_arrivals(file)
+    again = read_arrivals(file, model="unused")
     for column in ("model", "tenant", "service", "locality"):
         before, after = ([one.names[column][n] for n in one.jobs[column]] for one in (arrivals, again))
         assert after == [name.partition(":")[0] if column == "model" else name for name in before]
