@@ -20,7 +20,7 @@ from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
 from tasks.models.model import HubFile, Model, parse_model
 from tasks.models.sources import Network, SourceError, fetch_hub, take_member
 from tests.certificates import self_signed
-from workers.recipes.graph_writer import GraphWriter
+from workers.recipes.graph_text import save_graph
 
 CONTENT = b"weights " * 1000
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -323,11 +323,8 @@ def test_a_member_that_unpacks_to_far_more_than_it_is_in_the_archive_is_refused(
 @pytest.fixture
 def graph(tmp_path: Path) -> str:
     """The artefacts of a model with a small graph as its weights."""
-    writer = GraphWriter()
-    value = writer.input("value", "FP32", ["batch", 8])
-    weight = writer.constant("weight", np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8))
-    writer.output(writer.node("MatMul", [value, weight], "product"), "FP32", ["batch", 8])
-    writer.save(tmp_path / "graph.onnx", "small")
+    text = "small (float[batch, 8] value) => (float[batch, 8] product) { product = MatMul (value, weight) }"
+    save_graph(text, {"weight": np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)}, tmp_path / "graph.onnx")
     sha = hashlib.sha256((tmp_path / "graph.onnx").read_bytes()).hexdigest()
     return f"graph: {{kind: file, path: graph.onnx, sha256: {sha}}}"
 

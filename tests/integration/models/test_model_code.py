@@ -73,7 +73,7 @@ def test_the_key_of_what_a_recipe_made_covers_its_text(folder: Path) -> None:
     keys = [derived_key(model(folder), "made")]
     (folder / "shorten.py").write_text("def make(inputs, output, options): ...\n")
     keys.append(derived_key(model(folder), "made"))
-    (folder / "shorten.py").write_text("from workers.recipes.graph_writer import GraphWriter\n")
+    (folder / "shorten.py").write_text("from workers.recipes.graph_text import save_graph\n")
     keys.append(derived_key(model(folder), "made"))
     assert len(set(keys)) == len(keys)
 

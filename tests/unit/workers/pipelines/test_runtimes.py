@@ -17,7 +17,7 @@ from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeE
 from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
 from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
-from workers.recipes.graph_writer import GraphWriter
+from workers.recipes.graph_text import save_graph
 from workers.runtimes.onnx import providers
 
 MODELS = load_catalogue(Path(__file__).parents[4] / "models")
@@ -119,10 +119,8 @@ def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
 @pytest.fixture
 def doubling(tmp_path: Path) -> Placed:
     """A variant whose graph doubles `value`."""
-    writer = GraphWriter()
-    value = writer.input("value", "FP32", ["batch", "width"])
-    writer.output(writer.node("Add", [value, value], "doubled"), "FP32", ["batch", "width"])
-    writer.save(tmp_path / "graph.onnx", "doubling")
+    text = "doubling (float[batch, width] value) => (float[batch, width] doubled) { doubled = Add (value, value) }"
+    save_graph(text, {}, tmp_path / "graph.onnx")
     return Placed("doubling", "fp32", "", {"graph": tmp_path / "graph.onnx"}, "cpu")
 
 
