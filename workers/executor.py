@@ -437,8 +437,9 @@ def run_rows(
 def _run_row(loaded: Loaded, runtime: Interruptible, item: Item, watch: RowWatch) -> Answer:
     if not watch.wanted():
         return None
+    runtime.watch = watch
     try:
-        (answer,) = loaded.pipeline.run(runtime.watched(watch), [item])
+        (answer,) = loaded.pipeline.run(loaded.runtime, [item])
     except NotWantedError:
         logger.info("a call was ended", extra={"variant": loaded.key, "job": watch.job})
         return None
@@ -450,6 +451,8 @@ def _run_row(loaded: Loaded, runtime: Interruptible, item: Item, watch: RowWatch
         return _failed(loaded, watch.job, error)
     except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
         return _failed(loaded, watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
+    finally:
+        runtime.watch = None
     return answer
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ import numpy as np
 
 from tasks.models.files import runtime_code
 from tasks.models.model import Model, Variant
-from workers.calling.child import UNFOLLOWED, FollowedRun
+from workers.calling.child import FollowedRun
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -63,10 +63,6 @@ class Runtime(Protocol):
         """Bytes that the loaded variant holds on the device, as far as the runtime can tell."""
 
 
-def _unfollowed(_: str) -> AbstractContextManager[FollowedRun]:
-    return nullcontext(UNFOLLOWED)
-
-
 @dataclass(frozen=True, slots=True)
 class RowWatch:
     """Who waits for a row of the job, and for how long: `wanted` is asked some fifty times a second while it runs.
@@ -79,23 +75,22 @@ class RowWatch:
     wanted: Callable[[], bool]
     seconds: float
     limit: str
-    run: Callable[[str], AbstractContextManager[FollowedRun]] = _unfollowed
+    run: Callable[[str], AbstractContextManager[FollowedRun]]
 
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A runtime whose rows run one by one, in a process that can be ended while one runs."""
+    """A runtime whose rows run one by one, in a process that can be ended while one runs.
+
+    A row is ended as soon as `watch` says so, if there is one: `run` then raises `calling.channel.NotWantedError`. The
+    cause of its `ExecutionError` is a `calling.channel.CallError`.
+    """
+
+    watch: RowWatch | None
 
     @property
     def alive(self) -> bool:
         """Whether it still runs rows; else it is to be unloaded, and loaded again."""
-
-    def watched(self, watch: RowWatch) -> Runtime:
-        """The same runtime for the next row, which is ended as soon as `watch` says so.
-
-        Its `run` takes one row, and raises `calling.channel.NotWantedError` if the row is no longer wanted. The
-        cause of an `ExecutionError` is a `calling.channel.CallError`.
-        """
 
 
 class ModelLoadError(Exception):

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 
 from tasks.models.files import Code
 from taxiway.errors import error_from
@@ -43,9 +44,6 @@ KILL_AFTER = 0.2
 
 _PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET", "TAXIWAY_SEAL_KEYS")
 """Variables with passwords and keys, which no callable needs."""
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_PGRP, _RSS = 2, 21  # fields of /proc/<pid>/stat after the name, which proc(5) numbers from 3
 
 
 class FollowedRun:
@@ -156,27 +154,22 @@ class Child:
         """Bytes of the process in memory, without descendants; 0 after `end`. Thread-safe."""
         if not self.alive:
             return 0
-        with suppress(OSError, ValueError, IndexError):
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
-        return 0
+        return _memory(self.pid)
 
-    def end(self) -> int:
-        """Kill the process and its descendants within `KILL_AFTER`; returns its exit status as in `subprocess`."""
+    def end(self) -> None:
+        """Kill the process and its descendants within `KILL_AFTER`."""
         with self._ending:
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None
                 _signal_group(self.pid, signal.SIGTERM)
-                end = time.monotonic() + KILL_AFTER
-                while not _has_ended(self.pid) and time.monotonic() < end:
-                    time.sleep(0.001)
+                _await_exit(self.pid)
                 _signal_group(
                     self.pid, signal.SIGKILL
                 )  # before it is reaped: until then the group's id cannot be reused
                 self._process.wait()
                 _reap(self.pid)
                 os.close(self._life)
-            return self._process.wait()
 
     def _answer(self, check: Callable[[], None], run: FollowedRun) -> Mapping[str, np.ndarray]:
         channel, look_around = self._open(), time.monotonic() + LOOK_AROUND
@@ -238,9 +231,9 @@ class Child:
 
     def _lost(self) -> ProcessLostError:
         """The error for a process that exited by itself."""
-        status = _status(self.pid, self._process)
+        how = _how_it_ended(_await_exit(self.pid))
         self.end()
-        return ProcessLostError(f"its process {_how_it_ended(status)} during the call")
+        return ProcessLostError(f"its process {how} during the call")
 
     def _open(self) -> Channel:
         if self._channel is None:
@@ -262,13 +255,18 @@ def _start(*descriptors: int) -> subprocess.Popen[bytes]:
 
 def group_memory(group: int) -> int:
     """Bytes of a process group in memory; shared pages count for each process."""
-    return sum(_memory_in_group(entry.path, group) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return sum(_memory(pid) for pid in psutil.pids() if _group_of(pid) == group)
 
 
-def _memory_in_group(path: str, group: int) -> int:
-    with suppress(OSError, ValueError, IndexError):  # it has exited
-        fields = Path(path, "stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[_RSS]) * _PAGE if int(fields[_PGRP]) == group else 0
+def _group_of(pid: int) -> int:
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return 0
+
+
+def _memory(pid: int) -> int:
+    with suppress(psutil.Error):  # it has exited
+        return int(psutil.Process(pid).memory_info().rss)
     return 0
 
 
@@ -278,26 +276,19 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-
-def _status(pid: int, process: subprocess.Popen[bytes]) -> int:
-    """The exit status of a process that closed its end and has exited or is about to. It is not reaped."""
+def _await_exit(pid: int) -> os.waitid_result | None:
+    """How a process ends within `KILL_AFTER`; None if it does not. It is not reaped."""
     end = time.monotonic() + KILL_AFTER
-    while time.monotonic() < end:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if ended is not None:
-            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    while (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None and time.monotonic() < end:
         time.sleep(0.001)
-    return 0
+    return ended
 
 
-def _how_it_ended(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit status {status}"
-    name = signal.Signals(-status).name
-    hint = ", which Linux does when memory is exhausted" if -status == signal.SIGKILL else ""
+def _how_it_ended(ended: os.waitid_result | None) -> str:
+    if ended is None or ended.si_code == os.CLD_EXITED:
+        return f"ended with exit status {0 if ended is None else ended.si_status}"
+    name = signal.Signals(ended.si_status).name
+    hint = ", which Linux does when memory is exhausted" if ended.si_status == signal.SIGKILL else ""
     return f"was killed by {name}{hint}"
 
 

@@ -25,6 +25,7 @@ class PythonRuntime:
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
+        self.watch: RowWatch | None = None
         self._child: Child | None = None
         self._digest = ""
 
@@ -52,9 +53,14 @@ class PythonRuntime:
         self._digest = hashlib.sha256(code.source.read_bytes()).hexdigest() if child.takes_run else ""
 
     def run(self, batch: Arrays) -> Arrays:
-        """The rows' outputs, stacked; each row takes the time that it takes. Raises `ExecutionError`."""
+        """The rows' outputs, stacked; each row takes the time that it takes.
+
+        Raises:
+            NotWantedError: the row is no longer wanted.
+            ExecutionError: it failed; from a `CallError`.
+        """
         rows = [
-            self.row({name: array[index] for name, array in batch.items()})
+            self._row({name: array[index] for name, array in batch.items()})
             for index in range(len(next(iter(batch.values()))))
         ]
         try:
@@ -62,21 +68,11 @@ class PythonRuntime:
         except (KeyError, ValueError) as error:
             raise ExecutionError(f"{self._placed.variant}: rows with unlike outputs: {error}") from error
 
-    def watched(self, watch: RowWatch) -> WatchedRow:
-        """The runtime for one row, which is ended as soon as `watch` says so."""
-        return WatchedRow(self, watch)
-
-    def row(self, inputs: Arrays, watch: RowWatch | None = None) -> Arrays:
-        """One row's outputs, without the batch axis.
-
-        Raises:
-            NotWantedError: the row is no longer wanted.
-            ExecutionError: it failed; from a `CallError`.
-        """
+    def _row(self, inputs: Arrays) -> Arrays:
+        """One row's outputs, without the batch axis."""
         if self._child is None:
             raise ExecutionError(f"{self._placed.variant} is not loaded")
-        child = self._child
-        began = time.monotonic()
+        child, watch, began = self._child, self.watch, time.monotonic()
 
         def look() -> None:
             if watch is None:
@@ -104,29 +100,6 @@ class PythonRuntime:
     def memory(self) -> int:
         """Bytes that the process has in memory on the host; 0 without one."""
         return self._child.memory() if self._child is not None else 0
-
-
-class WatchedRow:
-    """A `PythonRuntime` for one row."""
-
-    def __init__(self, runtime: PythonRuntime, watch: RowWatch) -> None:
-        self._runtime = runtime
-        self._watch = watch
-
-    def load(self) -> None:
-        """It is loaded."""
-
-    def run(self, batch: Arrays) -> Arrays:
-        """The only row's outputs. Raises `NotWantedError` and `ExecutionError`, as `PythonRuntime.row` does."""
-        row = self._runtime.row({name: array[0] for name, array in batch.items()}, self._watch)
-        return {name: np.asarray(value)[np.newaxis] for name, value in row.items()}
-
-    def unload(self) -> None:
-        """The runtime's to do."""
-
-    def memory(self) -> int:
-        """Bytes that the runtime's process has in memory."""
-        return self._runtime.memory()
 
 
 def open_variant(placed: Placed) -> PythonRuntime:
