@@ -21,7 +21,8 @@ from workers.decide.occupation import Track, is_readable, observe
 from workers.device import Device
 from workers.endpoints.protocol import AskItem, EndpointProtocol, Exchange, ServedModel
 from workers.learned import DeviceVariants, Loaded
-from workers.port import Arrays, Item, Row, Runtime
+from workers.port import Item, Row, Runtime
+from workers.runtimes.echo import EchoRuntime
 
 if TYPE_CHECKING:
     from workers.endpoints.health import EndpointHealth
@@ -161,7 +162,7 @@ class EndpointVariants(DeviceVariants):
                     self._protocol,
                     ServedModel(model, variant.forwarding(self._endpoint.forwards), called, self._extensions),
                 ),
-                _Elsewhere(),
+                EchoRuntime(),  # never run
                 self.known(model, name),
                 0.0,
             )
@@ -223,24 +224,6 @@ class _EndpointPipeline:
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """Never called: `stage` runs the items."""
-        raise ExecutionError("a variant of an endpoint runs on the endpoint")
-
-
-class _Elsewhere:
-    """The runtime of a variant that runs on an endpoint."""
-
-    def load(self) -> None:
-        """Nothing."""
-
-    def unload(self) -> None:
-        """Nothing."""
-
-    def memory(self) -> int:
-        """Nothing on this machine."""
-        return 0
-
-    def run(self, batch: Arrays) -> Arrays:
-        """Never called."""
         raise ExecutionError("a variant of an endpoint runs on the endpoint")
 
 

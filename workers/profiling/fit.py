@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
 from tasks.models.model import Model, Profile
 from tasks.models.profiles import Residuals
+from workers.decide.endpoints import non_negative
 
 SIZES = 4
 """Most sizes measured per model: of more buckets an even selection is taken."""
@@ -145,26 +145,11 @@ def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -
 def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Non-negative least squares on relative errors, reweighted by Huber's rule."""
     scaled = design / seconds[:, None]
-    weights = np.ones(len(seconds))
-    terms = _non_negative(scaled, weights)
+    terms = non_negative(scaled.T @ scaled, scaled.sum(axis=0))
     for _ in range(_ROUNDS):
         errors = np.abs(scaled @ terms - 1)
         scale = max(1.4826 * float(np.median(errors)), 1e-9)
         weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-12))
-        terms = _non_negative(scaled, weights)
+        weighted = scaled * weights[:, None]
+        terms = non_negative(weighted.T @ scaled, weighted.sum(axis=0))
     return terms
-
-
-def _non_negative(scaled: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Non-negative least squares of `scaled @ terms` against ones: the best over all subsets of the terms."""
-    root = np.sqrt(weights)
-    best, least = np.zeros(scaled.shape[1]), float(np.inf)
-    for count in range(1, scaled.shape[1] + 1):
-        for chosen in combinations(range(scaled.shape[1]), count):
-            found = np.linalg.lstsq(scaled[:, chosen] * root[:, None], root, rcond=None)[0]
-            terms = np.zeros(scaled.shape[1])
-            terms[list(chosen)] = found
-            loss = float(np.sum((root * (scaled @ terms - 1)) ** 2))
-            if (found >= 0).all() and loss < least:
-                best, least = terms, loss
-    return best
