@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import click
 import msgspec
@@ -27,46 +27,27 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.errors import ModelUnavailableError, UnknownModelError, flaw
 from workers.device import Device, DeviceMissingError, find_device, unfit
-from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET
+from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET, RunBudget
 from workers.profiling.measure import MeasuredOutcome, bench_class, measured_outcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """The environment of a worker with one thread (`workers.__main__`)."""
 
 
-class Task(NamedTuple):
-    """A variant to measure. `skipped` is the reason why it cannot be; `max_rows` is the device's largest batch."""
-
-    model: Model
-    variant: str
-    device: Device
-    max_rows: int
-    quick: bool
-    skipped: str = ""
-
-
-def run_all(tasks: Sequence[Task]) -> list[MeasuredOutcome]:
-    """The outcome of each task, in order; stderr says which one runs."""
-    outcomes = []
-    for number, task in enumerate(tasks, 1):
-        click.echo(f"{number} of {len(tasks)}: {variant_key(task.model.id, task.variant)}", err=True)
-        outcomes.append(_outcome(task))
-    return outcomes
-
-
-def _outcome(task: Task) -> MeasuredOutcome:
-    model, variant, device, max_rows, quick, skipped = task
-    if skipped:
-        return MeasuredOutcome(model=model.id, variant=variant, skipped=skipped)
-    with ProcessPoolExecutor(1, get_context("spawn"), os.dup2, (2, 1)) as process:  # runtimes may print lines
-        try:
-            plan = QUICK_BUDGET if quick else FULL_BUDGET
-            return process.submit(measured_outcome, model, variant, device, max_rows, plan).result()
-        except BrokenProcessPool:
-            return MeasuredOutcome(model=model.id, variant=variant, error="its process exited without a result")
-
-
-_KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
+def _outcomes(
+    chosen: Sequence[tuple[Model, str]], device: Device, max_rows: int, plan: RunBudget
+) -> Iterator[MeasuredOutcome]:
+    """What was found of each variant; stderr says which one runs."""
+    for number, (model, name) in enumerate(chosen, 1):
+        click.echo(f"{number} of {len(chosen)}: {variant_key(model.id, name)}", err=True)
+        if reason := unfit(model.variants[name], device):
+            yield MeasuredOutcome(model=model.id, variant=name, skipped=reason)
+            continue
+        with ProcessPoolExecutor(1, get_context("spawn"), os.dup2, (2, 1)) as process:  # runtimes may print lines
+            try:
+                yield process.submit(measured_outcome, model, name, device, max_rows, plan).result()
+            except BrokenProcessPool:
+                yield MeasuredOutcome(model=model.id, variant=name, error="its process exited without a result")
 
 
 @click.command()
@@ -103,10 +84,10 @@ def main(
     except OSError as error:
         raise click.BadParameter(f"{folder}: {flaw(error)}", param_hint="--output") from error
     try:
-        models = _chosen(load_catalogue(root), names)
+        chosen = _variants(_models(load_catalogue(root), names), variants)
         found = find_device(bench_class(_kind(device)), device, emulate=False)
         os.environ.update(_ONE_THREAD)
-        outcomes = run_all(_tasks(models, variants, found, quick=quick))
+        outcomes = [*_outcomes(chosen, found, _max_rows(found.kind), QUICK_BUDGET if quick else FULL_BUDGET)]
     except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         report(str(error), "")
         sys.exit(USAGE)
@@ -124,13 +105,13 @@ def main(
 
 def _kind(device: str) -> Literal["cpu", "cuda", "tpu"]:
     """The device's kind by its label."""
-    kind = _KINDS.get(device.partition(":")[0])
-    if kind is None:
+    kinds: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
+    if (kind := kinds.get(device.partition(":")[0])) is None:
         raise click.BadParameter(f"--device: expected cpu:0, cuda:0 or tpu:0, got {device!r}")
     return kind
 
 
-def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
+def _models(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
     """The named models, or the current version of every model."""
     if names:
         return list({model.id: model for model in map(catalogue.resolve, names)}.values())
@@ -138,23 +119,17 @@ def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
     return [catalogue.resolve(name) for name in bare]
 
 
-def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, *, quick: bool) -> list[Task]:
-    """A task for each variant; it is skipped if the device cannot run it.
+def _variants(models: Sequence[Model], names: Sequence[str]) -> list[tuple[Model, str]]:
+    """The variants of these names, or all.
 
     Raises:
         BadParameter: no model has a variant of a given name.
     """
     known = {name for model in models for name in model.variants}
-    for name in variants:
+    for name in names:
         if name not in known:
             raise click.BadParameter(f"--variant: expected one of {sorted(known)}, got {name!r}")
-    rows = _max_rows(device.kind)
-    return [
-        Task(model, name, device, rows, quick, unfit(model.variants[name], device))
-        for model in models
-        for name in sorted(model.variants)
-        if not variants or name in variants
-    ]
+    return [(model, name) for model in models for name in sorted(model.variants) if not names or name in names]
 
 
 def _max_rows(kind: DeviceKind) -> int:
