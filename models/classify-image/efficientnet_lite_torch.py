@@ -14,16 +14,7 @@ from torch.nn import functional
 _SIDE = 224
 _MEAN, _DEVIATION = 127 / 255, 128 / 255  # of the pixels that the weights were trained on
 _EPSILON = 1e-3  # of the batch norms
-_STAGES = (
-    # repeats, stride, channels in, channels out
-    (1, 1, 32, 16),
-    (2, 2, 16, 24),
-    (2, 2, 24, 40),
-    (3, 2, 40, 80),
-    (3, 1, 80, 112),
-    (4, 2, 112, 192),
-    (1, 1, 192, 320),
-)
+_STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))  # blocks, and the stride of the first one
 
 
 class EfficientNetLite(nn.Module):
@@ -45,21 +36,20 @@ class EfficientNetLite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """An inverted residual: widen, filter each channel, narrow; added to its input where `skip`."""
+    """An inverted residual: widen, filter each channel, narrow; added to its input where that has the same shape."""
 
-    def __init__(self, weights: Mapping[str, Tensor], name: str, *, side: int, stride: int, skip: bool) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], name: str, *, side: int, stride: int) -> None:
         super().__init__()
         widens = f"{name}._expand_conv.weight" in weights
         self.expand = Convolution(weights, f"{name}._expand_conv", f"{name}._bn0", side=side) if widens else None
         self.filter = Convolution(weights, f"{name}._depthwise_conv", f"{name}._bn1", side=side, stride=stride)
         self.project = Convolution(weights, f"{name}._project_conv", f"{name}._bn2", side=side, clip=False)
-        self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (n, channels, side, side) one block on."""
         wide = self.expand(x) if self.expand else x
         narrow: Tensor = self.project(self.filter(wide))
-        return narrow + x if self.skip else narrow
+        return narrow + x if narrow.shape == x.shape else narrow
 
 
 class Convolution(nn.Module):
@@ -90,11 +80,10 @@ class Convolution(nn.Module):
 
 def _blocks(weights: Mapping[str, Tensor]) -> Iterator[InvertedResidual]:
     side, index = _SIDE // 2, 0
-    for repeats, first_stride, before, after in _STAGES:
-        for repeat in range(repeats):
-            stride = 1 if repeat else first_stride
-            skip = stride == 1 and (repeat > 0 or before == after)
-            yield InvertedResidual(weights, f"_blocks.{index}", side=side, stride=stride, skip=skip)
+    for blocks, first_stride in _STAGES:
+        for block in range(blocks):
+            stride = 1 if block else first_stride
+            yield InvertedResidual(weights, f"_blocks.{index}", side=side, stride=stride)
             side, index = side // stride, index + 1
 
 
