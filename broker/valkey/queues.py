@@ -64,12 +64,6 @@ SESSION_REMEMBERED = 1200.0
 REMEMBERED_AT_MOST = 256
 """Ended sessions that are still checked: a network that breaks every second leaves one each time."""
 
-SESSION_RECENT = 60.0
-"""Seconds since its last renewal for which an ended session is checked each time; afterwards, seldom."""
-
-SELDOM = 10
-"""One in this many checks covers all ended sessions; the others cover the recent ones."""
-
 TAKES = "takes"
 """The list of the messages that a router takes together; there is another per level, for the messages it waits for."""
 
@@ -89,7 +83,6 @@ class Session:
     def __init__(self, connection: AsyncConnection, router: str) -> None:
         self._connection = connection
         self._router = router
-        self._looks = 0
         self._number = 0
         self._ahead = 0.0
         self.name, self._newborn, self._signed = "", True, -math.inf
@@ -140,13 +133,8 @@ class Session:
         await self._connection.run(Call("fleet/session_give_back", [ARRIVALS, *lists]))
 
     async def recover(self) -> int:
-        """Return the in-flight messages of other routers' ended sessions to the arrivals; returns their number.
-
-        A session that ended long ago is checked seldom.
-        """
-        self._looks += 1
-        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - SESSION_RECENT
-        sessions: list[Any] = await self._connection.call("ZRANGEBYSCORE", SESSIONS, oldest, "+inf")
+        """Return the in-flight messages of other routers' ended sessions to the arrivals; returns their number."""
+        sessions: list[Any] = await self._connection.call("ZRANGE", SESSIONS, 0, -1)
         names = [session.decode() for session in sessions]
         return await self._recover_all([name for name in names if name != self.name], remembered=SESSION_REMEMBERED)
 
