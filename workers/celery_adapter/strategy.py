@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -83,12 +83,12 @@ _propagates: ContextVar[bool] = ContextVar("propagates", default=False)
 
 
 @contextmanager
-def _propagating() -> Iterator[None]:
-    before = _propagates.set(True)
+def _within(variable: ContextVar[bool], value: bool) -> Iterator[None]:
+    before = variable.set(value)
     try:
         yield
     finally:
-        _propagates.reset(before)
+        variable.reset(before)
 
 
 def bind_context(app: Celery, context: WorkerContext) -> None:
@@ -267,7 +267,7 @@ class WriteOnceBackend(RedisBackend):
         """
         stored: Any = self.get_task_meta(job)
         context: Any = Context(fields | {STORED: True})
-        with _propagating():
+        with _within(_propagates, True):
             if stored["status"] == states.FAILURE:
                 self.mark_as_failure(job, stored["result"], request=context)
             elif stored["status"] in states.READY_STATES and context.chord:
@@ -283,7 +283,7 @@ class WriteOnceBackend(RedisBackend):
     ) -> None:
         """End a job as revoked, and its chord with it."""
         signed = isinstance(getattr(request, HEADER, None), Ticket)
-        with _propagating() if signed else nullcontext():
+        with _within(_propagates, True) if signed else nullcontext():
             super().mark_as_revoked(task_id, reason, request, store_result, state)
 
     def _store_as_celery(self, *args: Any, **kwargs: Any) -> None:
@@ -336,14 +336,9 @@ _bridged: ContextVar[bool] = ContextVar("bridged", default=False)
 """Whether what this thread sends follows from a job that came from RabbitMQ."""
 
 
-@contextmanager
-def sending_where_it_came_from(message: Message) -> Iterator[None]:
+def sending_where_it_came_from(message: Message) -> AbstractContextManager[None]:
     """Send what follows from the message's job to the server that the message came from."""
-    before = _bridged.set(bool(message.properties.get(BRIDGED)))
-    try:
-        yield
-    finally:
-        _bridged.reset(before)
+    return _within(_bridged, bool(message.properties.get(BRIDGED)))
 
 
 class BridgedAMQP(AMQP):
