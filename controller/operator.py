@@ -19,7 +19,7 @@ import aiohttp
 import kopf
 import msgspec
 
-from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end
+from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end, deletion_cost
 from controller.spec import HASH, ClassSpec, ClassStatus, active, pool_state, ready, status_of, trusts
 
 GROUP, VERSION, CLASSES = "taxiway.dev", "v1alpha1", "hardwareclasses"
@@ -32,6 +32,9 @@ _APIS = {
     CLASSES: f"/apis/{GROUP}/{VERSION}",
 }
 """Paths of the APIs that have the kinds of objects."""
+
+COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Of two pods, the one with less ends first when their ReplicaSet shrinks: in Kubernetes 1.22 and later."""
 
 Object = Mapping[str, Any]
 
@@ -81,6 +84,11 @@ class Cluster:
     async def scale(self, deployment: str, replicas: int) -> None:
         """Set the replicas of a Deployment."""
         await self._ask("PATCH", self._path("deployments", deployment, "scale"), {"spec": {"replicas": replicas}})
+
+    async def note_cost(self, pod: str, cost: int) -> None:
+        """Set which pod ends first when its ReplicaSet shrinks."""
+        path = self._path("pods", pod)
+        await self._ask("PATCH", path, {"metadata": {"annotations": {COST: str(cost)}}})
 
     async def write_status(self, name: str, status: Object) -> None:
         """Replace fields of the status of a HardwareClass."""
@@ -334,17 +342,19 @@ class Operator:
         """Delete the pods that lose least, before their Deployment shrinks and its ReplicaSet chooses by itself.
 
         A pod with which the ReplicaSet replaces one of these meanwhile is not ready, so that pod is deleted then. In
-        the middle of a rollout Kubernetes decides which of two ReplicaSets shrinks, and so which pods end.
+        the middle of a rollout Kubernetes decides which of two ReplicaSets shrinks, so it gets the pods' deletion
+        costs.
         """
-        if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
-            return
         try:
             endings = await self._routers.endings(spec.router)
         except UNANSWERED:
             return  # Kubernetes chooses
         lost = {pod["metadata"]["name"]: endings.get(pod["metadata"]["name"], PodLoss()) for pod in pods}
-        ending = cheapest_to_end(lost, set(ready(pods)), len(pods) - left)
-        await asyncio.gather(*map(self._cluster.end_pod, ending))
+        if len({pod["metadata"]["labels"].get(HASH) for pod in pods}) > 1:
+            await asyncio.gather(*(self._cluster.note_cost(name, deletion_cost(one)) for name, one in lost.items()))
+        else:
+            ending = cheapest_to_end(lost, set(ready(pods)), len(pods) - left)
+            await asyncio.gather(*map(self._cluster.end_pod, ending))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]]) -> None:

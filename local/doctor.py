@@ -28,6 +28,7 @@ from tasks.queues.endpoints import HOME, Endpoint
 from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
 from tasks.web import NO_ANSWER, ask
+from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
 from taxiway.errors import TaxiwayError
@@ -233,21 +234,53 @@ def site_key(environment: Mapping[str, str], made: Path | None) -> Iterator[Find
 
 
 def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]:
-    """The fleet's problems by its router; if none answers, its processes' problems."""
+    """The fleet's problems and how its placements held, by its router; if none answers, its processes' problems."""
     key = environment.get("TAXIWAY_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(*NO_ANSWER, msgspec.DecodeError):
         answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_ANSWER_WITHIN)
         if answer.ok:
-            return [problem(**one) for one in msgspec.json.decode(answer.body, type=_Reported).problems]
+            view = msgspec.json.decode(answer.body, type=_Reported)
+            return [*(problem(**one) for one in view.problems), *calibrations(view.classes)]
     logs = {process.name: process.log for process in fleet.processes}
     return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 
 
+class HeldBounds(msgspec.Struct):
+    """How the placements' "at most" held on a class, as in a router's view."""
+
+    jobs: int
+    held: float
+    taken: float
+
+
+class ClassReport(msgspec.Struct):
+    """The part of a class's view that tells how its placements held."""
+
+    bounds: HeldBounds | None = None
+
+
+HELD, TAKEN = 0.95, 1 / 3
+"""The least share of jobs that keep within "at most", and the least part of it that the median job takes."""
+
+
+def calibrations(classes: Mapping[str, ClassReport]) -> Iterator[Finding]:
+    """How the placements' "at most" held on each class that has ended enough jobs."""
+    for name, report in sorted(classes.items()):
+        bounds = report.bounds
+        if bounds is None or bounds.jobs < TELLING_JOBS:
+            continue
+        value = f"{bounds.held:.1%} of {bounds.jobs} jobs kept within, the median took {bounds.taken:.2f} of it"
+        sound = bounds.held >= HELD and bounds.taken >= TAKEN
+        remedy = f"expected {HELD:.0%} and {TAKEN:.2f}: measure the class again (taxiway profile)"
+        yield finding(f"at most of {name}", value, found=sound, remedy=remedy)
+
+
 class _Reported(msgspec.Struct):
-    """The part of a router's view of the fleet that tells of its problems."""
+    """The part of a router's view of the fleet that tells of its problems and of its placements."""
 
     problems: list[dict[str, str]] = []
+    classes: dict[str, ClassReport] = {}
 
 
 def processes(fleet: LocalFleet) -> Finding:

@@ -104,25 +104,30 @@ def _share(left: int, pool: PoolState, trust: PoolTrust) -> tuple[int, int]:
     return min(left, pool.most, pool.ready + max(pool.ready, 1)), running
 
 
+RUNNING, WARM, HELD = 1000, 10, 1
+"""Costs of stopping a pod: a running row is lost work and outweighs all else; a loaded variant took seconds to load; a
+held job returns to its queue."""
+
+MOST_WORKERS = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class PodLoss:
-    """What would be lost with a pod.
-
-    Running rows are lost work and outweigh all else, a loaded variant took seconds to load, and fetched jobs return to
-    their queue. A pod that drains ends first.
-    """
+    """What would be lost with a pod: rows on its device, variants that it has loaded, jobs that it fetched."""
 
     running: int = 0
     warm: int = 0
     held: int = 0
     draining: bool = False
 
-    @property
-    def cost(self) -> tuple[int, ...]:
-        """To be compared with another pod's."""
-        return not self.draining, self.running, self.warm, self.held
+
+def deletion_cost(pod: PodLoss) -> int:
+    """The value of the annotation `controller.kubernetes.io/pod-deletion-cost`. A pod that drains ends first."""
+    if pod.draining:
+        return -1
+    return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST_WORKERS)
 
 
 def cheapest_to_end(pods: Mapping[str, PodLoss], ready: Set[str], count: int) -> list[str]:
     """The names of the `count` pods that lose least; of equals, those that are not ready first."""
-    return sorted(pods, key=lambda name: (pods[name].cost, name in ready, name))[:count]
+    return sorted(pods, key=lambda name: (deletion_cost(pods[name]), name in ready, name))[:count]

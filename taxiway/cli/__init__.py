@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from taxiway.errors import (
     BrokerFullError,
@@ -133,6 +134,23 @@ def _unread(end: SystemExit) -> bool:
     return False
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the script as JSON.")
+@click.pass_context
+def completion(ctx: click.Context, *, shell: str, as_json: bool) -> None:
+    """Print SHELL's completion script. To use it now: `eval "$(taxiway completion bash)"`."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(ctx.find_root().command, {}, "taxiway", "_TAXIWAY_COMPLETE").source()
+    if as_json:
+        from taxiway.cli.address import print_json
+
+        print_json({"shell": shell, "script": script})
+        return
+    click.echo(script)
+
+
 COMMANDS = {
     "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
     "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
@@ -157,6 +175,7 @@ COMMANDS = {
     "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
     "diff-config": ("taxiway.cli.fleet", "Show what a history would have cost under another configuration."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
+    "completion": ("taxiway.cli", "Print a shell's completion script."),
 }
 """For each verb, the module with the command of the same name (`_` for `-`), and its help text."""
 

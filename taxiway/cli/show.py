@@ -346,7 +346,7 @@ def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
 USE = {"usd_per_million_input": "M in", "usd_per_million_output": "M out", "usd_per_request": "request"}
 """The prices of an endpoint's use, and what each is for: a million tokens of input or of output, or a request."""
 
-_TELLING_JOBS = 20
+TELLING_JOBS = 20
 """Fewest jobs whose share that kept within "at most" is shown."""
 
 
@@ -364,7 +364,7 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "devices": devices,
         "$/hour": facts["usd_per_hour"],
         **({"$ of use": use} if use else {}),
-        **({"at most": f"{bounds['held']:.0%} held"} if bounds and bounds["jobs"] >= _TELLING_JOBS else {}),
+        **({"at most": f"{bounds['held']:.0%} held"} if bounds and bounds["jobs"] >= TELLING_JOBS else {}),
     }
 
 

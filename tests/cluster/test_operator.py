@@ -18,6 +18,7 @@ from tests.cluster.control_plane import API, ControlPlane, Kubelets, add_node, u
 from tests.cluster.operating import Controller, Wishes, operated
 
 PODS = "/api/v1/namespaces/operated/pods"
+COST = "controller.kubernetes.io/pod-deletion-cost"
 L4, SPOT = "cloud.google.com/gke-accelerator", "cloud.google.com/gke-spot"
 VALUES: dict[str, Any] = yaml.safe_load(recorded("charts/values.yaml"))["operated"]
 QUIET = {"hardware": {name: {"scaling": {"minimum": 0}} for name in ("gpu.realtime", "gpu.spot")}}
@@ -157,6 +158,9 @@ def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wis
         assert ending <= {names[index] for index in (3, 2, 1)[:count]}
         return len(ending) == count
 
+    def costs() -> list[str | None]:
+        return [pod.get("annotations", {}).get(COST) for pod in there()]
+
     try:
         for name in names:  # a pod that ends stays to be seen
             fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": ["taxiway.test/seen"]}})
@@ -164,6 +168,10 @@ def test_the_pods_that_end_are_those_that_lose_least(fleet: Release, wishes: Wis
             wishes.wanted["gpu.realtime"] = left
             assert until(partial(ended, 4 - left)), controller.log
             settle(fleet, "gpu.realtime", left)
+        assert costs() == [None] * 4
+        fleet.plane.patch(f"{PODS}/{names[0]}", {"metadata": {"labels": {"pod-template-hash": "earlier"}}})
+        wishes.wanted["gpu.realtime"] = 1  # as in a rollout, its pods are of two ReplicaSets
+        assert until(lambda: costs()[:2] == ["4000", "20"]), controller.log
     finally:
         for name in names:
             fleet.plane.patch(f"{PODS}/{name}", {"metadata": {"finalizers": None}})

@@ -17,6 +17,7 @@ from api.operators.metrics import Latency, exposition
 from api.operators.problems import problems
 from api.operators.view import Calibration, ClassView, FleetView, PlannedCell, PlanView, calibration
 from api.routing.counters import LATELY, Counts, OutcomeCounters, RecentOutcomes
+from local.doctor import ClassReport, HeldBounds, calibrations
 from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Use, count, empty, held_of, median_of
 from tasks.topology import Price
 from tests.builders import a_device
@@ -256,3 +257,17 @@ def test_a_class_is_calibrated_by_what_all_its_live_workers_counted() -> None:
     assert calibration("cpu", [ended_in(0.4, 0.4, 2.0), ended_in(0.4)]) == Calibration(4, 0.75, 0.4167)
     assert calibration("cpu", [ended_in(), a_device("cpu")]) is None
     assert calibration("other", [ended_in(0.4)]) is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "found"),
+    [
+        (HeldBounds(100, 0.97, 0.5), [True]),
+        (HeldBounds(100, 0.9, 0.5), [False]),
+        (HeldBounds(100, 1.0, 0.2), [False]),
+        (HeldBounds(19, 0.5, 0.5), []),
+        (None, []),
+    ],
+)
+def test_the_doctor_finds_bounds_that_fail_or_say_nothing(bounds: HeldBounds | None, found: list[bool]) -> None:
+    assert [one.found for one in calibrations({"cpu": ClassReport(bounds)})] == found

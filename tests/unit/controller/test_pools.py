@@ -12,6 +12,7 @@ from controller.decide.pools import (
     PoolTrust,
     allot,
     cheapest_to_end,
+    deletion_cost,
 )
 
 RULES = PoolRules(stock_out=10, retry=30, hold=5)
@@ -108,10 +109,10 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
 
 @given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))
 def test_idle_pods_end_before_busy_and_cold_before_warm_ones(running: int, warm: int, held: int) -> None:
-    cost = PodLoss(running, warm, held).cost
-    assert PodLoss(running + 1, 0, 0).cost > cost
-    assert PodLoss(running, warm + 1, held).cost > cost
-    assert PodLoss(running, warm, held, draining=True).cost < PodLoss().cost
+    cost = deletion_cost(PodLoss(running, warm, held))
+    assert deletion_cost(PodLoss(running + 1, 0, 0)) > deletion_cost(PodLoss(running, warm, held))
+    assert deletion_cost(PodLoss(running, warm + 1, held)) > cost
+    assert deletion_cost(PodLoss(running, warm, held, draining=True)) < deletion_cost(PodLoss())
 
 
 pods = st.dictionaries(
@@ -136,4 +137,4 @@ def test_pods_that_end_lose_no_more_than_any_that_stays(
     staying = pods.keys() - set(ending)
     for end in ending:
         for stay in staying:
-            assert (pods[end].cost, end in ready) <= (pods[stay].cost, stay in ready)
+            assert (deletion_cost(pods[end]), end in ready) <= (deletion_cost(pods[stay]), stay in ready)
