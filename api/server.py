@@ -30,7 +30,7 @@ import uvicorn
 from api.errors import unforeseen
 from api.gate import Application, Receive, Send
 from tasks.queues.limits import Limits
-from taxiway.contract.peer_messages import MESSAGE, MOST_READ
+from taxiway.contract.peers import MESSAGE, MOST_READ
 
 HEAD = 2**16
 """Limit on a request's head, and on what follows the last chunk of a body, in bytes."""

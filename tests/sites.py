@@ -13,8 +13,7 @@ import redis
 
 import taxiway
 from tasks.settings import TREE, Settings
-from taxiway.contract.peer_messages import Outbox
-from taxiway.contract.peers import ToCaller, ToSite, encode_frames
+from taxiway.contract.peers import Outbox, ToCaller, ToSite, encode_frames
 from tests.builders import recorded
 from tests.cable import Cable
 from tests.routing import RouterProcess, eventually, router_process

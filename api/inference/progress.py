@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from taxiway.contract.deltas import Delta, OtherMessageError, SentMessage
 from taxiway.contract.job import Result
-from taxiway.contract.stream import TEXT, Piece, StreamEntry
+from taxiway.contract.stream import TEXT, Delta, OtherMessageError, Piece, SentMessage, StreamEntry
 from taxiway.errors import DeviceFaultError
 
 

@@ -22,9 +22,9 @@ from tasks.large_bodies import beside
 from tasks.queues.endpoints import HOME
 from tasks.ticket import job_id
 from taxiway.contract.job import Result
-from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
 from taxiway.contract.peers import (
     BESIDE,
+    MESSAGE,
     MOST_JOBS,
     MOST_OFFERS,
     OFFER_EVERY,
@@ -33,6 +33,8 @@ from taxiway.contract.peers import (
     VERSION,
     WRONG_FRAME,
     WRONG_VERSION,
+    Inbox,
+    Outbox,
     PeerAnswer,
     PeerCancel,
     PeerContent,

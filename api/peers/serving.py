@@ -14,8 +14,7 @@ import aiohttp
 
 from api.peers.connection import PeerConnection, PeerDesk, PeerError
 from tasks.queues.endpoints import Endpoint
-from taxiway.contract.peer_messages import MOST_READ
-from taxiway.contract.peers import PATH, VERSION, PeerServe, encode_frames
+from taxiway.contract.peers import MOST_READ, PATH, VERSION, PeerServe, encode_frames
 from taxiway.running import end
 from workers.endpoints.http import EndpointConfigError, headers_of, tls_context
 from workers.endpoints.site_line import bound_unsent

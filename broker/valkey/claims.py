@@ -11,9 +11,9 @@ import msgspec
 
 from broker.port import Holder
 from broker.valkey import Call, as_text, flat, packed
-from taxiway.contract.generation import NOTHING, CutGeneration, decode_kept
 from taxiway.contract.job import JobState, read_parts
 from taxiway.contract.keys import UNACKED, WORK, cancelled_channel, job_key, result_key
+from taxiway.contract.stream import NOTHING, CutGeneration, decode_kept
 from taxiway.errors import bounded
 
 

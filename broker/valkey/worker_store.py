@@ -35,7 +35,6 @@ from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
-from taxiway.contract.generation import CutGeneration, with_streamed
 from taxiway.contract.job import ResultMeta, RunProgress, celery_state, read_meta
 from taxiway.contract.keys import (
     DEAD,
@@ -49,7 +48,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
-from taxiway.contract.stream import KEEP, MOST_PIECES, Piece, read_entries
+from taxiway.contract.stream import KEEP, MOST_PIECES, CutGeneration, Piece, read_entries, with_streamed
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors, stored

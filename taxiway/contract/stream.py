@@ -14,9 +14,109 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from taxiway.contract.deltas import Delta
-from taxiway.contract.job import Result, RunProgress, read_progress
+from taxiway.contract.job import GenerationPart, Result, RunProgress, Tokens, read_progress
 from taxiway.running import end
+
+Delta = Mapping[str, Any]
+"""New parts of a chat's message by name, as an engine sends them.
+
+They are texts (`TEXTS`), `tool_calls` in OpenAI's form, each with its `index` and a piece of its arguments, and in
+`logprobs` a list of facts about tokens. Source: https://platform.openai.com/docs/api-reference/chat/streaming.
+"""
+
+TEXTS = ("reasoning_content", "content", "refusal")
+"""The texts of a message, in the order in which models send them."""
+
+
+class OtherMessageError(ValueError):
+    """A message does not begin with what was sent of it."""
+
+
+class SentMessage:
+    """What was sent of a message so far."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[Any] = []
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}  # without their functions
+        self._functions: dict[int, dict[str, list[str]]] = {}  # in pieces: joining at each would take quadratic time
+
+    def add(self, delta: Delta) -> None:
+        """Take in the next part."""
+        for name in TEXTS:
+            if text := delta.get(name):
+                self._texts.setdefault(name, []).append(text)
+        for call in delta.get("tool_calls") or ():
+            self._add_call(call)
+        self.logprobs += delta.get("logprobs") or ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has no more than its content."""
+        return not (self.logprobs or self._calls or self._texts.keys() - {"content"})
+
+    def text(self, name: str) -> str:
+        """A text of it."""
+        return "".join(self._texts.get(name, ()))
+
+    def call(self, index: int) -> dict[str, Any]:
+        """The tool call of that index."""
+        function = {name: "".join(pieces) for name, pieces in self._functions[index].items()}
+        return {**self._calls[index], "function": function}
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Its tool calls."""
+        return [self.call(index) for index in sorted(self._calls)]
+
+    def rest(self, whole: Mapping[str, Any]) -> Delta:
+        """What the whole message has more; empty if all of it was sent.
+
+        Raises:
+            OtherMessageError: it does not begin with what was sent.
+        """
+        delta: dict[str, Any] = {}
+        for name in TEXTS:
+            if more := _after(self.text(name), whole.get(name) or ""):
+                delta[name] = more
+        if calls := [*self._rest_of_calls(whole.get("tool_calls") or ())]:
+            delta["tool_calls"] = calls
+        tokens = (whole.get("logprobs") or {}).get("content") or []
+        if more_tokens := tokens[len(self.logprobs) :]:
+            delta["logprobs"] = more_tokens
+        return delta
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        index = call.get("index", 0)
+        whole = self._calls.setdefault(index, {"id": "", "type": "function"})
+        whole |= {name: call[name] for name in ("id", "type") if call.get(name)}
+        function = self._functions.setdefault(index, {})
+        for name, value in (call.get("function") or {}).items():
+            if isinstance(value, str):
+                function.setdefault(name, []).append(value)
+
+    def _rest_of_calls(self, calls: Any) -> Iterator[dict[str, Any]]:
+        if len(calls) <= max(self._calls, default=-1):
+            raise OtherMessageError("it has fewer tool calls")
+        for index, call in enumerate(calls):
+            if index not in self._calls:
+                yield {"index": index, **call}
+            elif self._calls[index]["id"] != call.get("id"):
+                raise OtherMessageError("its tool calls are others")
+            elif more := _rest_of(self.call(index)["function"], call.get("function") or {}):
+                yield {"index": index, "function": more}
+
+
+def _rest_of(sent: Mapping[str, str], function: Mapping[str, str]) -> dict[str, str]:
+    rest = {name: _after(sent.get(name, ""), text) for name, text in function.items()}
+    return {name: more for name, more in rest.items() if more or name not in sent}
+
+
+def _after(sent: str, text: str) -> str:
+    if not text.startswith(sent):
+        raise OtherMessageError("its text is another one")
+    return text[len(sent) :]
+
 
 TEXT = "text"
 """The output that is streamed."""
@@ -244,3 +344,54 @@ def read_position(text: str) -> Position:
 
 def _checksum(text: str, before: int = 0) -> int:
     return zlib.crc32(text.encode(errors="replace"), before)
+
+
+class CutGeneration(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of the answer of a generation that is cut and goes on.
+
+    A *part* is one run on one endpoint. The *seam* between two parts is where the first was cut: the next one reads
+    prompt and text, and goes on after it, or begins again if the endpoint cannot.
+    """
+
+    attempt: int = 0
+    """The number of the claim that wrote it."""
+    text: str = ""
+    tokens: int = 0
+    """The text's length."""
+    seed: int | None = None
+    """The request's own."""
+    parts: tuple[GenerationPart, ...] = ()
+    """The runs so far."""
+
+
+NOTHING = CutGeneration()
+"""What is kept of an answer that begins."""
+
+decode_kept = msgspec.json.Decoder(CutGeneration).decode
+
+
+def total(parts: Iterable[GenerationPart]) -> Tokens:
+    """The tokens that parts used."""
+    used = Tokens()
+    for part in parts:
+        used = used.plus(part.tokens)
+    return used
+
+
+def with_streamed(kept: CutGeneration, pieces: Iterable[Piece]) -> CutGeneration:
+    """What is kept, and what readers got of the answer beyond that, by the pieces of its stream in order.
+
+    A worker that is lost may have sent text that it had not kept. Its reader goes on from there, so the next part must.
+    A stream that has more than text, or lacks some, adds nothing.
+    """
+    attempt, text, tokens = kept.attempt, kept.text, kept.tokens
+    for piece in pieces:
+        if piece.row or piece.beside:
+            return kept
+        if piece.attempt > attempt:
+            attempt, text, tokens = piece.attempt, "", 0
+        end = piece.at + len(piece.text)
+        if piece.attempt == attempt and piece.at <= len(text) < end and piece.tokens:
+            text, tokens = text[: piece.at] + piece.text, piece.tokens
+    more = attempt > kept.attempt or len(text) > len(kept.text)
+    return msgspec.structs.replace(kept, attempt=attempt, text=text, tokens=tokens) if more and text else kept

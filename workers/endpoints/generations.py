@@ -15,8 +15,8 @@ from tasks.heartbeat import Yieldable, three_digits
 from tasks.models.model import Profile
 from tasks.models.profiles import ANSWER_BOUND
 from taxiway.backoff import Outage
-from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import GenerationPart
+from taxiway.contract.stream import CutGeneration
 from taxiway.errors import BrokerUnavailableError
 from workers.device import Device
 from workers.endpoints.capacity import EndpointUse, Seat

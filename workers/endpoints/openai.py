@@ -21,10 +21,9 @@ from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, characters
 from tasks.models.discovered import Announced
 from tasks.models.profiles import ANSWER_BOUND
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
-from taxiway.contract.deltas import Delta, SentMessage
-from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.server_events import EventParser, EventTooLargeError
+from taxiway.contract.stream import NOTHING, CutGeneration, Delta, SentMessage
 from taxiway.errors import cut, wrong_field
 from workers.endpoints.plain_text import PlainText, is_plain, streamed
 from workers.endpoints.protocol import (

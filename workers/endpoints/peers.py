@@ -25,10 +25,10 @@ from tasks.heartbeat import PeerFacts, three_digits
 from tasks.queues.endpoints import Endpoint
 from tasks.queues.receipts import Verify
 from taxiway.contract.job import Tokens
-from taxiway.contract.peer_messages import MOST_READ
 from taxiway.contract.peers import (
     BESIDE,
     LINE,
+    MOST_READ,
     PATH,
     STALE,
     VERSION,

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from tasks.models.chats import ROLES, honoured
-from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
+from taxiway.contract.stream import CutGeneration
 from workers.endpoints.protocol import AnswerReader, Continuing, EngineRequest, decoded
 
 LLAMA_CPP, VLLM, SGLANG = "llamacpp", "vllm", "sglang"

@@ -15,10 +15,9 @@ import msgspec
 
 from tasks.models.discovered import Announced
 from tasks.models.model import Model, Variant
-from taxiway.contract.deltas import Delta
-from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.sealed import Sealed
+from taxiway.contract.stream import CutGeneration, Delta
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 from workers.port import Item, Row
 

@@ -9,10 +9,12 @@ from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 
 import aiohttp
 
-from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
 from taxiway.contract.peers import (
     BESIDE,
+    MESSAGE,
     STALE,
+    Inbox,
+    Outbox,
     PeerHello,
     ToCaller,
     ToSite,

@@ -26,11 +26,9 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
 from tasks.queues.endpoints import Endpoint
-from taxiway.contract.deltas import Delta
-from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.keys import learned_key
-from taxiway.contract.stream import Piece
+from taxiway.contract.stream import NOTHING, CutGeneration, Delta, Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
 from workers.endpoints.capacity import EndpointUse, RateGate, pieces_of

@@ -15,9 +15,9 @@ from tasks.models.model import Model
 from tasks.models.profiles import ANSWER_BOUND, generates
 from tasks.models.sizes import measured
 from tasks.models.tensor_spec import TensorSpec
-from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.limits import check_values
 from taxiway.contract.peers import PATH, PeerAnswer, PeerContent, PeerPiece
+from taxiway.contract.stream import Delta, SentMessage
 from taxiway.contract.values import DATATYPES, is_tensor, raw_bytes, to_array
 from taxiway.errors import TaxiwayError
 from workers.endpoints.protocol import AnswerReader, AskItem, Discovery, EngineRequest, ServedModel, malformed

@@ -26,9 +26,9 @@ from tasks.heartbeat import is_emulated, variant_key
 from tasks.models.profiles import generates, length_of
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.backoff import Outage
-from taxiway.contract.generation import total
 from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
 from taxiway.contract.limits import LARGE, check_depth
+from taxiway.contract.stream import total
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import (
     BrokerUnavailableError,

@@ -16,10 +16,10 @@ from tasks.models.model import Model
 from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
-from taxiway.contract.generation import NOTHING, CutGeneration
 from taxiway.contract.job import GenerationPart, Result, RunProgress, Tokens
 from taxiway.contract.limits import Buffer
 from taxiway.contract.sealed import Sealed
+from taxiway.contract.stream import NOTHING, CutGeneration
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.port import Item, Row

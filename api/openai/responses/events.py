@@ -26,8 +26,8 @@ from api.openai.responses.response import (
     restarted,
     succeeded,
 )
-from taxiway.contract.deltas import Delta, SentMessage
 from taxiway.contract.job import Result
+from taxiway.contract.stream import Delta, SentMessage
 from taxiway.errors import TaxiwayError
 
 _encode = msgspec.json.Encoder().encode

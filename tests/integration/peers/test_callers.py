@@ -12,15 +12,16 @@ import msgspec
 import pytest
 
 from taxiway.contract.keys import job_key, line_key
-from taxiway.contract.peer_messages import MESSAGE, Inbox
 from taxiway.contract.peers import (
     BESIDE,
     LINE,
+    MESSAGE,
     MOST_JOBS,
     PATH,
     VERSION,
     WRONG_FRAME,
     WRONG_VERSION,
+    Inbox,
     PeerAnswer,
     PeerCancel,
     PeerContent,

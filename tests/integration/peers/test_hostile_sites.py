@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tasks.site_key import public_text
 from taxiway.contract.job import Result, Tokens
-from taxiway.contract.peer_messages import Inbox
 from taxiway.contract.peers import (
     PATH,
     VERSION,
+    Inbox,
     PeerAnswer,
     PeerFailure,
     PeerHello,

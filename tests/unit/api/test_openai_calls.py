@@ -26,10 +26,9 @@ from tasks.models.model import parse_model
 from tasks.queues.limits import Limits
 from tasks.topology import Service, Topology, parse_topology
 from taxiway import errors
-from taxiway.contract.deltas import TEXTS, OtherMessageError, SentMessage
 from taxiway.contract.job import Result
 from taxiway.contract.request import parse_terms
-from taxiway.contract.stream import Piece
+from taxiway.contract.stream import TEXTS, OtherMessageError, Piece, SentMessage
 from tests.builders import ENGINE_MODELS, a_report
 from tests.unit.strategies import json_values
 from tests.unit.tasks.test_topology import TEXT

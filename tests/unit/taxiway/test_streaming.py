@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taxiway.contract.generation import CutGeneration, total, with_streamed
 from taxiway.contract.job import GenerationPart, Result, Tokens
-from taxiway.contract.peer_messages import MESSAGE, Inbox, Outbox
 from taxiway.contract.peers import (
+    MESSAGE,
+    Inbox,
+    Outbox,
     PeerPart,
     PeerPiece,
     ToCaller,
@@ -22,7 +23,17 @@ from taxiway.contract.peers import (
     read_to_caller,
 )
 from taxiway.contract.server_events import EventParser, EventTooLargeError, ServerEvent
-from taxiway.contract.stream import Lost, Piece, Progress, Restarted, read_piece, read_position
+from taxiway.contract.stream import (
+    CutGeneration,
+    Lost,
+    Piece,
+    Progress,
+    Restarted,
+    read_piece,
+    read_position,
+    total,
+    with_streamed,
+)
 from tests.builders import a_result
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.tensor_spec import TensorSpec
-from taxiway.contract.generation import CutGeneration
 from taxiway.contract.job import Tokens
 from taxiway.contract.peers import PeerAnswer, PeerPiece
+from taxiway.contract.stream import CutGeneration
 from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError
 from tests.builders import a_text_model
