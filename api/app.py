@@ -13,7 +13,6 @@ from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, guard
 from api.inference import model_endpoints as models
 from api.inference.infer import Front, Traced
-from api.jobs import StoredDeadLetters
 from api.keys_file import KeyFile
 from api.objects import endpoints as stored
 from api.objects import webhook_endpoints as webhooks
@@ -27,7 +26,7 @@ from api.paths import Divided, Named
 from api.peers.connection import PeerDesk
 from api.peers.socket import WithPeers
 from api.routing.router import HttpRouter
-from api.services import SERVICES, Services
+from api.services import SERVICES
 from taxiway.contract.peers import WaitingLine
 from taxiway.errors import TaxiwayError
 from taxiway.release import release
@@ -66,7 +65,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
     )
     inference = store.inference
     app.state[described.VERSION] = release()
-    app.state[SERVICES] = Services(router, inference, StoredDeadLetters(router), store)
+    app.state[SERVICES] = store
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from litestar import Response
 
 from api.gate import AnyRequest, caller_of
-from api.jobs import Jobs, StoredDeadLetters
+from api.jobs import Jobs
 from api.routing.router import HttpRouter
 
 if TYPE_CHECKING:
-    from api.inference.infer import Inference
     from api.objects.stored import StoredObjects
 
 JsonResponse = Response[dict[str, Any]]
 
 SERVICES = "services"
-"""Where the application keeps its `Services`."""
+"""Where the application keeps what `services_of` gives."""
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the endpoints need."""
-
-    router: HttpRouter
-    inference: Inference
-    dead: StoredDeadLetters
-    stored: StoredObjects
-
-
-def services_of(request: AnyRequest) -> Services:
-    """What the application keeps."""
-    services: Services = request.app.state[SERVICES]
+def services_of(request: AnyRequest) -> StoredObjects:
+    """What the endpoints need besides the request."""
+    services: StoredObjects = request.app.state[SERVICES]
     return services
 
 

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -29,7 +28,6 @@ from api.objects.batches import (
     LineError,
     answered,
     decode_batch,
-    decode_lease,
     digest_of,
     key_of,
     lines_of,
@@ -41,7 +39,6 @@ from api.openai.answers import AnswerHead
 from api.openai.calls import awaited
 from api.openai.requests import service_of, tier_for_later, tier_of
 from api.openai_errors import JOB, code_of, param_of
-from api.routing.router import HttpRouter
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
 from tasks.large_bodies import beside
 from tasks.ticket import job_id
@@ -87,45 +84,13 @@ class _LostError(Exception):
     """Another router owns the batch now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What the work on a batch needs of its router. The bytes of running lines count as request bodies, too."""
-
-    router: HttpRouter
-    inference: Inference
-    objects: Objects
-    contents: Contents
-    bodies: Bodies
-    lines: LineWindow
-
-    def begins(self, tenant: str, size: int, expected: int) -> bool:
-        """Whether a line may begin that has `size` bytes, and its answer as expected; it is counted until `ended`."""
-        if not self.lines.fits(tenant, size + expected):
-            return False
-        try:
-            self.bodies.take(tenant, size)
-        except FleetUnavailable:
-            return False
-        self.lines.add(tenant, size + expected)
-        return True
-
-    def ended(self, tenant: str, size: int, expected: int, answer: int) -> None:
-        """Count a line no more, but the bytes of its answer, until they are written."""
-        self.bodies.give_back(tenant, size)
-        self.lines.add(tenant, answer - size - expected)
-
-    async def closed(self, batch: Batch) -> None:
-        """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
-        await self.contents.delete_below(f"batches/{batch.id}/")
-        await self.router.registry.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
-        await self.objects.close_batch(batch.id, batch.tenant, batch.ended_at)
-
-
 class BatchRunner:
-    """Works on the open batches, of all tenants in turn."""
+    """Works on the open batches, of all tenants in turn. The bytes of running lines count as request bodies, too."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, inference: Inference, objects: Objects, contents: Contents, bodies: Bodies) -> None:
+        self.router, self.inference, self.objects, self.contents = inference.router, inference, objects, contents
+        self.lines = LineWindow(WINDOW_BYTES)
+        self._bodies = bodies
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._works: dict[str, _Work] = {}  # of the tasks that have begun
         self._since: dict[str, float] = {}  # when the work on a batch began, or its wait
@@ -135,6 +100,28 @@ class BatchRunner:
     def wake(self) -> None:
         """Signal that there is a new batch, or one to be cancelled."""
         self._woken.set()
+
+    def begins(self, tenant: str, size: int, expected: int) -> bool:
+        """Whether a line may begin that has `size` bytes, and its answer as expected; it is counted until `ended`."""
+        if not self.lines.fits(tenant, size + expected):
+            return False
+        try:
+            self._bodies.take(tenant, size)
+        except FleetUnavailable:
+            return False
+        self.lines.add(tenant, size + expected)
+        return True
+
+    def ended(self, tenant: str, size: int, expected: int, answer: int) -> None:
+        """Count a line no more, but the bytes of its answer, until they are written."""
+        self._bodies.give_back(tenant, size)
+        self.lines.add(tenant, answer - size - expected)
+
+    async def closed(self, batch: Batch) -> None:
+        """Announce a batch's end, then record it: a router that dies in between leaves both to another one."""
+        await self.contents.delete_below(f"batches/{batch.id}/")
+        await self.router.registry.announce("batch", batch.status, batch.id, batch.tenant, batch.webhook)
+        await self.objects.close_batch(batch.id, batch.tenant, batch.ended_at)
 
     async def run(self) -> None:
         """Work until cancelled; another router continues what this one leaves."""
@@ -151,14 +138,14 @@ class BatchRunner:
     async def _look(self) -> None:
         """Begin the work on those batches whose turn it is, and leave the others."""
         self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
-        if self._desk.router.leaving:
+        if self.router.leaving:
             return
         now = asyncio.get_running_loop().time()
-        tenants = dict(await self._desk.objects.open_batches())
+        tenants = dict(await self.objects.open_batches())
         self._since = {name: self._since.get(name, now) for name in tenants}
         self._later = {name: until for name, until in self._later.items() if until > now and name in tenants}
         turns = await self._turns(tenants, now)
-        self._desk.lines.tenants = len({tenants[name] for name in turns})
+        self.lines.tenants = len({tenants[name] for name in turns})
         for name, raw in turns.items():
             if name not in self._tasks:
                 self._since[name] = now
@@ -188,18 +175,18 @@ class BatchRunner:
 
     async def _free(self, name: str, tenant: str) -> bytes:
         """A batch as it is stored; empty if another router works on it, or it was deleted."""
-        objects, now = self._desk.objects, self._desk.router.store.clock.now()
+        objects, now = self.objects, self.router.store.clock.now()
         try:
             raw = await objects.get("batch", name, None)
         except UnknownObjectError:
             await objects.close_batch(name, tenant, now)
             return b""
-        held = decode_lease(raw)
-        return b"" if held.owner not in ("", self._desk.router.name) and held.lease > now else raw
+        held = decode_batch(raw)
+        return b"" if held.owner not in ("", self.router.name) and held.lease > now else raw
 
     async def _work(self, name: str, raw: bytes) -> None:
         try:
-            work = self._works[name] = _Work(raw, self._desk)
+            work = self._works[name] = _Work(raw, self)
             await work.run()
         except (_LostError, FleetUnavailable, UnknownObjectError) as error:
             logger.info("batch left", extra={"batch": name, "error": str(error)})
@@ -213,13 +200,10 @@ class BatchRunner:
 class _Work:
     """This router's work on one batch."""
 
-    def __init__(self, raw: bytes, desk: Desk) -> None:
+    def __init__(self, raw: bytes, runner: BatchRunner) -> None:
         self._raw = raw
-        self._desk = desk
-        self._router = desk.router
-        self._inference = desk.inference
-        self._objects = desk.objects
-        self._contents = desk.contents
+        self._runner = runner
+        self._router, self._objects, self._contents = runner.router, runner.objects, runner.contents
         self._writing = asyncio.Lock()
         self._jobs: set[str] = set()  # that run now
         self._flushed = 0.0
@@ -230,7 +214,7 @@ class _Work:
     async def run(self) -> None:
         """Bring the batch to its end, unless another router has it."""
         if self.batch.status in ENDED:  # its router died before it was closed
-            await self._desk.closed(self.batch)
+            await self._runner.closed(self.batch)
             return
         await self._change(owner=self._router.name)
         try:
@@ -244,7 +228,7 @@ class _Work:
         except FileNotFoundError:
             error = LineError("invalid_file", "the answers that were written are not there")
             await self._change(status="failed", errors=[error], ended_at=self._now())
-        await self._desk.closed(self.batch)
+        await self._runner.closed(self.batch)
 
     async def _advance(self) -> None:
         if self.batch.status == "validating":
@@ -363,7 +347,7 @@ class _Work:
             await self._end_lines(waiting, part)
         finally:
             await end(waiting)
-            self._desk.lines.add(self.batch.tenant, -self._unwritten)
+            self._runner.lines.add(self.batch.tenant, -self._unwritten)
             self._unwritten = 0
 
     async def _end_lines(self, waiting: _Window, part: list[EndedLine]) -> None:
@@ -429,14 +413,14 @@ class _Work:
         return self._largest or _ANSWER_BYTES
 
     def _begins(self, text: bytes) -> bool:
-        return self._desk.begins(self.batch.tenant, len(text), self._expected)
+        return self._runner.begins(self.batch.tenant, len(text), self._expected)
 
     def _ended(self, size: int, expected: int, line: asyncio.Task[EndedLine]) -> None:
         """Count a line of `size` bytes no more, but its answer."""
         answer = 0 if line.cancelled() or line.exception() else len(line.result().written)
         self._unwritten += answer
         self._largest = max(self._largest, answer)
-        self._desk.ended(self.batch.tenant, size, expected, answer)
+        self._runner.ended(self.batch.tenant, size, expected, answer)
 
     async def _flush(self, part: list[EndedLine]) -> None:
         """Write the lines as a part, then name it in the batch."""
@@ -462,7 +446,7 @@ class _Work:
         )
         written = sum(len(one.written) for one in part)
         self._unwritten -= written
-        self._desk.lines.add(batch.tenant, -written)
+        self._runner.lines.add(batch.tenant, -written)
         part.clear()
 
     async def _answer(self, text: bytes) -> EndedLine:
@@ -508,7 +492,7 @@ class _Work:
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result | FleetUnavailable]:
         """The job of a request, and its result: also the fleet's error that it ended with, as its key has no other."""
-        with contextlib.closing(await self._inference.run(request, size, notify=False)) as running:
+        with contextlib.closing(await self._runner.inference.run(request, size, notify=False)) as running:
             self._jobs.add(running.job)
             meta = None
             try:
@@ -516,7 +500,7 @@ class _Work:
                 if meta is None:
                     raise BrokerUnavailableError("the router stops")
                 self._jobs.discard(running.job)
-                return running.job, await self._inference.result(meta)
+                return running.job, await self._runner.inference.result(meta)
             except TaxiwayError as error:
                 error.details.setdefault(JOB, running.job)
                 if isinstance(error, FleetUnavailable) and meta is not None and not is_answer(meta):

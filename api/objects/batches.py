@@ -110,13 +110,6 @@ REFUSED_TERMS = {
 """Terms that a batch does not have, and what is expected instead."""
 
 
-class BatchLease(msgspec.Struct, frozen=True):
-    """The router that works on a batch, until then."""
-
-    owner: str = ""
-    lease: float = 0.0
-
-
 class BatchCall(msgspec.Struct, frozen=True):
     """The body of a request for a batch."""
 
@@ -128,7 +121,6 @@ class BatchCall(msgspec.Struct, frozen=True):
 
 
 decode_batch = msgspec.json.Decoder(Batch).decode
-decode_lease = msgspec.json.Decoder(BatchLease).decode
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -175,7 +175,7 @@ class FileOperation(Operation):
 )
 async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
-    stored = services_of(request).stored
+    stored = services_of(request)
     form, name, now = _Form(request), new_name("file-"), stored.router.store.clock.stored_now()
     purpose = await form.begin()
     await stored.objects.expect_content(name, now)
@@ -201,7 +201,7 @@ async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None
 
 async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
     """The file in a form, once its content is written."""
-    stored, tenant = services_of(request).stored, owner_of(tenant_of(request))
+    stored, tenant = services_of(request), owner_of(tenant_of(request))
     now, room = int(stored.router.store.clock.stored_now()), await stored.objects.room(tenant)
     most = (stored.limit, "file") if stored.limit <= room else (room, "files")
     size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
@@ -226,7 +226,7 @@ async def files(
     purpose: _Purpose = "",
 ) -> Response[bytes]:
     """The caller's files, latest first."""
-    objects, owner = services_of(request).stored.objects, owner_of(tenant_of(request))
+    objects, owner = services_of(request).objects, owner_of(tenant_of(request))
     records: list[FileRecord] = []
     more = True
     while more and len(records) <= limit:  # some of what is stored is not listed
@@ -247,7 +247,7 @@ async def file(request: AnyRequest, file: str) -> Response[bytes]:
 @deletes("/v1/files/{file:str}", opt=needs("submit"), responses=openai_answers(Deleted, 404, 503))
 async def file_delete(request: AnyRequest, file: str) -> Response[bytes]:
     """Delete a file."""
-    stored, record = services_of(request).stored, await _file(request, file)
+    stored, record = services_of(request), await _file(request, file)
     await stored.objects.delete("file", file, record.tenant, record.bytes)
     await stored.contents.delete(file_path(file))
     return json_answer(Deleted(id=file, object="file"))
@@ -265,7 +265,7 @@ async def _content(
     request: AnyRequest, path: str, gone: UnknownObjectError, headers: Mapping[str, str] | None = None
 ) -> Stream:
     """The content under a path; raises `gone` if nothing is there."""
-    pieces = services_of(request).stored.contents.read(path)
+    pieces = services_of(request).contents.read(path)
     try:
         first = await anext(pieces, b"")
     except FileNotFoundError as error:
@@ -290,7 +290,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
     fields, call = read_fields(await request.body(), BatchCall, 10_000)
     seconds = window_of(call.completion_window)
     check_endpoint(call.endpoint, router_of(request).rules)
-    stored, record = services_of(request).stored, await _file(request, call.input_file_id)
+    stored, record = services_of(request), await _file(request, call.input_file_id)
     terms = _terms(request, fields)
     webhook = terms.pop("webhook", None)
     stored.router.rules.webhooks.notified("batch", record.tenant, webhook)  # it must be there
@@ -317,7 +317,7 @@ async def batch_create(request: AnyRequest) -> Response[bytes]:
 @get("/v1/batches", opt=needs("read"), responses=openai_answers(Page, 400, 503))
 async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "") -> Response[bytes]:
     """The caller's batches, latest first."""
-    found, more = await services_of(request).stored.objects.page(
+    found, more = await services_of(request).objects.page(
         "batch", owner_of(tenant_of(request)), after=after, most=limit, latest_first=True
     )
     return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
@@ -347,13 +347,13 @@ async def batch_part(request: AnyRequest, batch: str, number: int) -> Stream:
 
 
 async def _batch(request: AnyRequest, batch: str) -> Batch:
-    return decode_batch(await services_of(request).stored.objects.get("batch", batch, tenant_of(request)))
+    return decode_batch(await services_of(request).objects.get("batch", batch, tenant_of(request)))
 
 
 @posts("/v1/batches/{batch:str}/cancel", opt=needs("submit"), responses=openai_answers(BatchAnswer, 404, 503))
 async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
     """Cancel a batch: its answers so far are kept. A batch that has ended is left unchanged."""
-    stored = services_of(request).stored
+    stored = services_of(request)
     now = int(stored.router.store.clock.stored_now())
 
     def cancel(raw: bytes) -> Batch:
@@ -370,7 +370,7 @@ async def batch_cancel(request: AnyRequest, batch: str) -> Response[bytes]:
 @deletes("/v1/batches/{batch:str}", opt=needs("submit"), responses=openai_answers(Deleted, 400, 404, 503))
 async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     """Delete a batch that has ended; its files stay."""
-    objects, found = services_of(request).stored.objects, await _batch(request, batch)
+    objects, found = services_of(request).objects, await _batch(request, batch)
     if found.status not in ENDED:
         raise wrong_field("batch_id", "a batch that has ended: cancel it first", found.status)
     await objects.delete("batch", batch, found.tenant)
@@ -487,7 +487,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _file(request: AnyRequest, name: str) -> FileRecord:
     """A file of the caller's that has not expired."""
-    record = decode_file(await services_of(request).stored.objects.get("file", name, tenant_of(request)))
+    record = decode_file(await services_of(request).objects.get("file", name, tenant_of(request)))
     if _is_over(request, record):
         raise UnknownObjectError(f"file {quoted(name)} has expired", file=name)
     return record

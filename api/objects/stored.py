@@ -10,8 +10,7 @@ from math import inf
 
 from api.access import Bodies
 from api.inference.infer import Inference
-from api.objects.batch_runner import WINDOW_BYTES, BatchRunner, Desk
-from api.objects.batch_turns import LineWindow
+from api.objects.batch_runner import BatchRunner
 from api.openai.responses.stored import Responses
 from api.routing.router import HttpRouter
 from api.storage.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
@@ -38,8 +37,7 @@ class StoredObjects:
         self.contents = open_contents(place)
         self.inference = Inference(router)
         self.bodies = Bodies(router.rules.topology)
-        lines = LineWindow(WINDOW_BYTES)
-        self.runner = BatchRunner(Desk(router, self.inference, self.objects, self.contents, self.bodies, lines))
+        self.runner = BatchRunner(self.inference, self.objects, self.contents, self.bodies)
         self.responses = Responses(self.inference, self.objects)
         self.limit = int(router.rules.topology.limits.file)
         self._running: list[asyncio.Task[None]] = []

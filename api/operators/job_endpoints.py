@@ -12,6 +12,7 @@ from litestar.params import Parameter, QueryParameter
 from api.described import ASKED, FIELDS, KEYED, RUN, answers, deletes, posts
 from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_terms
 from api.inference.protocol import InferAnswer
+from api.jobs import StoredDeadLetters
 from api.services import JsonResponse, jobs_of, router_of, services_of
 from taxiway.contract.job import JobFailure, JobRecord, JobStatus
 from taxiway.contract.request import TERMS
@@ -111,26 +112,26 @@ async def dead_list(request: AnyRequest, most: int = LISTED_DEAD_LETTERS // 10) 
     """Dead letters, latest first, up to `most`."""
     if not 0 < most <= LISTED_DEAD_LETTERS:
         raise wrong_field("most", f"1 to {LISTED_DEAD_LETTERS}", most)
-    return json_answer({"letters": await services_of(request).dead.list(most)})
+    return json_answer({"letters": await StoredDeadLetters(router_of(request)).list(most)})
 
 
 @get("/v2/dead/{dead_letter:str}", responses=_DEAD)
 async def dead_show(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """One dead letter with its message."""
-    return json_answer(await services_of(request).dead.show(dead_letter))
+    return json_answer(await StoredDeadLetters(router_of(request)).show(dead_letter))
 
 
 @posts("/v2/dead/{dead_letter:str}/replay", responses=_DEAD)
 async def dead_replay(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """Run a dead letter's job again, under its own terms."""
     take_terms(request.scope, {}, dict.fromkeys(TERMS, "none, as the job keeps its own"))
-    return json_answer({"id": dead_letter, "job": await services_of(request).dead.replay(dead_letter)})
+    return json_answer({"id": dead_letter, "job": await StoredDeadLetters(router_of(request)).replay(dead_letter)})
 
 
 @deletes("/v2/dead/{dead_letter:str}", responses=_DEAD)
 async def dead_drop(request: AnyRequest, dead_letter: str) -> Response[bytes]:
     """Delete a dead letter."""
-    await services_of(request).dead.drop(dead_letter)
+    await StoredDeadLetters(router_of(request)).drop(dead_letter)
     return json_answer({"id": dead_letter, "dropped": True})
 
 

@@ -199,7 +199,7 @@ class _Making:
 
 
 def _responses(request: AnyRequest) -> Responses:
-    return services_of(request).stored.responses
+    return services_of(request).responses
 
 
 def _now(request: AnyRequest) -> int:

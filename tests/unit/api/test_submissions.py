@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from api.access import Bodies
 from api.inference.infer import Inference
-from api.objects.batch_runner import BatchRunner, Desk
+from api.objects.batch_runner import BatchRunner
 from api.objects.batch_turns import TURN_SECONDS, LineWindow, OpenBatch, next_batches
 from api.openai.answers import AnswerHead
 from api.openai.requests import read_call
@@ -237,7 +237,7 @@ async def test_a_batch_that_cannot_be_read_stays_open_unless_it_was_deleted(reas
 
     unused = cast(Any, None)
     router = SimpleNamespace(leaving=False, store=SimpleNamespace(clock=SimpleNamespace(now=lambda: 1.0)))
-    runner = BatchRunner(Desk(cast(Any, router), unused, cast(Any, objects), unused, unused, LineWindow(1)))
+    runner = BatchRunner(cast(Any, SimpleNamespace(router=router)), cast(Any, objects), unused, unused)
     with suppress(BrokerUnavailableError):
         await runner._look()
     await asyncio.gather(*runner._tasks.values())
@@ -249,17 +249,18 @@ def test_a_running_line_counts_as_a_body_of_its_tenant_and_its_answer_until_it_i
     limits = Limits(payload=Size(100), bodies=Size(250), all_bodies=Size(400))
     bodies = Bodies(msgspec.structs.replace(parse_topology((TREE / "queues.yaml").read_text()), limits=limits))
     lines = LineWindow(1000)
-    desk = Desk(unused, unused, unused, unused, bodies, lines)
-    assert [desk.begins("lab", 100, 10) for _ in range(3)] == [True, True, False]
-    assert [desk.begins("shop", 100, 10) for _ in range(3)] == [True, True, False]
+    runner = BatchRunner(cast(Any, SimpleNamespace(router=None)), unused, unused, bodies)
+    runner.lines = lines
+    assert [runner.begins("lab", 100, 10) for _ in range(3)] == [True, True, False]
+    assert [runner.begins("shop", 100, 10) for _ in range(3)] == [True, True, False]
     with pytest.raises(FleetUnavailable, match="all_bodies"):
         bodies.take("press", 1)
-    desk.ended("lab", 100, 10, 889)
+    runner.ended("lab", 100, 10, 889)
     bodies.take("press", 1)
-    assert not desk.begins("lab", 1, 1)
+    assert not runner.begins("lab", 1, 1)
     lines.add("lab", -889)
-    assert not desk.begins("lab", 1, 890)
-    assert desk.begins("lab", 1, 889)
+    assert not runner.begins("lab", 1, 890)
+    assert runner.begins("lab", 1, 889)
 
 
 NOW = 1000.0
