@@ -10,6 +10,7 @@ import msgspec
 
 from tasks.models.signature import KeyUse
 from tasks.queues.receipts import PlacementReceipt
+from taxiway.contract.job import MoveRecord
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -156,15 +157,10 @@ class QueueHead:
     first: tuple[str, ...] = ()
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs that moved together, at a time by the store's clock."""
+class Moved(MoveRecord, frozen=True, kw_only=True):
+    """Jobs that moved together."""
 
-    at: float
-    source: str
-    target: str
-    kind: str
     jobs: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,7 +298,7 @@ class Operator:
         pools = [
             pool_state(pool, count, by_pool[pool.name], now) for pool, count in zip(spec.pools, asked, strict=True)
         ]
-        allotted = allot(wanted, pools, trusts(spec, before), now, spec.rules)
+        allotted = allot(wanted, pools, trusts(spec, before), now, spec)
         missing = {pool.name for pool, count in zip(spec.pools, asked, strict=True) if count is None}
         status = status_of(spec, wanted, reason, pools, allotted, missing)
         await self._publish(name, status)  # first, so that a successor judges pools as this operator did

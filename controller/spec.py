@@ -8,11 +8,9 @@ from typing import Any
 
 import msgspec
 
-from controller.decide.pools import Allotment, Phase, PoolRules, PoolState, PoolTrust
+from controller.decide.pools import Allotment, PoolRules, PoolState, PoolTrust
 
 Object = Mapping[str, Any]
-
-_USUAL = PoolRules()
 
 HASH = "pod-template-hash"
 """The label that separates the pods of a ReplicaSet from those of the Deployment's others."""
@@ -26,7 +24,7 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
     most: int = 1000
 
 
-class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ClassSpec(PoolRules, frozen=True, kw_only=True, rename="camel"):
     """`spec` of a HardwareClass."""
 
     hardware_class: str = msgspec.field(name="class")
@@ -35,27 +33,15 @@ class ClassSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     pools: tuple[PoolSpec, ...]
     replicas: int | None = None
     """Sets the count by hand, in place of the router."""
-    # Seconds
-    stock_out: float = _USUAL.stock_out
-    retry: float = _USUAL.retry
-    hold: float = _USUAL.hold
-
-    @property
-    def rules(self) -> PoolRules:
-        """The times of its pools."""
-        return PoolRules(self.stock_out, self.retry, self.hold)
 
 
-class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+class PoolStatus(PoolTrust, frozen=True, kw_only=True):
     """A pool in the status: its pods, its state, and whether its Deployment is missing."""
 
     name: str
     missing: bool = False
     asked: int = 0
     ready: int = 0
-    phase: Phase = "trusted"
-    since: float = 0.0
-    failures: int = 0
 
 
 class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +56,7 @@ class ClassStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def trusts(spec: ClassSpec, status: ClassStatus) -> list[PoolTrust]:
     """The last state of each pool."""
-    known = {one.name: PoolTrust(one.phase, one.since, one.failures) for one in status.pools}
+    known: dict[str, PoolTrust] = {one.name: one for one in status.pools}
     return [known.get(pool.name, PoolTrust()) for pool in spec.pools]
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from taxiway.backoff import Backoff
 
 MOST_PAUSE = 16
@@ -20,8 +22,7 @@ MOST_PAUSE = 16
 Phase = Literal["trusted", "out", "trial"]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolRules:
+class PoolRules(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Seconds without a node until a pool is out, until it is tried again, and until a pool on trial is trusted."""
 
     stock_out: float = 180.0
@@ -40,8 +41,7 @@ class PoolState:
     most: int = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class PoolTrust:
+class PoolTrust(msgspec.Struct, frozen=True):
     """A pool's phase since a time, and how often it was out since it was last trusted for long."""
 
     phase: Phase = "trusted"
