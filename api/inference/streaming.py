@@ -24,12 +24,11 @@ from taxiway.contract.stream import (
     Following,
     Lost,
     Part,
-    Position,
     Progress,
     Restarted,
     StreamEntry,
     follow,
-    read_position,
+    read_progress_at,
 )
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -64,7 +63,7 @@ class Streaming:
         """
         found = await self._jobs.result(job, wait=0.0)
         model = found.record.model if isinstance(found, JobStatus) else ""
-        return kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried.wait())
+        return kept_alive(self._events_of(job, model, _progress(last)), self._router.results.hurried.wait())
 
     def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
         """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
@@ -79,7 +78,7 @@ class Streaming:
                     yield (
                         _event("result", await self._answered(job, event))
                         if isinstance(event, Result)
-                        else _encoded(event, named, progress.position)
+                        else _encoded(event, named, progress)
                     )
         except TaxiwayError as error:
             content = {"error": error.message, "code": error.code, "details": error.details}
@@ -112,16 +111,16 @@ class Streaming:
                     return await self._inference.result(found)
 
 
-def _position(last: str | None) -> Position:
+def _progress(last: str | None) -> Progress:
     if not last:
-        return Position()
+        return Progress()
     try:
-        return read_position(last)
+        return read_progress_at(last)
     except ValueError as error:
         raise wrong_field("last-event-id", "the id of an event of this stream", last) from error
 
 
-def _encoded(event: Event, named: Mapping[str, str], position: Position) -> bytes:
+def _encoded(event: Event, named: Mapping[str, str], position: Progress) -> bytes:
     match event:
         case Restarted(attempt):
             return _event("restarted", _encode({"attempt": attempt}), position)
@@ -133,7 +132,7 @@ def _encoded(event: Event, named: Mapping[str, str], position: Position) -> byte
             return _event("", _encode({**named, "text_output": text}), position)
 
 
-def _event(kind: str, content: bytes, position: Position | None = None) -> bytes:
+def _event(kind: str, content: bytes, position: Progress | None = None) -> bytes:
     head = (f"event: {kind}\n" if kind else "") + (f"id: {position}\n" if position is not None else "")
     return head.encode() + b"data: " + content + b"\n\n"
 

@@ -192,9 +192,9 @@ EventStream = AsyncGenerator[Event | Result, None]
 """All events for a reader, then the result."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A reader's position: the last entry it read, and the attempt, length and checksum of the text so far.
+@dataclass(slots=True)
+class Progress:
+    """A reader's progress: the last entry that it read, and the attempt, length and checksum of the text so far.
 
     The checksum (CRC-32) is -1 if part of the text was lost. Serialised as `entry:attempt:at:checksum`.
     """
@@ -207,41 +207,27 @@ class Position:
     def __str__(self) -> str:
         return f"{self.entry}:{self.attempt}:{self.at}:{self.checksum}"
 
-
-class Progress:
-    """A reader's progress through an answer, from `position` on."""
-
-    def __init__(self, position: Position = Position()) -> None:
-        self.position = position
-
-    @property
-    def entry(self) -> str:
-        """The last entry of the stream that was read."""
-        return self.position.entry
-
     def take(self, entry: str, piece: StreamEntry) -> list[Event]:
         """The events of the stream's next entry; none if its attempt is superseded, or it is not of the first row."""
-        was = self.position
-        self.position = replace(was, entry=entry)
+        self.entry = entry
         if isinstance(piece, RunProgress):
             return [piece]
-        if piece.row or piece.attempt < was.attempt:
+        if piece.row or piece.attempt < self.attempt:
             return []
         events: list[Event] = []
-        if self._goes_on(piece):
-            self.position = replace(self.position, attempt=piece.attempt)
-        elif piece.attempt > was.attempt or piece.at == 0:
-            events += [Restarted(piece.attempt)] if was.at else []
-            self.position = Position(entry, piece.attempt)
-        if piece.at > self.position.at:
-            events.append(Lost(piece.at - self.position.at))
-            self.position = replace(self.position, at=piece.at, checksum=-1)
-        return events + self._tell(piece.text[self.position.at - piece.at :])
+        if not self._goes_on(piece) and (piece.attempt > self.attempt or piece.at == 0):
+            events += [Restarted(piece.attempt)] if self.at else []
+            self.at = self.checksum = 0
+        self.attempt = piece.attempt
+        if piece.at > self.at:
+            events.append(Lost(piece.at - self.at))
+            self.at, self.checksum = piece.at, -1
+        return events + self._tell(piece.text[self.at - piece.at :])
 
     def _goes_on(self, piece: Piece) -> bool:
         """Whether the piece repeats what was read: a generation that was cut goes on after it."""
-        read = piece.text[: self.position.at]
-        return not piece.at and len(read) == self.position.at and _checksum(read) == self.position.checksum
+        read = piece.text[: self.at]
+        return not piece.at and len(read) == self.at and _checksum(read) == self.checksum
 
     def take_all(self, entries: Iterable[tuple[str, StreamEntry]]) -> Iterator[Event]:
         """The events of the stream's next pieces, each given with its entry id."""
@@ -250,21 +236,22 @@ class Progress:
 
     def end(self, result: Result) -> list[Event]:
         """The events for the text that the result adds."""
-        output, position = result.outputs.get(TEXT), self.position
+        output = result.outputs.get(TEXT)
         text = output[0] if isinstance(output, list) and len(output) == 1 else output  # one row, sent as rows
         if not isinstance(text, str):
             return []
-        if position.checksum in (-1, _checksum(text[: position.at])):
-            return self._tell(text[position.at :])
-        self.position = Position(position.entry, position.attempt + 1)
-        return [Restarted(position.attempt + 1), *self._tell(text)]
+        if self.checksum in (-1, _checksum(text[: self.at])):
+            return self._tell(text[self.at :])
+        self.attempt += 1
+        self.at = self.checksum = 0
+        return [Restarted(self.attempt), *self._tell(text)]
 
     def _tell(self, text: str) -> list[Event]:
         if not text:
             return []
-        position = self.position
-        checksum = -1 if position.checksum == -1 else _checksum(text, position.checksum)
-        self.position = replace(position, at=position.at + len(text), checksum=checksum)
+        self.at += len(text)
+        if self.checksum != -1:
+            self.checksum = _checksum(text, self.checksum)
         return [text]
 
 
@@ -330,8 +317,8 @@ def read_piece(fields: Mapping[bytes, bytes]) -> StreamEntry:
 _decode_beside = msgspec.json.Decoder(tuple[int, tuple[dict[str, Any], ...]]).decode
 
 
-def read_position(text: str) -> Position:
-    """Parse a position's `str`.
+def read_progress_at(text: str) -> Progress:
+    """Parse the `str` of a reader's progress.
 
     Raises:
         ValueError: malformed.
@@ -339,7 +326,7 @@ def read_position(text: str) -> Position:
     entry, attempt, at, checksum = text.split(":")
     if not all(part.isdecimal() for part in entry.split("-", 1)):
         raise ValueError(f"expected the id of a stream's entry, got {entry!r}")
-    return Position(entry, int(attempt), int(at), int(checksum))
+    return Progress(entry, int(attempt), int(at), int(checksum))
 
 
 def _checksum(text: str, before: int = 0) -> int:

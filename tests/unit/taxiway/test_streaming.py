@@ -30,7 +30,7 @@ from taxiway.contract.stream import (
     Progress,
     Restarted,
     read_piece,
-    read_position,
+    read_progress_at,
     total,
     with_streamed,
 )
@@ -97,7 +97,7 @@ def test_a_result_ends_the_text(stated: list[Piece], text: object, rest: list[ob
 def test_a_reader_that_reconnects_gets_the_rest(texts: list[str], read: int) -> None:
     first = Progress()
     events = tell(first, pieces(*texts)[:read])
-    again = Progress(read_position(str(first.position)))
+    again = read_progress_at(str(first))
     events += [
         event for n, piece in enumerate(pieces(*texts)[read:]) for event in again.take(f"{read + n + 1}-0", piece)
     ]
@@ -126,7 +126,7 @@ def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:
 @pytest.mark.parametrize("text", ["", "1-0", "1-0:1:x:0", "a-0:1:2:3", "1-0:1:2:3:4"])
 def test_a_position_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|values to unpack|invalid literal"):
-        read_position(text)
+        read_progress_at(text)
 
 
 WORDS = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=8)
