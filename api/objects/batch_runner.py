@@ -17,15 +17,12 @@ from api.access import Bodies
 from api.inference.infer import Inference
 from api.objects.batch_turns import LineWindow, OpenBatch, next_batches
 from api.objects.batches import (
-    ENDED,
     MOST_ERRORS,
     MOST_LINES,
     PART,
     PART_BYTES,
     Batch,
     EndedLine,
-    Line,
-    LineError,
     answered,
     decode_batch,
     digest_of,
@@ -43,6 +40,7 @@ from api.storage.objects import Contents, FileRecord, Objects, file_path, one_pi
 from tasks.large_bodies import beside
 from tasks.ticket import job_id
 from taxiway.backoff import Backoff
+from taxiway.contract.batches import ENDED, Line, LineError
 from taxiway.contract.job import Result, is_answer
 from taxiway.contract.request import Request, Terms, parse_request
 from taxiway.errors import (

@@ -12,12 +12,13 @@ import codecs
 import hashlib
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from api.openai.requests import Metadata
 from api.storage.objects import ExpiresAfter
+from taxiway.contract.batches import Line, LineError, LineFault, LineResponse, OutputLine, Status
 from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, unreadable, wrong_field
 
 MOST_LINES = 100_000
@@ -32,22 +33,10 @@ PART = 500
 PART_BYTES = 4 * 2**20
 """Bytes of answers after which a part is written."""
 
-Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-"""States that a batch never leaves."""
 
 _WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_WINDOW = 7 * 86400
-
-
-class LineError(msgspec.Struct, frozen=True):
-    """What is wrong with a line of the input; `line` counts from 1."""
-
-    code: str
-    message: str
-    line: int | None = None
-    param: str | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,15 +112,6 @@ class BatchCall(msgspec.Struct, frozen=True):
 decode_batch = msgspec.json.Decoder(Batch).decode
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A line of the input."""
-
-    custom_id: str
-    method: str
-    url: str
-    body: msgspec.Raw
-
-
 class EndedLine(msgspec.Struct, frozen=True):
     """How a line ended: the line that is written, and whether it is an answer, or came too late."""
 
@@ -187,15 +167,14 @@ def key_of(batch: str, custom_id: str, attempt: int) -> str:
 
 def answered(custom_id: str, job: str, status: int, body: bytes) -> bytes:
     """The line that is written for an answer, or an error."""
-    response = {"status_code": status, "request_id": job, "body": msgspec.Raw(body)}
-    written = {"id": f"batch_req_{job}", "custom_id": custom_id, "response": response, "error": None}
-    return _encode(written) + b"\n"
+    response = LineResponse(status, job, msgspec.Raw(body))
+    return _encode(OutputLine(f"batch_req_{job}", custom_id, response, None)) + b"\n"
 
 
 def too_late(custom_id: str) -> bytes:
     """The line that is written where a job was not answered in the batch's window."""
-    error = {"code": "batch_expired", "message": "the batch's completion window passed before this line was answered"}
-    return _encode({"id": None, "custom_id": custom_id, "response": None, "error": error}) + b"\n"
+    error = LineFault("batch_expired", "the batch's completion window passed before this line was answered")
+    return _encode(OutputLine(None, custom_id, None, error)) + b"\n"
 
 
 async def lines_of(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[tuple[int, bytes]]:

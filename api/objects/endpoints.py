@@ -16,11 +16,9 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from api.described import deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.objects.batches import (
-    ENDED,
     REFUSED_TERMS,
     Batch,
     BatchCall,
-    LineError,
     decode_batch,
     window_of,
 )
@@ -43,6 +41,7 @@ from api.storage.objects import (
 from api.terms import HEADERS, terms_in
 from router.decide.classify import service_of
 from tasks.queues.locality import joined, missing
+from taxiway.contract.batches import ENDED, BatchAnswer, Counts, Errors
 from taxiway.contract.request import parse_terms
 from taxiway.contract.tensors import OCTETS
 from taxiway.errors import (
@@ -79,46 +78,6 @@ class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
-
-
-class Counts(msgspec.Struct, frozen=True):
-    """Lines of a batch: all, answered, and those that ended with an error."""
-
-    total: int
-    completed: int
-    failed: int
-
-
-class Errors(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with a batch's input."""
-
-    object: Literal["list"] = "list"
-    data: list[LineError]
-
-
-class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch, as OpenAI describes it. Times are Unix seconds."""
-
-    id: str
-    object: Literal["batch"] = "batch"
-    endpoint: str
-    errors: Errors | None
-    input_file_id: str
-    completion_window: str
-    status: str
-    output_file_id: str | None
-    error_file_id: str | None
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
-    request_counts: Counts
-    metadata: dict[str, str] | None
 
 
 def file_answer(record: FileRecord) -> FileAnswer:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from taxiway.contract.batches import ENDED, BatchAnswer, Line, LineError, OutputLine
 from taxiway.contract.job import Result
 from taxiway.contract.limits import Buffer
 from taxiway.contract.request import TERMS, Request, Terms
@@ -45,8 +46,6 @@ _UNFIT = {
     "stream": "none for an array: its members are not streamed",
 }
 
-_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-
 
 class ArrayProgress(msgspec.Struct, frozen=True):
     """How far an array is. `errors` says why it could not begin, and of which inputs, counted from 1."""
@@ -65,7 +64,7 @@ class ArrayProgress(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> bool:
         """Whether nothing of it runs any more."""
-        return self.state in _ENDED
+        return self.state in ENDED
 
 
 Watch = Callable[[ArrayProgress], object]
@@ -75,59 +74,9 @@ def unwatched(_: ArrayProgress) -> None:
     """Watch nothing."""
 
 
-class _Counts(msgspec.Struct, frozen=True):
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-
-    @property
-    def ended(self) -> int:
-        return self.completed + self.failed
-
-
-class _LineFault(msgspec.Struct, frozen=True):
-    message: str = ""
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return self.message if self.line is None else f"input {self.line}: {self.message}"
-
-
-class _Faults(msgspec.Struct, frozen=True):
-    data: list[_LineFault] = []
-
-
-class _Batch(msgspec.Struct, frozen=True):
-    id: str
-    status: str
-    endpoint: str
-    input_file_id: str
-    completion_window: str
-    request_counts: _Counts = _Counts()
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    errors: _Faults | None = None
-
-
-class _Response(msgspec.Struct, frozen=True):
-    status_code: int
-    body: msgspec.Raw
-
-
-class _Ended(msgspec.Struct, frozen=True):
-    custom_id: str
-    response: _Response | None = None
-    error: _LineFault | None = None
-
-
-class _Line(msgspec.Struct, frozen=True):
-    custom_id: str
-    body: msgspec.Raw
-
-
-_decode_batch = msgspec.json.Decoder(_Batch).decode
-_decode_ended = msgspec.json.Decoder(_Ended).decode
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_batch = msgspec.json.Decoder(BatchAnswer).decode
+_decode_ended = msgspec.json.Decoder(OutputLine).decode
+_decode_line = msgspec.json.Decoder(Line).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -173,12 +122,12 @@ class AsyncJobArray:
             InvalidRequestError: it could not begin; the text has the first reason.
             ResultTimeoutError: as `wait`.
         """
-        ended: dict[int, _Ended] = {}
+        ended: dict[int, OutputLine] = {}
         given = parts = read = 0
         async for batch in self._looks(timeout, watch):
-            if batch.status in _ENDED:
+            if batch.status in ENDED:
                 _add(ended, await self._lines(batch), given)
-            while batch.status not in _ENDED and read < batch.request_counts.ended:
+            while batch.status not in ENDED and read < _progress_of(batch).done:
                 lines = await self._part(parts)
                 if not lines:  # it has ended since
                     break
@@ -211,7 +160,7 @@ class AsyncJobArray:
             InvalidRequestError: all were answered, or it has not ended.
         """
         batch = await self._batch()
-        if batch.status not in _ENDED:
+        if batch.status not in ENDED:
             raise invalid("array", "one that has ended, to retry what failed")
         lines = await self._lines(batch)
         answered = {line.custom_id for line in lines if line.response is not None and line.response.status_code == 200}
@@ -222,10 +171,10 @@ class AsyncJobArray:
         renumbered = [_line(number, batch.endpoint, _decode_line(line).body) for number, line in enumerate(again)]
         return await _create(self._transport, batch.endpoint, renumbered, self._terms, batch.completion_window)
 
-    async def _batch(self) -> _Batch:
+    async def _batch(self) -> BatchAnswer:
         return _decode_batch(await self._transport.exchange("GET", f"/v1/batches/{self.id}"))
 
-    async def _looks(self, timeout: float | None, watch: Watch) -> AsyncIterator[_Batch]:
+    async def _looks(self, timeout: float | None, watch: Watch) -> AsyncIterator[BatchAnswer]:
         """The batch now and then, until it has ended."""
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -233,7 +182,7 @@ class AsyncJobArray:
             batch = await self._batch()
             watch(_progress_of(batch))
             yield batch
-            if batch.status in _ENDED:
+            if batch.status in ENDED:
                 return
             spent = clock() - began
             if timeout is not None and spent >= timeout:
@@ -241,7 +190,7 @@ class AsyncJobArray:
             pause = min(max(spent / 10, _POLL), _LONGEST_POLL)
             await asyncio.sleep(pause if timeout is None else min(pause, timeout - spent))
 
-    async def _part(self, number: int) -> list[_Ended]:
+    async def _part(self, number: int) -> list[OutputLine]:
         """The lines of a part; none if it is gone."""
         try:
             content = await self._transport.exchange("GET", f"/v1/batches/{self.id}/parts/{number}")
@@ -249,13 +198,13 @@ class AsyncJobArray:
             return []
         return [_decode_ended(line) for line in content.splitlines()]
 
-    async def _lines(self, batch: _Batch) -> list[_Ended]:
+    async def _lines(self, batch: BatchAnswer) -> list[OutputLine]:
         """What became of the members that have ended."""
         files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
         contents = [await self._transport.exchange("GET", f"/v1/files/{file}/content") for file in files]
         return [_decode_ended(line) for content in contents for line in content.splitlines()]
 
-    def _outcome(self, line: _Ended) -> Result | TaxiwayError:
+    def _outcome(self, line: OutputLine) -> Result | TaxiwayError:
         if line.response is None:
             return DeadlineExceededError(line.error.message if line.error else "it was not answered in time")
         try:
@@ -264,10 +213,14 @@ class AsyncJobArray:
             return error
 
 
-def _progress_of(batch: _Batch) -> ArrayProgress:
-    errors = tuple(map(str, batch.errors.data)) if batch.errors else ()
+def _progress_of(batch: BatchAnswer) -> ArrayProgress:
+    errors = tuple(map(_told, batch.errors.data)) if batch.errors else ()
     counts = batch.request_counts
     return ArrayProgress(batch.status, counts.total, counts.completed, counts.failed, errors)
+
+
+def _told(error: LineError) -> str:
+    return error.message if error.line is None else f"input {error.line}: {error.message}"
 
 
 def _first_of(errors: Sequence[str]) -> str:
@@ -275,7 +228,7 @@ def _first_of(errors: Sequence[str]) -> str:
     return f"{next(iter(errors), 'it has no members')}{more}"
 
 
-def _add(ended: dict[int, _Ended], lines: Iterable[_Ended], given: int) -> None:
+def _add(ended: dict[int, OutputLine], lines: Iterable[OutputLine], given: int) -> None:
     """Add lines by their members' numbers, from `given` on."""
     ended.update((number, line) for line in lines if (number := int(line.custom_id)) >= given)
 
@@ -310,8 +263,7 @@ async def submit_array(
 
 
 def _line(number: int, endpoint: str, body: Buffer) -> bytes:
-    line = {"custom_id": str(number), "method": "POST", "url": endpoint, "body": msgspec.Raw(body)}
-    return _encode(line) + b"\n"
+    return _encode(Line(str(number), "POST", endpoint, msgspec.Raw(body))) + b"\n"
 
 
 async def _create(
