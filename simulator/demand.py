@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from simulator.fleet import SERVICES, Fleet, Timing
-from simulator.traces import Column
-from simulator.workload import Figures, Workload, barred
+from simulator.fleet import SERVICES, Fleet
+from simulator.workload import Figures, Workload, barred, figures_of
 
 
 def prices(fleet: Fleet) -> dict[str, float]:
@@ -39,7 +38,7 @@ def check_deadlines(workload: Workload, slo: Mapping[str, float]) -> None:
     Raises:
         InfeasibleError: for the first service that cannot, with what the fastest class needs.
     """
-    alone = _permitted(workload, _alone(workload))
+    alone = _alone(workload)
     fastest, deadline = alone.min(axis=1), workload.trace.deadline
     for name, share in slo.items():
         rows = np.flatnonzero(workload.trace.service == SERVICES.index(name))
@@ -91,7 +90,7 @@ def demand(workload: Workload, headroom: Figures) -> Figures:
 
 def _needed(workload: Workload, due: Figures) -> Figures:
     """Device seconds of each request if answered by `due`; else, if it meets its deadline, on its fastest class."""
-    work, alone = _permitted(workload, _work(workload, due)), _permitted(workload, _alone(workload))
+    work, alone = _work(workload, due), _alone(workload)
     fastest = alone.argmin(axis=1)
     late = ~np.isfinite(work).any(axis=1) & (alone.min(axis=1) <= workload.trace.deadline)
     work[late, fastest[late]] = alone[late, fastest[late]]
@@ -121,45 +120,28 @@ def _busiest(arrival: Figures, work: Figures, window: float, windows: int) -> Fi
     return load
 
 
-def _permitted(workload: Workload, figures: Figures) -> Figures:
-    """The figures, infinite on spot classes for services that must not be interrupted."""
-    return np.where(barred(workload.trace, workload.fleet), math.inf, figures)
-
-
 def _alone(workload: Workload) -> Figures:
-    """Seconds of each request on an idle device of each class."""
-    alone = np.full((len(workload), len(workload.fleet.classes)), math.inf)
-    for rows, column, timing in _runs(workload):
-        alone[rows, column] = timing.answer(*_sizes(workload, rows), 1)
-    return alone
+    """Seconds of each request on an idle device of each class; infinite where it may not run."""
+    return figures_of(workload.trace, workload.fleet, workload.trace.output)[0]
 
 
 def _work(workload: Workload, due: Figures) -> Figures:
     """Device seconds of each request in the fullest batch that is answered by `due`; infinite if there is none."""
-    work = np.full((len(workload), len(workload.fleet.classes)), math.inf)
-    devices = list(workload.fleet.classes.values())
-    for rows, column, timing in _runs(workload):
-        size, output = _sizes(workload, rows)
-        most = devices[column].max_batch
-        for batch in sorted({*(1 << power for power in range(most.bit_length())), most}):  # 1, 2, 4, … and the largest
-            seconds = timing.answer(size, output, batch)
-            shared = np.where(seconds <= due[rows], seconds / batch, math.inf)
-            work[rows, column] = np.minimum(work[rows, column], shared)
+    trace, fleet = workload.trace, workload.fleet
+    work = np.full((len(trace), len(fleet.classes)), math.inf)
+    for number, name in enumerate(trace.models):
+        rows = np.flatnonzero(trace.model == number)
+        size, output = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
+        for column, (device, timing) in enumerate(zip(fleet.classes.values(), fleet.timings[name], strict=True)):
+            if timing is None:
+                continue
+            most = device.max_batch
+            for batch in sorted({*(1 << power for power in range(most.bit_length())), most}):  # 1, 2, 4, … and the most
+                seconds = timing.answer(size, output, batch)
+                shared = np.where(seconds <= due[rows], seconds / batch, math.inf)
+                work[rows, column] = np.minimum(work[rows, column], shared)
+    work[barred(trace, fleet)] = math.inf
     return work
-
-
-def _sizes(workload: Workload, rows: Column) -> tuple[Figures, Figures]:
-    return workload.trace.size[rows].astype(np.float64), workload.trace.output[rows].astype(np.float64)
-
-
-def _runs(workload: Workload) -> Iterator[tuple[Column, int, Timing]]:
-    """The requests of each model, with the classes that run it."""
-    fleet: Fleet = workload.fleet
-    for number, name in enumerate(workload.trace.models):
-        rows = np.flatnonzero(workload.trace.model == number)
-        for column, timing in enumerate(fleet.timings[name]):
-            if timing is not None:
-                yield rows, column, timing
 
 
 _INFEASIBLE = 2

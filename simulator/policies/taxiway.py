@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from router.decide.candidates import CandidateTable, billed
@@ -299,9 +300,9 @@ class TunedPolicy(Taxiway):
         self._watch = TuningWatch(now, window.span, pace)
         decision = self._tuner.tune(window, conditions, now, plays=plays)
         self._adopt(decision, pools, now)
-        self._reader.follow(
-            plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
-        )
+        plan = plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now)
+        cells = tuple(msgspec.structs.replace(cell, model=model_of(cell.model).id) for cell in plan.cells)
+        self._reader.follow(msgspec.structs.replace(plan, cells=cells))
 
     def _window(self, recorded: Workload, until: float) -> tuple[Window, int | None]:
         """The arrivals to play, and how many plays there may be."""
@@ -348,10 +349,6 @@ class TunedPolicy(Taxiway):
                 pool.release(max(pool.serving, decision.begin[pool.index]), now)
             for _ in range(min(devices, pool.available) - pool.powered):
                 pool.switch_on(now, after=pool.start)
-
-
-def _name(model: str) -> tuple[str, None]:
-    return model_of(model).id, None
 
 
 Maker = Callable[[Workload, int], Policy]

@@ -6,7 +6,8 @@ A plan that does not is dropped, and requests are placed one by one. The arrival
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -64,18 +65,6 @@ REST = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class CellMove:
-    """A cell that stays on its former class until `devices` of its new one serve, but not after `latest`.
-
-    Without a former class, its requests are placed one by one until then.
-    """
-
-    former: int | None
-    devices: int
-    latest: float
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What a tuning found.
 
@@ -97,8 +86,8 @@ class Decision:
     before: float
     after: float
     plays: float
-    moves: Mapping[Cell, CellMove]
-    """Its handovers."""
+    moves: Mapping[Cell, Handover]
+    """The cells that change their class."""
     dollars: Mapping[Cell, Sequence[float]]
     """What each cell's jobs cost an hour, by class."""
     in_time: Mapping[Cell, float]
@@ -196,8 +185,7 @@ class Tuner:
         devices, begin = tuple(twin.devices(chosen)), played.powered
         if adopted and former is not None:
             devices = _with_bursts(devices, begin, former, chosen)
-        starts = [device.start for device in twin.fleet.classes.values()]
-        moves = _moves(former, chosen, devices, starts, now) if adopted else {}
+        moves = _moves(former, chosen, devices, twin.fleet, now) if adopted else {}
         used = twin.plays + sum(other.plays for other in twins)
         pauses = tuple(twin.pauses(chosen, devices))
         return Decision(
@@ -223,31 +211,20 @@ def _with_bursts(devices: Sequence[int], begin: Sequence[int], former: Assignmen
 
 
 def _moves(
-    former: Assignment | None, new: Assignment, devices: Sequence[int], starts: Sequence[float], now: float
-) -> dict[Cell, CellMove]:
-    """The cells that change their class."""
-    moves = {}
+    former: Assignment | None, new: Assignment, devices: Sequence[int], fleet: Fleet, now: float
+) -> dict[Cell, Handover]:
+    """The cells that change their class, with their handovers."""
+    moves, classes = {}, list(fleet.classes.items())
     for cell, place in new.classes.items():
         was = former.classes[cell] if former is not None else None
         if was != place:
             needed = max(1, math.ceil(SERVING * devices[place]))
-            moves[cell] = CellMove(was, needed, now + starts[place] + START_GRACE)
+            latest = now + classes[place][1].start + START_GRACE
+            moves[cell] = Handover(former=None if was is None else classes[was][0], devices=needed, latest=latest)
     return moves
 
 
-Name = tuple[str, str | None]
-"""A model's id and the locality of its requests."""
-
-
-def plan_of(
-    decision: Decision,
-    fleet: Fleet,
-    window: Window,
-    *,
-    number: int,
-    made: float,
-    name_of: Callable[[str], Name] = lambda model: (model, None),
-) -> Plan:
+def plan_of(decision: Decision, fleet: Fleet, window: Window, *, number: int, made: float) -> Plan:
     """The decision as a plan.
 
     Args:
@@ -256,28 +233,21 @@ def plan_of(
         window: the arrivals that were played.
         number: the plan's number.
         made: when it was decided.
-        name_of: what a model of the simulated fleet stands for in the real fleet.
     """
     names, models = list(fleet.classes), window.workload.trace.models
     due, able = _tightest(window), able_classes(fleet, models)
     cells = []
     for cell, place in decision.assignment.classes.items():
-        model, locality = name_of(models[cell[0]])
         dollars = decision.dollars.get(cell, range(len(names)))
         others = sorted((other for other in able[cell] if other != place), key=lambda other: dollars[other])
-        move = decision.moves.get(cell)
-        former = names[move.former] if move is not None and move.former is not None else None
         cells.append(
             PlannedCell(
-                model=model,
+                model=models[cell[0]],
                 service=SERVICES[cell[1]],
-                locality=locality,
                 classes=(names[place], *(names[other] for other in others)),
                 deadline=due.get(cell),
                 in_time=decision.in_time.get(cell, 1.0),
-                handover=Handover(former=former, devices=move.devices, latest=move.latest)
-                if move is not None
-                else None,
+                handover=decision.moves.get(cell),
             )
         )
     used = sorted(decision.assignment.used())
@@ -309,27 +279,19 @@ PERIODS = 2
 """Periods in a row that are worse than predicted before a plan is dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class CellAnswers:
-    """Requests of a cell that ended, and how many of them were late or refused."""
+def measured(
+    usd_per_hour: float, ended: Mapping[Cell, int], late: Mapping[Cell, int], penalties: Sequence[float]
+) -> float:
+    """The score of a period in US dollars an hour, as `Twin.play` counts it: cost, and penalties for what was late.
 
-    ended: int = 0
-    late: int = 0
-
-    def with_one(self, *, timely: bool) -> CellAnswers:
-        """With one more request."""
-        return CellAnswers(self.ended + 1, self.late + (not timely))
-
-
-def measured(usd_per_hour: float, answers: Mapping[Cell, CellAnswers], penalties: Sequence[float]) -> float:
-    """The score of a period in US dollars an hour, as `Twin.play` counts it: cost, and penalties for what was late."""
+    `ended` are each cell's requests, and `late` those of them that were late or refused.
+    """
     score = usd_per_hour
     for service, penalty in enumerate(penalties):
-        mine = [found for cell, found in answers.items() if cell[1] == service]
-        ended = sum(found.ended for found in mine)
-        score += penalty * sum(found.late for found in mine) / ended if ended else 0.0
-    live = [found for cell, found in answers.items() if cell[1] == LIVE and found.ended]
-    return score + sum(starving(found.late, found.ended, penalties) for found in live)
+        mine = [cell for cell in ended if cell[1] == service]
+        missed = sum(late[cell] for cell in mine)
+        score += penalty * missed / sum(ended[cell] for cell in mine) if missed else 0.0
+    return score + sum(starving(late[cell], ended[cell], penalties) for cell in ended if cell[1] == LIVE)
 
 
 class Trust:
@@ -348,11 +310,12 @@ class Trust:
 
     def note(self, cell: Cell, *, timely: bool) -> None:
         """A request of a cell has ended."""
-        self._answers[cell] = self._answers.get(cell, CellAnswers()).with_one(timely=timely)
+        self._ended[cell] += 1
+        self._late[cell] += not timely
 
     def score(self, now: float, spent: float, penalties: Sequence[float]) -> float:
         """The period's score until now, in US dollars an hour."""
-        return measured((spent - self._spent) / (now - self.since) * 3600, self._answers, penalties)
+        return measured((spent - self._spent) / (now - self.since) * 3600, self._ended, self._late, penalties)
 
     def is_lost(self, now: float, spent: float, penalties: Sequence[float], predicted: float) -> bool:
         """End the period: whether the plan, which was to score `predicted`, shall be dropped."""
@@ -362,4 +325,4 @@ class Trust:
 
     def _next_period(self, since: float, spent: float) -> None:
         self.since, self._spent = since, spent
-        self._answers: dict[Cell, CellAnswers] = {}
+        self._ended, self._late = Counter[Cell](), Counter[Cell]()

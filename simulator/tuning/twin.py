@@ -66,17 +66,6 @@ class ClassState:
         return sum(left) + max(devices - len(left), 0) * start
 
 
-@dataclass(frozen=True, slots=True)
-class ClassTerms:
-    """How a class begins a replay: its state, but with these `devices`; its rule, and its longest pause."""
-
-    place: int
-    state: ClassState
-    devices: int
-    rule: ScalingRule
-    pause: float
-
-
 class ClassFigures(NamedTuple):
     """What a class has `spent` by some time, what its unfinished work will cost, and what was late, by service."""
 
@@ -86,20 +75,28 @@ class ClassFigures(NamedTuple):
 
 
 class ClassReplay(EventQueue):
-    """A class that is played piece by piece."""
+    """A class that is played piece by piece: from its state, but with so many `devices`, by a rule and a pause."""
 
-    def __init__(self, workload: Workload, terms: ClassTerms, arrivals: Sequence[SimulatedJob]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        place: int,
+        state: ClassState,
+        devices: int,
+        rule: ScalingRule,
+        pause: float,
+        arrivals: Sequence[SimulatedJob],
+    ) -> None:
         super().__init__()
         fleet, models = workload.fleet, workload.trace.models
-        name = list(fleet.classes)[terms.place]
-        self.pool = Pool(terms.place, name, fleet, models, self, order="level", yields=True, seed=0)
-        self.pool.available = min(terms.state.available, self.pool.count)
-        loaded = [device.loaded for device in terms.state.devices]
-        for number in range(min(terms.devices, self.pool.available)):
+        self.pool = Pool(place, list(fleet.classes)[place], fleet, models, self, order="level", yields=True, seed=0)
+        self.pool.available = min(state.available, self.pool.count)
+        loaded = [device.loaded for device in state.devices]
+        for number in range(min(devices, self.pool.available)):
             self.pool.switch_on(0.0, after=0.0, loaded=loaded[number] if number < len(loaded) else ())
-        if terms.state.rates is not None:
-            self.pool.rates = terms.state.rates
-        self.pool.follow(terms.rule, terms.devices, terms.pause)
+        if state.rates is not None:
+            self.pool.rates = state.rates
+        self.pool.follow(rule, devices, pause)
         self.latency = np.full(len(workload), math.inf, np.float32)
         self.arrived = 0
         self._arrivals = arrivals
@@ -245,7 +242,7 @@ class Window:
         piece = np.minimum(since // apart, pieces - 1)
         inside = since - (piece + 1) * apart + each
         chosen = inside >= 0
-        return cls._moved(workload, rows[chosen], (piece * each + inside)[chosen], kept)
+        return cls.all(_rearranged(workload, rows[chosen], (piece * each + inside)[chosen]), kept)
 
     @classmethod
     def likely(cls, workload: Workload, now: float, span: float, alike: Alike | None) -> Window:
@@ -298,7 +295,7 @@ class Window:
                 chosen = mine[block[mine] == drawn]
                 rows.append(chosen)
                 arrivals.append(trace.arrival[chosen] + (place - drawn) * length)
-        return self._moved(self.workload, np.concatenate(rows), np.concatenate(arrivals), places * length)
+        return self.all(_rearranged(self.workload, np.concatenate(rows), np.concatenate(arrivals)), places * length)
 
     def extended(self, seed: int, span: float) -> Window:
         """These arrivals, followed by others of the same kind if they do not last for `span` seconds."""
@@ -311,11 +308,6 @@ class Window:
         level = np.concatenate([self.workload.level, more.workload.level])
         whole = Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
         return replace(whole, waiting=self.waiting)
-
-    @classmethod
-    def _moved(cls, workload: Workload, rows: Column, arrival: Column, span: float) -> Window:
-        """These of a workload's requests, arriving at other times."""
-        return cls.all(_rearranged(workload, rows, arrival), span)
 
     @classmethod
     def all(cls, workload: Workload, span: float) -> Window:
@@ -430,7 +422,7 @@ class Twin:
             state, pause = self.conditions[place], self._pause(place, cells, devices)
             rows = self._rows(cells)
             arrivals = [self.window.jobs[row] for row in rows]
-            begin = partial(ClassReplay, self._workload, ClassTerms(place, state, devices, rule, pause), arrivals)
+            begin = partial(ClassReplay, self._workload, place, state, devices, rule, pause, arrivals)
             known = self._played[place, cells, rule] = ClassPlay(self._workload, self.window.span, rows, begin)
         return known
 

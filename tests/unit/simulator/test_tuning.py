@@ -34,7 +34,6 @@ from simulator.tuning.twin import (
     RETURNS,
     ClassReplay,
     ClassState,
-    ClassTerms,
     DeviceState,
     Twin,
     Window,
@@ -136,7 +135,7 @@ def test_a_class_lets_its_planned_devices_go_once_its_load_has_ended() -> None:
     terms = {"size": 1, "output": 0, "deadline": 20.0, "service": 1}
     early = [{"arrival": at / 2, "model": "quick", **terms} for at in range(20)]
     work = prepare(make_trace(early), parse_fleet(FLEET), seed=1)
-    replay = ClassReplay(work, ClassTerms(1, ClassState((), 4), 3, Density(), pause=120.0), list(jobs(work)))
+    replay = ClassReplay(work, 1, ClassState((), 4), 3, Density(), 120.0, list(jobs(work)))
     replay.play(400.0)
     seconds = replay.pool.spent(400.0) / replay.pool.usd_per_second
     assert 3 * 120 < seconds < 3 * (120 + 15)
