@@ -10,7 +10,7 @@ from api.access import TenantRates
 from api.bodies import BodyLimits, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
-from api.gate import Gate, guard
+from api.gate import Divided, Gate, Named, guard
 from api.inference import model_endpoints as models
 from api.inference.infer import Front, Traced
 from api.keys_file import KeyFile
@@ -22,7 +22,6 @@ from api.openai.responses import endpoints as responses
 from api.operators import fleet
 from api.operators import job_endpoints as jobs
 from api.pages import endpoints as pages
-from api.paths import Divided, Named
 from api.peers.connection import PeerDesk
 from api.peers.socket import WithPeers
 from api.routing.router import HttpRouter

@@ -26,7 +26,7 @@ from api.access import Scope
 from api.answers import JSON, HttpAnswer
 from api.bodies import read_body
 from api.errors import UNFORESEEN, unforeseen
-from api.gate import Application, Receive, Send, allow, caller_of, refuse, take_terms
+from api.gate import Application, Receive, Send, allow, caller_of, name_in, refuse, take_terms
 from api.inference.protocol import (
     InferRequest,
     WantsBinary,
@@ -36,7 +36,6 @@ from api.inference.protocol import (
     wants_binary,
 )
 from api.jobs import Jobs
-from api.paths import name_in
 from api.routing.explanation import preview
 from api.routing.router import HttpRouter
 from broker.valkey.endings import Ending

@@ -15,7 +15,6 @@ import msgspec
 
 from api.access import Bodies
 from api.inference.infer import Inference
-from api.objects.batch_turns import LineWindow, OpenBatch, next_batches
 from api.objects.batches import (
     MOST_ERRORS,
     MOST_LINES,
@@ -23,15 +22,20 @@ from api.objects.batches import (
     PART_BYTES,
     Batch,
     EndedLine,
+    LineCall,
+    LineWindow,
+    OpenBatch,
     answered,
     decode_batch,
     digest_of,
+    failure,
     key_of,
     lines_of,
+    next_batches,
     read_line,
+    read_line_call,
     too_late,
 )
-from api.objects.line_calls import LineCall, failure, read_line_call
 from api.openai.answers import AnswerHead
 from api.openai.calls import awaited
 from api.openai.requests import service_of, tier_for_later, tier_of

@@ -1,9 +1,12 @@
-"""A batch: its states, the lines that it reads, and those that it writes. Pure.
+"""A batch: its states, the lines that it reads, the calls that they make, and the lines that it writes. Pure.
 
 A batch is one value, replaced as a whole. A router works on it while it is the `owner`, until `lease`. Lines are run in
 their order, some at a time; once a run of them has ended, their answers are written as one *part*, and only then the
 batch names that part and counts its lines. So a router that takes over repeats the lines of no named part, and each
 line is in exactly one of them. Jobs have keys made of the batch and the line's `custom_id`: a repeated line is its job.
+
+A line may make OpenAI's calls, and infer requests for a model. Batches, and the lines of those at work, begin in turn,
+by tenant.
 """
 
 from __future__ import annotations
@@ -11,15 +14,35 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import msgspec
 
-from api.openai.requests import Metadata
+from api.errors import error_answer
+from api.inference.protocol import answer_of, read_infer, request_of
+from api.openai.answers import AnswerHead, written
+from api.openai.requests import (
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    Metadata,
+    chat_fields,
+    completion_fields,
+    embedding_fields,
+    read_call,
+    unsupported,
+)
 from api.storage.objects import ExpiresAfter
+from router.service.admission import Rules
 from taxiway.contract.batches import Line, LineError, LineFault, LineResponse, OutputLine, Status
-from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, unreadable, wrong_field
+from taxiway.contract.job import Result
+from taxiway.contract.request import TERMS
+from taxiway.errors import UNREADABLE, InvalidRequestError, RequestTooLargeError, TaxiwayError, unreadable, wrong_field
 
 MOST_LINES = 100_000
 """Lines of a batch."""
@@ -221,3 +244,128 @@ def _too_many() -> RequestTooLargeError:
 
 def _too_long(most: int) -> RequestTooLargeError:
     return RequestTooLargeError(f"payload: expected at most {most} bytes a line", limit="payload")
+
+
+TURN_SECONDS = 30.0
+"""Seconds after which a batch gives way to that of a tenant that has as few."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that this router works on, or may work on."""
+
+    name: str
+    tenant: str
+    working: bool
+    since: float  # when it began to, or to wait; seconds
+    loses: bool = False  # whether it would have to begin again what it does now
+
+
+def next_batches(batches: Sequence[OpenBatch], now: float, most: int) -> list[str]:
+    """The names of up to `most` batches to work on; `batches` are all, oldest first.
+
+    Each tenant has one before another has two. Of tenants with as many, those go on that had less than a turn, and then
+    come those that waited longest. A tenant's own batches do not take turns: the oldest ends first.
+    """
+    places = Counter[str]()
+    ranked = list[tuple[int, int, float, int, str]]()
+    for one in sorted(batches, key=lambda one: (not one.working, one.since if one.working else 0.0)):
+        tired = one.working and not one.loses and now - one.since >= TURN_SECONDS
+        ranked.append((places[one.tenant], 2 if tired else int(not one.working), one.since, len(ranked), one.name))
+        places[one.tenant] += 1
+    return [name for *_, name in sorted(ranked)[:most]]
+
+
+class LineWindow:
+    """Bytes of the lines that run at a router, and of answers that are not written yet, by tenant.
+
+    Tenants share `most` of them; a tenant that holds none may begin one line, however long.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = Counter[str]()
+        self.tenants = 1  # that have batches which are worked on
+
+    def fits(self, tenant: str, size: int) -> bool:
+        """Whether a line of `size` bytes may begin."""
+        held = self._held[tenant]
+        return held <= 0 or held + size <= self._most // max(self.tenants, 1)
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count `size` more bytes, or fewer if it is negative."""
+        self._held[tenant] += size
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+
+_OPENAI: Mapping[str, tuple[type[Any], Callable[..., dict[str, Any]]]] = {
+    "/v1/chat/completions": (ChatCall, chat_fields),
+    "/v1/completions": (CompletionCall, completion_fields),
+    "/v1/embeddings": (EmbeddingsCall, embedding_fields),
+}
+_INFER = re.compile(r"/v2/models/([^/]+)/infer")
+
+
+@dataclass(frozen=True, slots=True)
+class LineCall:
+    """What a line asks for: the request's fields without service terms, and the JSON of its answer."""
+
+    fields: Mapping[str, Any]
+    answer: Callable[[AnswerHead, Result], bytes]
+
+
+def check_endpoint(endpoint: str, rules: Rules) -> None:
+    """Refuse a batch of other calls.
+
+    Raises:
+        InvalidRequestError: lines cannot make that call.
+        UnknownModelError, ModelUnavailableError: it is for a model that is not served.
+    """
+    if (infer := _INFER.fullmatch(endpoint)) is not None:
+        rules.catalogue.resolve(unquote(infer[1]))
+    elif endpoint not in _OPENAI:
+        raise wrong_field("endpoint", f"one of {[*sorted(_OPENAI), '/v2/models/MODEL/infer']}", endpoint)
+
+
+def read_line_call(endpoint: str, body: bytes, rules: Rules) -> LineCall:
+    """The call in a line's body.
+
+    Raises:
+        TaxiwayError: it is invalid, names a service term, or is for a model that is not served.
+    """
+    infer = _INFER.fullmatch(endpoint)
+    return _openai_call(endpoint, body, rules) if infer is None else _infer_call(unquote(infer[1]), body, rules)
+
+
+def failure(error: TaxiwayError, endpoint: str) -> bytes:
+    """The JSON of an answer that is an error."""
+    return b"".join(error_answer(error, endpoint).pieces)
+
+
+def _openai_call(endpoint: str, body: bytes, rules: Rules) -> LineCall:
+    kind, fields = _OPENAI[endpoint]
+    parsed = read_call(body, kind, rules.topology.limits)
+    if getattr(parsed.call, "stream", None):
+        raise unsupported("stream", "nothing, as lines of a batch are not streamed", True)
+    _check_terms(parsed.terms)
+    model = rules.catalogue.resolve(parsed.call.model)
+    return LineCall(fields(parsed, model), partial(written, parsed.call, model))
+
+
+def _infer_call(reference: str, body: bytes, rules: Rules) -> LineCall:
+    model = rules.catalogue.resolve(reference)
+    infer = read_infer(body, most=rules.topology.limits.elements)
+    _check_terms({name: value for name, value in infer.parameters.items() if name in TERMS})
+    request = request_of(reference, infer, rules.topology.limits.elements)
+
+    def answer(head: AnswerHead, result: Result) -> bytes:
+        return answer_of(model, head.job, result, lambda _: False, infer.id).body
+
+    names = ("model", "inputs", "parameters", "outputs")
+    return LineCall({name: getattr(request, name) for name in names}, answer)
+
+
+def _check_terms(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        raise wrong_field(name, "no service term in a line, as all lines have their batch's", value)

@@ -19,10 +19,10 @@ from api.objects.batches import (
     REFUSED_TERMS,
     Batch,
     BatchCall,
+    check_endpoint,
     decode_batch,
     window_of,
 )
-from api.objects.line_calls import check_endpoint
 from api.openai.requests import read_fields
 from api.services import router_of, services_of, tenant_of
 from api.storage.objects import (

@@ -14,7 +14,7 @@ from api.inference.infer import Accepted, Inference, Running
 from api.inference.progress import MessagePart, StreamProgress
 from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
 from api.jobs import Jobs
-from api.openai.chunks import Writer
+from api.openai.answers import Writer
 from api.openai_errors import JOB
 from api.routing.router import HttpRouter
 from taxiway.contract.job import Result

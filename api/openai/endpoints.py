@@ -16,9 +16,18 @@ from litestar.types import ASGIApp
 from api.answers import json_whole
 from api.described import ASKED, RUN, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
-from api.openai.answers import AnswerHead, AnyCall, ChatCompletion, Completion, EmbeddingList, written
+from api.openai.answers import (
+    AnswerHead,
+    AnyCall,
+    ChatCompletion,
+    ChatWriter,
+    ChunkWriter,
+    Completion,
+    CompletionWriter,
+    EmbeddingList,
+    written,
+)
 from api.openai.calls import Begun, Calls, headers_of_result
-from api.openai.chunks import ChatWriter, ChunkWriter, CompletionWriter
 from api.openai.requests import (
     Call,
     ChatCall,

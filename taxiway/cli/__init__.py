@@ -161,7 +161,7 @@ COMMANDS = {
     "result": ("taxiway.cli.jobs", "Print a job's answer."),
     "status": ("taxiway.cli.jobs", "Show a job or the fleet."),
     "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),
-    "top": ("taxiway.cli.top", "Show the whole fleet, live."),
+    "top": ("taxiway.cli.show", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
     "audit": ("taxiway.cli.fleet", "Show where labelled work was placed, export it, or verify an export."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),

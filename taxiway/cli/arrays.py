@@ -51,7 +51,7 @@ def array(
         made, failed = await client.array(model, inputs, within=within, **terms), 0
         if not wait:
             return made.id, 0
-        from taxiway.cli.progress_bar import array_bar
+        from taxiway.cli.show import array_bar
 
         with array_bar() as watch:
             async for outcome in made.outcomes(watch=watch):

@@ -125,7 +125,7 @@ async def followed(job: AsyncJob, timeout: float | None, show: Callable[[Event],
 
 async def watch(job: AsyncJob, timeout: float | None) -> Result:
     """A job's result; meanwhile a bar shows what its callable reports."""
-    from taxiway.cli.progress_bar import progress_bar
+    from taxiway.cli.show import progress_bar
 
     with progress_bar() as show:
         return await followed(job, timeout, show)

@@ -1,4 +1,4 @@
-"""Output for people. Only this module, `top` and `progress_bar` import rich; they are imported only for such output."""
+"""Output for people. Only this module imports rich, and it is imported only for such output."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
+import click
 from rich.console import Console, Group
+from rich.live import Live
 from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.contract.job import FINAL, JobRecord, JobStatus, Result, RunReport, Tokens
+from taxiway.cli.address import AskedFleet, fleet_options, print_json
+from taxiway.client.arrays import ArrayProgress, Watch
+from taxiway.contract.job import FINAL, JobRecord, JobStatus, Result, RunProgress, RunReport, Tokens
+from taxiway.contract.stream import Event
+from taxiway.errors import FleetUnavailable
 
 _NUMBERS_SHOWN = 8
 """Maximum numbers shown of a list."""
@@ -493,3 +508,59 @@ def span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Callable[[Event], None]]:
+    """A bar with what a callable reports: the share that is done, the time left, its message. It is gone at the end."""
+    texts = [TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)]
+    console = console or Console(stderr=True)
+    with Progress(BarColumn(), TaskProgressColumn(), *texts, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=1.0, visible=False, left="")
+
+        def show(event: Event) -> None:
+            if isinstance(event, RunProgress):
+                left = "" if event.left is None else f"{duration(event.left)} left"
+                bars.update(bar, completed=event.fraction, visible=True, description=event.message, left=left)
+
+        yield show
+
+
+@contextmanager
+def array_bar() -> Iterator[Watch]:
+    """A bar on stderr with an array's members that have ended, and the time left, on a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    above = sys.stdout.isatty()  # answers are printed above the bar
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bars:
+        bar = bars.add_task("", total=None)
+
+        def watch(progress: ArrayProgress) -> None:
+            failed = f", {progress.failed} failed" if progress.failed else ""
+            bars.update(bar, completed=progress.done, total=progress.members or None, description=f"members{failed}")
+
+        yield watch
+
+
+@click.command()
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between updates.")
+@fleet_options
+def top(*, every: float, fleet: AskedFleet) -> None:
+    """Show what `taxiway status` shows of the fleet, live. Ctrl-C exits."""
+
+    def look() -> Mapping[str, Any]:
+        return fleet.ask(lambda client: client.fleet())
+
+    now = look()
+    if fleet.as_json:
+        print_json(now)
+        return
+    first = fleet_view(now)
+    with Live(first, console=stdout_console(), screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(every)
+            trouble = ""
+            try:
+                now = look()
+            except FleetUnavailable as error:  # the last overview, with the reason
+                trouble = error.message
+            live.update(fleet_view(now, trouble), refresh=True)

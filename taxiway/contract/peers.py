@@ -1,9 +1,9 @@
 """What two fleets say to each other: frames over one WebSocket, which either site opens.
 
 A message is a list of frames in MessagePack, either way. The caller, which hands out work, speaks first, and both begin
-with `PeerHello`. The
-caller sends jobs and takes them back; the other site, for which the caller is a tenant, answers them, and says each
-second what it would promise now. Times are seconds that are left, never moments: the sites' clocks differ.
+with `PeerHello`. The caller sends jobs and takes them back; the other site, for which the caller is a tenant, answers
+them, and says each second what it would promise now. Times are seconds that are left, never moments: the sites' clocks
+differ.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from api.gate import AnyRequest, json_answer, needs
 from api.openai.calls import EVENT_HEADERS, Begun, headers_of_placement, headers_of_result
 from api.openai.endpoints import Read, calls_of, read_body, read_request, stream
 from api.openai.requests import ParsedCall, tier_for_later
-from api.openai.responses.chat import input_items, response_fields
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import (
     Conversation,
@@ -29,6 +28,8 @@ from api.openai.responses.response import (
     StoredResponse,
     begun,
     check_response_call,
+    input_items,
+    response_fields,
     restarted,
     succeeded,
 )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import taxiway
 from tasks.settings import Settings
-from taxiway.cli.progress_bar import progress_bar
+from taxiway.cli.show import progress_bar
 from tests.command_line import CommandLine
 from tests.integration.workers.test_runs import STEPS
 from tests.routing import HTTP, eventually

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 import taxiway
-from api.operators.reading import read_timeline
+from api.operators.fleet import read_timeline
 from api.routing.stores import OperatorStore
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader

@@ -14,8 +14,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.operators.metrics import Latency, exposition
-from api.operators.problems import problems
-from api.operators.view import Calibration, ClassView, FleetView, PlannedCell, PlanView, calibration
+from api.operators.view import Calibration, ClassView, FleetView, PlannedCell, PlanView, calibration, problems
 from api.routing.counters import LATELY, Counts, OutcomeCounters, RecentOutcomes
 from local.doctor import ClassReport, HeldBounds, calibrations
 from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Use, count, empty, held_of, median_of

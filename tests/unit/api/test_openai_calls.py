@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from api.inference.progress import MessagePart, StreamProgress
 from api.objects.batches import MOST_LINES, lines_of
 from api.openai import requests
-from api.openai.answers import AnswerHead, embeddings, text_logprobs, usage_of
-from api.openai.chunks import ChatWriter
-from api.openai.responses.chat import input_items, messages_of, response_fields
+from api.openai.answers import AnswerHead, ChatWriter, embeddings, text_logprobs, usage_of
 from api.openai.responses.events import ResponseWriter, replay
-from api.openai.responses.response import ResponseCall, begun
+from api.openai.responses.response import ResponseCall, begun, input_items, messages_of, response_fields
 from api.openai_errors import content, param_of
 from api.terms import add_terms
 from tasks.models.model import parse_model

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from api.access import Bodies
 from api.inference.infer import Inference
 from api.objects.batch_runner import BatchRunner
-from api.objects.batch_turns import TURN_SECONDS, LineWindow, OpenBatch, next_batches
+from api.objects.batches import TURN_SECONDS, LineWindow, OpenBatch, next_batches
 from api.openai.answers import AnswerHead
 from api.openai.requests import read_call
 from api.openai.responses.response import ResponseCall, StoredResponse, begun
