@@ -31,8 +31,8 @@ class Engine:
 
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
     `models` are those that it lists; those with `embed` in their name only embed. `script` replaces what prompts ask
-    for, if it is set, and answers that it streams have `usage` instead of what it counts. `faults` has what happens
-    instead when a prompt comes for the first time, and `came` counts how often each came. Without
+    for, if it is set, and answers that it streams have the `headers`, and `usage` instead of what it counts. `faults`
+    has what happens instead when a prompt comes for the first time, and `came` counts how often each came. Without
     `metrics` it has none.
     """
 
@@ -41,6 +41,7 @@ class Engine:
     script: str = ""
     retry_after: str = ""
     metrics: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     usage: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
@@ -155,7 +156,7 @@ class Engine:
         self, asked: dict[str, Any], words: list[str], writer: asyncio.StreamWriter, done: Callable[[], None]
     ) -> bool:
         """Stream the words; `done` is called before the end is told, since the next chat may come at once then."""
-        self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked"})
+        self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
         wait, said, finish, called = 0.0, 0, "stop", count()
         for word in words:
             if word.startswith("wait="):

@@ -5,14 +5,18 @@ runs beside it, a further token's on what runs beside it: two linear laws, each 
 least squares. Where nothing was observed, such as for prompts longer than any so far, the profile applies, times the
 ratio of observed to predicted seconds.
 
-How much: token buckets of requests and tokens per minute, by the limits in queues.yaml. A limit is capacity, not an
-error: the worker fetches only what it may send.
+How much: token buckets of requests and tokens per minute. The limits in queues.yaml and those in the endpoint's answers
+both apply. A limit is capacity, not an error: the worker fetches only what it may send.
+
+Source of the headers: https://platform.openai.com/docs/guides/rate-limits (`x-ratelimit-*`); other providers use them,
+too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,8 +146,14 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
 
 MINUTE = 60.0
 
+_LARGEST_FIGURE = 1e12
+"""Largest figure that a header may state; a larger one is taken for none."""
+
 _ROUNDING = 1e-9
 """Part of a bucket's capacity that rounding may hide."""
+
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?")
+_FIGURE = re.compile(r"\d{1,13}(?:\.\d{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,3 +222,44 @@ def rates_of(requests: float | None, tokens: float | None, now: float, endpoints
     """The rates of `endpoints` endpoints, from the limits of one per minute, of which all is left."""
     limits = (None if each is None else each * endpoints for each in (requests, tokens))
     return EndpointRates(*(None if each is None else Bucket(each, each / MINUTE, each, now) for each in limits))
+
+
+def learned(rates: EndpointRates, headers: Mapping[str, str], now: float) -> EndpointRates:
+    """The rates after an answer with these headers, which may state limits, what is left of them, and until when."""
+    return EndpointRates(
+        _stated(rates.requests, headers, "requests", now),
+        _stated(rates.tokens, headers, "tokens", now),
+    )
+
+
+def _stated(bucket: Bucket | None, headers: Mapping[str, str], kind: str, now: float) -> Bucket | None:
+    limit = _figure(headers.get(f"x-ratelimit-limit-{kind}", ""))
+    left = _figure(headers.get(f"x-ratelimit-remaining-{kind}", ""))
+    if limit is not None and limit >= 1 and (bucket is None or limit < bucket.capacity):
+        rate = limit / MINUTE if bucket is None else min(limit / MINUTE, bucket.rate)
+        bucket = Bucket(limit, rate, limit if bucket is None else min(limit, bucket.left(now)), now)
+    if bucket is None or left is None:
+        return bucket
+    known = bucket.taken(max(bucket.left(now) - left, 0.0), now)
+    reset = duration(headers.get(f"x-ratelimit-reset-{kind}", ""))
+    if left < 1 and reset is not None:  # nothing is left until then, however the endpoint counts its minutes
+        known = replace(known, level=min(known.level, 1.0 - known.rate * min(reset, MINUTE)))
+    return known
+
+
+def duration(text: str) -> float | None:
+    """Seconds of a duration such as `6m0s`, `1.5s` or `20ms`, or of a number; None if it is neither."""
+    if (seconds := _figure(text)) is not None:
+        return seconds
+    match = _DURATION.fullmatch(text)
+    if match is None or not text:
+        return None
+    hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * MINUTE + seconds + milliseconds / 1000
+
+
+def _figure(text: str) -> float | None:
+    if _FIGURE.fullmatch(text) is None:
+        return None
+    value = float(text)
+    return value if value <= _LARGEST_FIGURE else None

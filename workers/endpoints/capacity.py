@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tasks.heartbeat import Allowed
 from tasks.queues.endpoints import Rate
 from taxiway.contract.keys import LEVELS
-from workers.decide.endpoints import Bucket, EndpointRates, rates_of
+from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
 from workers.stages.queues import DeviceUse
@@ -135,12 +135,12 @@ class RateGate:
         self._rates = self._rates.taken(size, time.monotonic())
 
     def leave(self, exchange: Exchange, size: int) -> None:
-        """Count what a row that was let in with `size` really took."""
+        """Count what a row that was let in with `size` really took, and learn what its answer stated."""
         used, now = exchange.tokens, time.monotonic()
         took = used.input + used.output
         self._size += _SMOOTHING * (max(took, 1) - self._size) if exchange.ran else 0.0
         unsent = 0.0 if exchange.sent else -1.0
-        self._rates = self._rates.taken(took - size, now, requests=unsent)
+        self._rates = learned(self._rates.taken(took - size, now, requests=unsent), exchange.headers, now)
 
 
 def _left_of(bucket: Bucket | None, now: float) -> tuple[float | None, float]:

@@ -180,7 +180,7 @@ class EndpointLink:
         url = (base or self.url) + path
         async with self._session.request(method, url, data=content, headers=headers, allow_redirects=False) as response:
             if exchange is not None:
-                exchange.refused = response.status != 200
+                exchange.headers, exchange.refused = response.headers, response.status != 200
             if response.status != 200:
                 said = await _read(response, MAX_REFUSAL)
                 meaning = unready if exchange is None else refused

@@ -232,6 +232,8 @@ class Exchange:
     cost: float = 0.0
     """US dollars that another fleet bills for it."""
     reader: AnswerReader | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the answer."""
 
     @property
     def ran(self) -> bool:

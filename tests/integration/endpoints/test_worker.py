@@ -408,6 +408,22 @@ def test_a_cancelled_job_is_billed_for_what_came(tower: Tower, engine: Engine) -
     settled(tower, engine)
 
 
+@pytest.mark.usefixtures("worker")
+def test_a_limit_that_the_engine_states_keeps_jobs_in_their_queue(tower: Tower, engine: Engine) -> None:
+    engine.headers = {"x-ratelimit-limit-requests": "120", "x-ratelimit-remaining-requests": "1"}
+    tower.result(order(tower, "first"))  # one more may be sent at once, then two a second
+    engine.headers = {}
+    began = time.monotonic()
+    jobs = [order(tower, f"{n} done") for n in range(12)]
+    eventually(lambda: tower.waiting() > 0)
+    assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} done " for n in range(12)]
+    assert time.monotonic() - began > 1.0
+    allowed = eventually(lambda: (configured := facts(tower).endpoint) and configured.allowed)
+    assert allowed.requests == 2.0
+    assert len(engine.chats) == 13
+    settled(tower, engine)
+
+
 def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, tower: Tower, engine: Engine) -> None:
     with worker_process(fleet, "--device", "endpoint:0") as worker:
         for n in range(8):

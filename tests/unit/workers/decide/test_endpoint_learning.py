@@ -14,6 +14,8 @@ from workers.decide.endpoints import (
     Learned,
     after,
     curve_of,
+    duration,
+    learned,
     rates_of,
 )
 
@@ -111,3 +113,44 @@ def test_there_is_room_within_both_limits(
     assert (spent.free(amount, 0.0), spent.wait(tokens, 0.0)) == pytest.approx((0.0, 120.0))
     assert rates_of(60, None, 0.0, endpoints=3).free(amount, 0.0) == 180
     assert (EndpointRates().wait(1e9, 0.0), EndpointRates().free(1e9, 0.0)) == (0.0, math.inf)
+
+
+def test_an_answer_states_limits_and_what_is_left() -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "2",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5999",
+    }
+    rates = learned(EndpointRates(), headers, 10.0)
+    assert rates.free(1.0, 10.0) == 2
+    assert rates.taken(1.0, 10.0, requests=2.0).wait(1.0, 10.0) == pytest.approx(1.0)
+    assert rates.tokens is not None
+    assert (rates.tokens.capacity, rates.tokens.rate) == (6000, 100)
+
+
+REQUESTS = "x-ratelimit-{}-requests"
+
+
+@pytest.mark.cases("stated, used, level, wait")
+def test_the_stricter_limit_holds(stated: dict[str, str], used: float, level: float, wait: float) -> None:
+    known = rates_of(30, None, 0.0).taken(1.0, 0.0, requests=used)
+    rates = learned(known, {REQUESTS.format(name): text for name, text in stated.items()}, 0.0)
+    assert rates.requests is not None
+    assert rates.requests.level == pytest.approx(level)
+    assert rates.wait(1, 0.0) == pytest.approx(wait)
+
+
+@pytest.mark.cases("text, seconds")
+def test_durations_are_read_in_the_forms_that_endpoints_have(text: str, seconds: float | None) -> None:
+    assert duration(text) == seconds
+
+
+headers = st.dictionaries(
+    st.sampled_from(
+        [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")]
+    ),
+    st.text(max_size=20)
+    | st.integers(-5, 10**15).map(str)
+    | st.sampled_from(["1s", "9999999999h", "NaN", "inf", "1e9"]),
+)
