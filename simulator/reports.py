@@ -1,4 +1,4 @@
-"""Comparisons of policies for people and programs: tables and JSON."""
+"""Comparisons of policies for people and programs: tables and JSON. Also the plan that routers follow, as text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from router.decide.plan import Density, Plan, ScalingRule
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 
@@ -65,3 +66,18 @@ def seconds(value: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def plan_tables(plan: Plan) -> tuple[Table, Table]:
+    """The classes of each kind of request, and how each class scales."""
+    cells = table("model", "service", "locality", "classes, best first")
+    for cell in plan.cells:
+        cells.add_row(*map(Text, [cell.model, cell.service, cell.locality or "", ", ".join(cell.classes)]))
+    classes = table("class", "rule", "devices")
+    for name, planned in plan.classes.items():
+        classes.add_row(*map(Text, [name, _rule(planned.rule), str(planned.devices)]))
+    return cells, classes
+
+
+def _rule(rule: ScalingRule) -> str:
+    return f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"

@@ -26,6 +26,7 @@ from typing import NoReturn
 import click
 import msgspec
 import numpy as np
+from rich.table import Table
 
 from broker.valkey.leases import lease_answer, lease_call
 from broker.valkey.presence import plan_call
@@ -34,6 +35,7 @@ from simulator.engine import StuckError
 from simulator.own_fleet.history import LAG, History, day_of
 from simulator.own_fleet.known import arrivals_from, read_fleet, under
 from simulator.policies.policy import LIVE, Assignment
+from simulator.reports import plan_tables
 from simulator.traces import TraceError, arrivals_of, synthetic_trace
 from simulator.tuning.real_fleet import (
     KnownFleet,
@@ -69,6 +71,7 @@ from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
 from tasks.topology import Topology, TopologyError, load_topology
 from taxiway.cli import USAGE, CommandError, report
+from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNER, TUNERS, TUNING
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
@@ -405,15 +408,16 @@ logger = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Tune once, print what was found as JSON, and exit.")
+@click.option("--once", is_flag=True, help="Tune once, show what was found, and exit.")
 @click.option("--dry-run", is_flag=True, help="Do not write the plan.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per tuning.")
 @click.option(
     "--prior",
     metavar="HISTORY|MIX",
     help="What to plan for until requests arrive: a CSV file, a UTC day, or requests a second as "
     "MODEL[/SERVICE]=RATE,…; by default all models and services alike.",
 )
-def tune(*, once: bool, dry_run: bool, prior: str | None) -> None:
+def tune(*, once: bool, dry_run: bool, as_json: bool, prior: str | None) -> None:
     """Keep the fleet's plan: which class each model and service prefers, and how classes scale."""
     log_to_stderr()
     try:
@@ -421,8 +425,7 @@ def tune(*, once: bool, dry_run: bool, prior: str | None) -> None:
         topology = load_topology(settings.queues)
         tuner = FleetTuner(settings, topology, parse_prior(prior, settings.broker) if prior else {})
         if once:
-            tuning, plan = _tune(tuner, dry_run=dry_run)
-            click.echo(msgspec.json.encode({**msgspec.to_builtins(tuning), "plan": msgspec.to_builtins(plan)}))
+            _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
             return
     except (SettingsError, TopologyError, TraceError, CommandError) as error:
         report(str(error), "")
@@ -438,7 +441,7 @@ def tune(*, once: bool, dry_run: bool, prior: str | None) -> None:
         while True:
             # a turn that hangs ends the process, with all tracebacks: what started it starts another
             faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__ or 2)
-            time.sleep(_turn(tuner, dry_run=dry_run))
+            time.sleep(_turn(tuner, dry_run=dry_run, as_json=as_json))
     finally:
         with suppress(BrokerUnavailableError):  # the lease ends by itself
             tuner.close()
@@ -449,13 +452,13 @@ def _stop(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def _turn(tuner: FleetTuner, *, dry_run: bool) -> float:
+def _turn(tuner: FleetTuner, *, dry_run: bool, as_json: bool) -> float:
     """Tune if that is due and no other tuner does; the seconds to pause after it."""
     try:
         if not tuner.lead():
             return WAIT
         if tuner.due():
-            _tune(tuner, dry_run=dry_run)
+            _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:
         logger.warning("not tuned", extra={"error": error.message})
     except TraceError as error:
@@ -465,10 +468,21 @@ def _turn(tuner: FleetTuner, *, dry_run: bool) -> float:
     return tuner.rest
 
 
-def _tune(tuner: FleetTuner, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
+def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> None:
     tuning, plan = tuner.tune(dry_run=dry_run)
     logger.info("tuned", extra=msgspec.to_builtins(tuning))
-    return tuning, plan
+    if as_json:
+        click.echo(msgspec.json.encode({**msgspec.to_builtins(tuning), "plan": msgspec.to_builtins(plan)}))
+    elif show:
+        stdout_console().print(*_tables(tuning, plan), sep="\n")
+
+
+def _tables(tuning: Tuning, plan: Plan | None) -> list[Table | str]:
+    """The tuning in words, and the plan's cells and classes."""
+    scores = "" if tuning.after is None else f"; {tuning.after:g} USD/h predicted"
+    before = "" if tuning.before is None else f" ({tuning.before:g} before)"
+    said = f"plan {tuning.number}: {'adopted' if tuning.adopted else 'unchanged'}, {tuning.why}{scores}{before}"
+    return [said, *(plan_tables(plan) if plan is not None else ())]
 
 
 if __name__ == "__main__":

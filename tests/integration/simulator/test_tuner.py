@@ -67,7 +67,7 @@ def record(store: Any, seconds: float = 300) -> None:
 
 
 def tune(settings: Settings, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "simulator", "tune", "--once", *options]
+    command = [sys.executable, "-m", "simulator", "tune", "--once", "--json", *options]
     done = subprocess.run(command, cwd=TREE, env=environment(settings), capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
     stated: dict[str, Any] = json.loads(done.stdout)
