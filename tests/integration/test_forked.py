@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.forked import IMPORTS, Forked, Process, start
-from tests.routing import eventually
 
 FRESH = {"PYTHONHASHSEED": "0"}  # read before any program's first line: such a process cannot be a fork
 
@@ -40,33 +38,3 @@ def test_a_forked_process_is_as_a_new_one(kind: str, tmp_path: Path) -> None:
     assert not {"torch", "jax", "onnxruntime"} & set(modules)
     assert [one.wait(20) for one in (forked, twin, fresh)] == [7, 7, 7]
     assert (tmp_path / "log").read_text() == "the end\n" * 3
-
-
-def test_a_signal_ends_a_forked_process_and_is_its_status() -> None:
-    process = begin("router", subprocess.DEVNULL, ["0"])
-    os.kill(process.pid, signal.SIGSTOP)
-    assert process.poll() is None
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.01)
-    process.kill()
-    assert process.wait(20) == process.poll() == process.returncode == -signal.SIGKILL
-    process.terminate()  # one that has ended is left alone
-    assert process.stdout is not None
-    process.stdout.close()
-
-
-def test_a_forked_process_does_not_outlive_who_started_it() -> None:
-    process = begin("router", subprocess.DEVNULL, ["0"])
-    os.kill(process.pid, signal.SIGSTOP)
-    assert isinstance(process, Forked)
-    process._exited.close()  # as the system does when this process is killed
-    eventually(lambda: not Path(f"/proc/{process.pid}").exists())
-    process.stdout.close()
-
-
-def test_a_forked_process_that_raises_ends_with_status_one_and_a_traceback(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("wb") as log:
-        process = begin("workers", log, ["seven"])
-    read(process)
-    assert process.wait(20) == 1
-    assert "ValueError: invalid literal" in (tmp_path / "log").read_text()

@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
-import yaml
 
 from lab.changes import changes_of
-from lab.trials.trial import FLEETS, LENGTH, SHARES, TRIALS
+from lab.trials.trial import LENGTH, SHARES, TRIALS
 from simulator.fleet import SERVICES
 from simulator.traces import Trace
-from tasks.settings import TREE
-
-RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"
 
 Span = tuple[float, float]
 
@@ -60,14 +56,6 @@ def figures(trace: Trace, model: str) -> list[float]:
     counts = np.histogram(trace.arrival[rows], 90, (0, LENGTH))[0]
     means = [float(column.mean()) for column in (trace.size[rows], trace.output[rows], trace.deadline[live])]
     return [float(rows.sum()), *means, float((trace.arrival[rows] > LENGTH / 2).mean()), float(counts.std())]
-
-
-@pytest.mark.skipif(not RECIPE.exists(), reason="the shared trials are not here")
-@pytest.mark.parametrize("file", ["mixed.yaml", "edge.yaml"])
-def test_the_fleets_are_those_of_the_recipe_with_penalties(file: str) -> None:
-    document = yaml.safe_load((FLEETS / file).read_text())
-    del document["penalties"]
-    assert document == yaml.safe_load((RECIPE.parent / file).read_text())
 
 
 def test_synthetic_language_models_are_about_as_busy_as_those_of_azure() -> None:

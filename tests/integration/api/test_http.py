@@ -81,16 +81,6 @@ def test_a_large_text_waits_beside_its_message(echo: EchoFleet, state: redis.Red
     assert echo.http.get(f"/v2/jobs/{job}/result").json()["outputs"][0]["data"] == [text, "short"]
 
 
-def test_a_request_in_chunks_is_answered_as_any_other(http: httpx.Client) -> None:
-    whole = msgspec.json.encode(body("hello"))
-    headers = {"content-type": "application/json"}
-
-    answer = http.post("/v2/models/echo/infer", content=iter([whole[:10], whole[10:]]), headers=headers)
-
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
-    assert answer.json()["outputs"][0]["data"] == ["hello"]
-
-
 def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http: httpx.Client) -> None:
     answer, named = infer(http, "a", "b").json(), infer(http, "a", id="mine").json()
 
@@ -98,11 +88,6 @@ def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http: http
     assert answer["outputs"] == [{"name": "payload", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]
     assert answer["parameters"]["hardware_class"] == "cpu.batch"
     assert (answer["parameters"]["job"], named["id"]) == (answer["id"], "mine")
-
-
-@pytest.mark.parametrize("model", ["echo/versions/1", "echo:1", "echo@stable"])
-def test_a_model_is_found_by_version_and_alias(http: httpx.Client, model: str) -> None:
-    assert infer(http, "a", model=model).status_code == 200
 
 
 def test_prefer_wait_limits_how_long_an_infer_call_waits(idle: httpx.Client) -> None:
@@ -247,16 +232,6 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http: httpx.Cl
         answer = connection.makefile("rb").readline()
 
     assert answer.startswith(b"HTTP/1.1 413 ")
-
-
-def test_a_request_with_a_length_and_chunks_is_refused_and_its_connection_closed(http: httpx.Client) -> None:
-    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
-        head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n"
-        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n")
-        answer = connection.makefile("rb").read()
-
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.cases("method, path, status, code")

@@ -161,16 +161,6 @@ def test_links_that_name_NoQueue_are_sent_to_celerys_default_queue(producer: Cel
             assert next_of(connection, DEFAULT_QUEUE).headers["task"] == f"lab.{model}"
 
 
-def test_the_error_links_of_a_refused_request_are_called_with_its_id(producer: Celery) -> None:
-    link = producer.signature("lab.refused", args=("more",), queue="lab.refused")
-    with producer.connection_for_write() as connection:
-        with connection.SimpleQueue("lab.refused") as left:
-            left.clear()
-        sent = infer(producer, "first", "ehco").apply_async(link_error=link)
-        call = next_of(connection, "lab.refused")
-    assert (call.headers["task"], call.payload[0]) == ("lab.refused", [sent.id, "more"])
-
-
 def test_an_error_link_whose_queue_is_not_there_or_not_ours_holds_up_nothing(producer: Celery) -> None:
     for queue in ("lab.nowhere.declared", DEAD):
         sent = infer(producer, "first", "ehco").apply_async(link_error=producer.signature("lab.lost", queue=queue))

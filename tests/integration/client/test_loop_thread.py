@@ -41,24 +41,6 @@ def elsewhere(body: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def test_many_threads_are_all_answered(loop: LoopThread) -> None:
-    async def soon(n: int) -> int:
-        await asyncio.sleep(0.0001 * (n % 3))
-        return n
-
-    answers: dict[int, list[int]] = {}
-
-    def ask(n: int) -> None:
-        answers[n] = [loop.run(soon(n + m)) for m in range(100)]
-
-    threads = [threading.Thread(target=ask, args=[n]) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert answers == {n: list(range(n, n + 100)) for n in range(8)}
-
-
 def test_a_call_within_another_event_loop_is_answered(loop: LoopThread) -> None:
     async def nested() -> int:
         return loop.run(here())

@@ -80,19 +80,6 @@ def test_several_choices_are_rows_of_one_job(call: Caller, fleet: OpenAIFleet) -
     assert not any({"n", "service_tier"} & one.keys() for one in asked)
 
 
-def test_a_chat_has_the_probabilities_of_its_tokens_on_request(call: Caller) -> None:
-    asked = {"model": "talk", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
-    (choice,) = call("chat.completions.create", **asked).choices
-    chunks = call("chat.completions.create", **asked, stream=True)
-
-    parts = [one.logprobs for chunk in chunks for one in chunk.choices if one.logprobs]
-    streamed = [one for part in parts for one in part.content]
-    assert [one.token for one in choice.logprobs.content] == ["Hello ", "dear ", "world "]
-    assert [one.token for one in streamed] == ["Hello ", "dear ", "world "]
-    assert "logprobs" not in (choice.message.model_extra or {})
-    assert call("chat.completions.create", model="talk", messages=HELLO).choices[0].logprobs is None
-
-
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 CALLING: Any = [{"role": "user", "content": 'think=hm think=so Well call=add:{"a":1} call=sub:{} finish=tool_calls'}]
 
@@ -126,6 +113,7 @@ def test_the_sdks_accumulator_puts_a_stream_together(client: openai.OpenAI) -> N
     ]
     assert (message.model_extra or {})["reasoning_content"] == "hmso"
     assert final.choices[0].logprobs == whole.choices[0].logprobs
+    assert [one.token for one in whole.choices[0].logprobs.content] == ["Well "]
     assert final.choices[0].finish_reason == "tool_calls"
 
 

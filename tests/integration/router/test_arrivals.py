@@ -100,14 +100,6 @@ def test_an_arrival_reaches_a_worker_and_its_record_follows(state: redis.Redis) 
 
 
 @pytest.mark.usefixtures("echo")
-def test_arrivals_of_every_priority_are_taken(state: redis.Redis) -> None:
-    jobs = [send(state, level=level, deadline=30) for level in range(4)]
-
-    for job in jobs:
-        assert result(state, job)
-
-
-@pytest.mark.usefixtures("echo")
 def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(state: redis.Redis) -> None:
     pubsub = state.pubsub()
     pubsub.subscribe(reply_channel("c1"))
@@ -133,17 +125,6 @@ def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest
         (letter,) = eventually(lambda: store.lrange(DEAD, 0, -1))
     assert "signed by a producer" in msgspec.json.decode(letter, type=DeadLetter).reason
     assert not store.exists(job_key(unsigned), result_key(unsigned))
-
-
-@pytest.mark.usefixtures("paused")
-def test_a_second_arrival_of_a_job_is_dropped(state: redis.Redis) -> None:
-    job = send(state, deadline=60)
-    send(state, job=job, deadline=60)
-
-    last = send(state, deadline=60)
-
-    eventually(lambda: state.exists(job_key(last)))
-    assert waiting(state) == 2
 
 
 def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: redis.Redis, device: EchoDevice) -> None:

@@ -104,7 +104,7 @@ def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_f
     assert store.get(left) == LARGE.tobytes()
 
 
-def test_plain_celery_gets_a_link_to_the_http_api(celery: Celery, http: httpx.Client) -> None:
+def test_plain_celery_gets_a_link_to_the_http_api_that_is_good_for_its_time(celery: Celery, http: httpx.Client) -> None:
     inputs = {"shape": [1, 100_000], "datatype": "FP32", "data": LARGE[0].tobytes()}
     asked = celery.send_task(INFER, kwargs={"model": "mirror", "inputs": inputs}, serializer="json")
     answer = asked.get(timeout=20)["outputs"]["x"]
@@ -113,12 +113,8 @@ def test_plain_celery_gets_a_link_to_the_http_api(celery: Celery, http: httpx.Cl
     assert (answer["shape"], answer["bytes"]) == ([1, 100_000], LARGE[0].nbytes)
     assert linked.headers["content-type"] == "application/octet-stream"
     assert linked.content == LARGE[0].tobytes()
-
-
-def test_a_link_whose_time_is_over_says_so(http: httpx.Client) -> None:
-    answer = http.get(f"/v2/blobs/{uuid.uuid4().hex}")
-
-    assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
+    over = http.get(f"/v2/blobs/{uuid.uuid4().hex}")
+    assert (over.status_code, over.json()["code"]) == (410, "result_expired")
 
 
 @pytest.mark.cases("altered, error")

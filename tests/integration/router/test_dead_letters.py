@@ -99,22 +99,17 @@ def test_a_letter_is_listed_shown_and_dropped(echo: EchoFleet, letters: redis.Re
     assert "no dead letter" in run(echo, "show", listed["id"], code=2)
 
 
-def test_a_replayed_job_starts_over_under_its_id(echo: EchoFleet, letters: redis.Redis) -> None:
-    job = park(echo)
-    [listed] = json.loads(run(echo, "list", "--json"))
-    assert run(echo, "replay", listed["id"]).strip() == job
-    result = eventually(lambda: letters.get(result_key(job)))
-    assert read_result(read_meta(result)).outputs == {"payload": "hello"}
-    assert letters.llen(DEAD) == 0
-
-
-def test_of_several_letters_those_that_can_be_are_replayed_or_dropped(echo: EchoFleet, letters: redis.Redis) -> None:
+def test_of_several_letters_those_that_can_be_are_replayed_under_their_ids_or_dropped(
+    echo: EchoFleet, letters: redis.Redis
+) -> None:
     job = park(echo)
     [listed] = json.loads(run(echo, "list", "--json"))
     said = run(echo, "replay", "lost", listed["id"], "gone", code=2)
     assert job in said
     assert "no dead letter 'lost'" in said
     assert "no dead letter 'gone'\nhint: `taxiway dead list` lists them" in said
+    result = eventually(lambda: letters.get(result_key(job)))
+    assert read_result(read_meta(result)).outputs == {"payload": "hello"}
     park(echo)
     [listed] = json.loads(run(echo, "list", "--json"))
     assert "no dead letter 'lost'" in run(echo, "drop", "lost", listed["id"], code=2)

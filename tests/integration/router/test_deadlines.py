@@ -21,11 +21,11 @@ from router.service.store import RouterStore
 from router.upkeep.deadlines import Deadlines
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from tasks.ticket import Ticket
 from taxiway import Client
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import DEADLINES, INFER, job_key
+from taxiway.contract.keys import DEADLINES, job_key
 from taxiway.errors import DeadlineExceededError
+from tests.builders import a_ticket
 from tests.celery_double import NoCelery, NoQueue
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import KEEP, Store, placed
@@ -146,10 +146,7 @@ def listening(worker: WorkerStore, deliveries: list[Delivery]) -> Iterator[None]
 
 
 def delivery(job: str) -> Delivery:
-    ticket = Ticket(
-        job=job, task=INFER, model="echo:1", variants={}, prices={}, accepted=0, deadline_at=0, level=1, reason=""
-    )
-    return Delivery(job, ticket, b"", "application/json", 0.0, hardware_class="cpu.batch")
+    return Delivery(job, a_ticket(job), b"", "application/json", 0.0, hardware_class="cpu.batch")
 
 
 def test_a_worker_is_notified_at_once_that_a_job_it_holds_was_ended(settings: Settings, store: Store) -> None:

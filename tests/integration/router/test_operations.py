@@ -59,15 +59,13 @@ def test_a_jobs_position_counts_the_jobs_that_come_before_it(settings: Settings)
         assert positions(urgent, second) == [0, 1]
 
 
-def test_a_class_has_a_number_of_replicas_with_its_reason(http: httpx.Client) -> None:
+def test_a_class_has_replicas_with_a_reason_that_a_get_leaves_alone_and_starts_that_are_declared_by_post(
+    http: httpx.Client, state: redis.Redis
+) -> None:
     eventually(lambda: http.get("/v1/scaling/cpu.batch").json().get("replicas") == 1)
     assert set(http.get("/v1/scaling/cpu.batch").json()) == {"class", "replicas", "devices", "reason"}
     assert http.get("/v1/scaling/gpu.realtime").json()["replicas"] == 0
     assert http.get("/v1/scaling/nowhere").status_code == 404
-
-
-def test_get_changes_nothing_and_starts_are_declared_by_post(http: httpx.Client, state: redis.Redis) -> None:
-    eventually(lambda: http.get("/v1/scaling/gpu.realtime").status_code == 200)
     assert http.get("/v1/scaling/gpu.realtime", params={"starts": "true"}).status_code == 200
     assert state.hkeys(STARTS) == []
     said = http.post("/v1/scaling/gpu.realtime/starts")

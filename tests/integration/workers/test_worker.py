@@ -79,16 +79,6 @@ def test_a_worker_takes_few_jobs_of_many_rows_so_that_others_may_pass_or_move_th
     tower.result(jobs[-1])
 
 
-def test_a_failing_item_does_not_affect_the_rest_of_its_batch(tower: Tower) -> None:
-    good = [tower.message("slab", {"samples": [1000], "seed": [n]}) for n in range(6)]
-    bad = tower.message("slab", {"samples": [0], "seed": [1]})
-    tower.queue(*good[:3], bad, *good[3:])
-    with pytest.raises(ExecutionError, match="division by zero"):
-        tower.result(bad.headers["id"])
-    for message in good:
-        assert tower.result(message.headers["id"]).outputs["estimate"] is not None
-
-
 def test_a_request_with_one_failing_row_fails_and_names_the_row(tower: Tower) -> None:
     job = tower.order("slab", {"samples": [1000, 0, 1000], "seed": [1, 2, 3]})
     with pytest.raises(ExecutionError, match=r"row 1: .*division by zero") as raised:
