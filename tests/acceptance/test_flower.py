@@ -56,17 +56,6 @@ def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page: Callable[.
     assert "SUCCESS" in shown
 
 
-def test_the_page_of_one_task_shows_where_it_was_placed(
-    page: Callable[..., str], finished: str, fleet: LocalFleet
-) -> None:
-    with taxiway.Client(fleet.broker) as client:
-        report = client.job(finished).result(timeout=60).report
-    shown = page(f"/task/{finished}", "taxiway.infer")
-
-    assert report.hardware_class in shown
-    assert report.variant in shown
-
-
 def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: LocalFleet) -> None:
     with taxiway.Client(fleet.http) as client:
         expired = client.submit("echo", "too late", deadline=1e-6)

@@ -124,13 +124,6 @@ def test_a_class_that_is_scaled_begins_with_no_worker_gets_one_for_its_first_job
         taxiway("down", "--data", str(data))
 
 
-def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
-    findings = {f["subject"]: f for f in json.loads(taxiway("doctor", "--json"))["findings"]}
-    assert findings["embedded Valkey"]["found"]
-    assert findings["runtime onnx"]["value"].startswith("onnxruntime ")
-    assert all(f["remedy"] for f in findings.values() if not f["found"] and f["subject"] != "instruction sets")
-
-
 @pytest.mark.slow
 def test_the_demo_answers_every_input_on_all_classes_and_leaves_nothing_running() -> None:
     command = [sys.executable, "-m", "examples.demo", "--json"]

@@ -6,8 +6,6 @@ import pytest
 
 from lab.baselines import BASELINES, CLAIRVOYANT, Central, as_seen, run, tuned_plan
 from lab.changes import ChangingSimulation as Simulation
-from lab.fleet_file import parse_fleet, prepare
-from lab.rows import make_trace
 from router.decide.fairness import RELEASE_TICK
 from router.decide.plan import Density
 from simulator.engine import ANSWERED
@@ -53,12 +51,6 @@ def test_a_plan_is_tuned_on_the_first_half_alone_and_beats_serving_all_on_the_ch
     all_cheap = Assignment(dict.fromkeys(itertools.product(range(2), range(3)), 0), (Density(),) * 3)
     assert tuned_plan(halves.changed_later(work), 1).key == found.key
     assert halves.score(work, found) < halves.score(work, all_cheap)
-
-
-def test_requests_that_all_arrive_at_once_leave_nothing_to_tune_on() -> None:
-    rows = [{"arrival": 0.0, "model": "quick", "size": 1}] * 3
-    work = prepare(make_trace(rows), parse_fleet(halves.FLEET), seed=1)
-    assert tuned_plan(work, 1).classes.keys() == {(0, service) for service in range(3)}
 
 
 def test_the_clairvoyant_policy_alone_is_told_true_outputs() -> None:

@@ -117,14 +117,3 @@ def test_no_outgoing_connection_takes_the_port_that_a_server_is_given(tmp_path: 
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     given = {kept_port(tmp_path / str(turn)) for turn in range(20)}
     assert not given & set(range(first, last + 1))
-
-
-def test_a_server_that_was_killed_is_restarted_at_the_same_address(tmp_path: Path) -> None:
-    with EmbeddedValkey(tmp_path) as server:
-        url, pid = server.url, server.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        assert until(lambda: server.pid is None)
-        server.start()
-        assert server.url == url
-        assert not refused(url)

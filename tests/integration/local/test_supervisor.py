@@ -229,21 +229,6 @@ def test_requests_to_stop_that_interrupt_each_other_are_heeded() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
-def test_a_child_dies_when_its_parent_is_killed() -> None:
-    program = (
-        "import sys, time; from local.children import start_child;"
-        "child = start_child([sys.executable, '-c', 'import time; time.sleep(600)']);"
-        "print(child.pid, flush=True); time.sleep(600)"
-    )
-    parent = start_child([sys.executable, "-c", program], output=-1)
-    assert parent.stdout is not None
-    with parent.stdout as said:
-        child = int(said.readline())
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    assert until(lambda: gone(child))
-
-
 def test_a_child_that_ends_when_asked_is_not_killed() -> None:
     child = start_child([sys.executable, "-c", "import time; time.sleep(600)"])
     assert stop_child(child, timeout=60)

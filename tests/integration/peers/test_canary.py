@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lab.drills.wire_tap import payloads
 from tasks.settings import TREE
 
 REQUESTS = 300
@@ -48,13 +47,3 @@ def test_rules_that_fall_through_and_fallbacks_let_private_requests_out(drill: A
     assert drill["private requests abroad"]["taxiway"] == 0
     assert drill["private requests abroad"]["rules with fallthrough"] == REQUESTS // 10
     assert drill["private requests abroad"]["proxy with fallbacks"] > 0
-
-
-@pytest.mark.parametrize("size", [0, 5, 126, 70_000])
-def test_masked_frames_are_read(size: int) -> None:
-    payload, mask = bytes(range(256)) * (size // 256) + bytes(size % 256), b"\x01\x02\x03\x04"
-    masked = bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big") if size < 2**16 else b""
-    length = length or b"\x7f" + size.to_bytes(8, "big")
-    frame = b"\x82" + bytes([length[0] | 128]) + length[1:] + mask + masked
-    assert b"".join(payloads(frame + b"\x82\x02ok")) == payload + b"ok"

@@ -31,8 +31,7 @@ from taxiway.contract.wire import infer_message
 from tests.builders import recorded
 from tests.narrowing import as_bytes
 from tests.routing import EchoDevice, eventually, router_process
-from tests.stored import fields_of, is_listened_to, record_of
-from tests.working import worker_process
+from tests.stored import fields_of, is_listened_to
 
 QUEUES = recorded("fleets/movable.yaml")
 
@@ -121,25 +120,6 @@ def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Sett
         busy = stack.enter_context(EchoDevice(twins, hardware_class="cpu.a"))
         eventually(lambda: all(fleet.results(jobs)), within=120)
         assert sorted(idle.done + busy.done) == sorted(jobs)
-
-
-def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins: Settings) -> None:
-    with fleet_of(twins) as fleet, ExitStack() as stack:
-        stack.enter_context(router_process(twins))
-        with EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            jobs = fleet.send(2000)
-            eventually(lambda: fleet.waiting("cpu.a") == 2000, within=60)
-        for name in ("cpu.a", "cpu.b"):
-            stack.enter_context(worker_process(twins, "--class", name))
-        eventually(lambda: all(fleet.results(jobs)), within=90)
-        ran: dict[str, list[float]] = {"cpu.a": [], "cpu.b": []}
-        for job in jobs:
-            record = record_of(fleet.store, job)
-            ran[record.hardware_class].append(record.finished)
-            assert record.attempts == 1
-        # However fast each of them was: with work left in one queue, neither was without any.
-        begun, ends = max(map(min, ran.values())), sorted(map(max, ran.values()))
-        assert ends[1] - ends[0] < 0.2 * (ends[1] - begun)
 
 
 def test_celerys_events_show_in_which_queue_a_moved_job_waits(twins: Settings) -> None:
