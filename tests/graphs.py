@@ -1,13 +1,11 @@
 """Small ONNX graphs, and models of them, for tests."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx.parser
 import yaml
-from onnx import TensorProto, helper
 
 VAD_SPECS: dict[str, Any] = {
     "inputs": [
@@ -25,40 +23,25 @@ VAD_SPECS: dict[str, Any] = {
 
 def vad_graph() -> bytes:
     """A graph with these: `output` is the mean of a row's input plus its state's first number plus the sample rate."""
-    nodes = [
-        helper.make_node("ReduceMean", ["input", "ones"], ["mean"], keepdims=1),
-        helper.make_node("Slice", ["state", "zeros3", "ends3", "axes3"], ["slice"]),
-        helper.make_node("Squeeze", ["slice", "zero"], ["first"]),
-        helper.make_node("Cast", ["sr"], ["rate"], to=TensorProto.FLOAT),
-        helper.make_node("Sum", ["mean", "first", "rate"], ["output"]),
-        helper.make_node("Add", ["state", "step"], ["stateN"]),
-    ]
-    constants = [
-        helper.make_tensor("ones", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
-        helper.make_tensor("zeros3", TensorProto.INT64, [2], [0, 0]),
-        helper.make_tensor("ends3", TensorProto.INT64, [2], [1, 1]),
-        helper.make_tensor("axes3", TensorProto.INT64, [2], [0, 2]),
-        helper.make_tensor("step", TensorProto.FLOAT, [], [1.0]),
-    ]
-    inputs = [
-        _value("input", TensorProto.FLOAT, ["batch", "samples"]),
-        _value("state", TensorProto.FLOAT, [2, "batch", 128]),
-        _value("sr", TensorProto.INT64, []),
-    ]
-    outputs = [
-        _value("output", TensorProto.FLOAT, ["batch", 1]),
-        _value("stateN", TensorProto.FLOAT, [2, "batch", 128]),
-    ]
-    return _model(nodes, inputs, outputs, constants)
+    return text_graph("""
+        (float[batch, samples] input, float[2, batch, 128] state, int64 sr)
+        => (float[batch, 1] output, float[2, batch, 128] stateN)
+        <int64[1] one = {1}, int64[1] zero = {0}, int64[2] begin = {0, 0}, int64[2] end = {1, 1},
+         int64[2] axes = {0, 2}, float step = {1}>
+        {
+            mean = ReduceMean <keepdims = 1> (input, one)
+            slice = Slice (state, begin, end, axes)
+            first = Squeeze (slice, zero)
+            rate = Cast <to = 1> (sr)
+            output = Sum (mean, first, rate)
+            stateN = Add (state, step)
+        }
+    """)
 
 
 def scale_graph(factor: float, *, name: str = "x") -> bytes:
     """A graph whose output `y`, FP32 (batch, 2), is its one input times a factor."""
-    nodes = [helper.make_node("Mul", [name, "factor"], ["y"])]
-    constants = [helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])]
-    shape: list[int | str] = ["batch", 2]
-    return _model(nodes, [_value(name, TensorProto.FLOAT, shape)], [_value("y", TensorProto.FLOAT, shape)], constants)
+    return _scaling(f'float[batch, 2] "{name}"', "float[batch, 2] y", factor)
 
 
 EXPORTED = {"taken": "serving_default_x:0", "given": "save_infer_model/scale_0.tmp_1"}
@@ -73,47 +56,45 @@ EXPORTED_SPECS: dict[str, Any] = {
 
 def exported_graph(factor: float, *, given: int = -1) -> bytes:
     """The same with such names and batch axes of the length -1, as Paddle2ONNX writes them; `given` is the output's."""
-    nodes = [helper.make_node("Mul", [EXPORTED["taken"], "factor"], [EXPORTED["given"]])]
-    constants = [helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])]
-    inputs = [_value(EXPORTED["taken"], TensorProto.FLOAT, [-1, 2])]
-    return _model(nodes, inputs, [_value(EXPORTED["given"], TensorProto.FLOAT, [given, 2])], constants)
+    return _scaling(f'float[-1, 2] "{EXPORTED["taken"]}"', f'float[{given}, 2] "{EXPORTED["given"]}"', factor)
+
+
+def _scaling(taken: str, given: str, factor: float) -> bytes:
+    x, y = (value.split()[-1] for value in (taken, given))
+    return text_graph(f"({taken}) => ({given}) <float factor = {{{factor}}}> {{ {y} = Mul ({x}, factor) }}")
 
 
 def spinner_graph(taken: str, given: str, *, turns: int = 1) -> bytes:
     """A graph that gives back its one input, INT64 (batch,), after `turns` turns of a loop for the largest number."""
-    counted = helper.make_node("Add", ["x", "one"], ["y"])
-    goes_on = helper.make_node("Identity", ["go"], ["on"])
-    kinds = {"i": TensorProto.INT64, "go": TensorProto.BOOL, "on": TensorProto.BOOL}
-    values = {name: _value(name, kinds.get(name, TensorProto.INT64), []) for name in ("i", "go", "x", "on", "y")}
-    body = helper.make_graph(
-        [counted, goes_on], "body", [values[name] for name in ("i", "go", "x")], [values["on"], values["y"]]
-    )
-    nodes = [
-        helper.make_node("ReduceMax", [taken], ["most"], keepdims=0),
-        helper.make_node("Mul", ["most", "each"], ["trips"]),
-        helper.make_node("Loop", ["trips", "", "zero"], ["end"], body=body),
-        helper.make_node("Mul", ["end", "zero"], ["nothing"]),
-        helper.make_node("Add", [taken, "nothing"], [given]),
-    ]
-    numbers = {"zero": 0, "one": 1, "each": turns}
-    constants = [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in numbers.items()]
-    inputs, outputs = ([_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given))
-    return _model(nodes, inputs, outputs, constants)
+    return text_graph(f"""
+        (int64[batch] "{taken}") => (int64[batch] "{given}")
+        <int64 zero = {{0}}, int64 one = {{1}}, int64 each = {{{turns}}}>
+        {{
+            most = ReduceMax <keepdims = 0> ("{taken}")
+            trips = Mul (most, each)
+            end = Loop (trips, , zero)
+                <body = turn (int64 i, bool go, int64 x) => (bool on, int64 y)
+                    {{ y = Add (x, one) on = Identity (go) }}>
+            nothing = Mul (end, zero)
+            "{given}" = Add ("{taken}", nothing)
+        }}
+    """)
 
 
 def hungry_graph(taken: str, given: str, *, numbers: int) -> bytes:
     """A graph that gives back its one input, INT64 (batch,), and needs memory for `numbers` float32 a row meanwhile."""
-    nodes = [
-        helper.make_node("Shape", [taken], ["rows"]),
-        helper.make_node("Mul", ["rows", "wanted"], ["size"]),
-        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
-        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
-        helper.make_node("Cast", ["sum"], ["nothing"], to=TensorProto.INT64),
-        helper.make_node("Add", [taken, "nothing"], [given]),
-    ]
-    constants = [helper.make_tensor("wanted", TensorProto.INT64, [1], [numbers])]
-    inputs, outputs = ([_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given))
-    return _model(nodes, inputs, outputs, constants)
+    return text_graph(f"""
+        (int64[batch] "{taken}") => (int64[batch] "{given}")
+        <int64[1] wanted = {{{numbers}}}>
+        {{
+            rows = Shape ("{taken}")
+            size = Mul (rows, wanted)
+            zeros = ConstantOfShape (size)
+            sum = ReduceSum <keepdims = 0> (zeros)
+            nothing = Cast <to = 7> (sum)
+            "{given}" = Add ("{taken}", nothing)
+        }}
+    """)
 
 
 SCALE_SPECS: dict[str, Any] = {
@@ -154,13 +135,9 @@ def write_model(models: Path, name: str, graph: bytes, **fields: Any) -> Path:
     return folder
 
 
-def _value(name: str, kind: int, shape: Sequence[int | str]) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def _model(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], constants: Sequence[Any]) -> bytes:
-    graph = helper.make_graph(nodes, "test", inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+def text_graph(text: str) -> bytes:
+    """A graph in ONNX's own text."""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> test {text}')
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content

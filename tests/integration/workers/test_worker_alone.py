@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from onnx import TensorProto, helper
 
 from broker.port import DeadLetter
 from local.embedded import EmbeddedValkey
@@ -21,7 +20,7 @@ from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEAD, DEVICES, HEARTBEATS, job_key, result_key
 from taxiway.errors import DeviceFaultError, TaxiwayError
 from tests.command_line import program
-from tests.graphs import onnx_variant, write_model
+from tests.graphs import onnx_variant, text_graph, write_model
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.stored import all_facts, facts_of, fields_of, record_of, scores
@@ -153,18 +152,13 @@ def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) 
 def hungry(fleet: Settings) -> Settings:
     """The fleet with the model hungry: the sum of so many zeros, all of which it holds at once."""
     fleet.queues.write_text(QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
-    zeros = helper.make_node("ConstantOfShape", ["n"], ["zeros"])
-    added = helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=1)
-    n = helper.make_tensor_value_info("n", TensorProto.INT64, [1])
-    total = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([zeros, added], "hungry", [n], [total])
-    raw = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    graph = text_graph("(int64[1] n) => (float[1] sum) { zeros = ConstantOfShape (n) sum = ReduceSum (zeros) }")
     specs = {
         "inputs": [{"name": "n", "datatype": "INT64", "shape": [-1]}],
         "outputs": [{"name": "sum", "datatype": "FP32", "shape": [-1]}],
     }
     variants = {"onnx": {**onnx_variant(0.001), "memory": 0, "max_batch": 1}}
-    write_model(fleet.models, "hungry", raw, **specs, variants=variants)
+    write_model(fleet.models, "hungry", graph, **specs, variants=variants)
     return fleet
 
 
