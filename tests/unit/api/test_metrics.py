@@ -218,16 +218,6 @@ def test_each_trouble_is_one_problem_that_says_what_to_do(trouble: str) -> None:
     assert found.remedy
 
 
-@given(st.sets(st.sampled_from(sorted(TROUBLES.keys() - {"fault", "unavailable", "plan", "scarce"}))))
-def test_no_trouble_hides_another_and_what_stops_the_fleet_comes_first(troubles: set[str]) -> None:
-    view = WELL
-    for trouble in troubles:
-        view = msgspec.structs.replace(view, **TROUBLES[trouble][0])
-    found = [one.subject for one in problems(view)]
-    assert sorted(found) == sorted(TROUBLES[trouble][1] for trouble in troubles)
-    assert "state store" not in found[len(troubles & {"stale", "disk"}) :]
-
-
 def test_only_the_last_minutes_jobs_count_as_missed_or_refused_lately() -> None:
     lately = RecentOutcomes()
     done: dict[tuple[str, ...], int] = {("cpu", "succeeded"): 10, ("cpu", "expired"): 5}

@@ -73,14 +73,6 @@ def test_a_body_is_a_call_or_is_refused_by_the_name_of_its_field(kind: Any, cont
         assert asked.call.model == json.loads(content)["model"]
 
 
-def test_a_chat_goes_to_its_model_without_what_the_server_reads_and_who_asks() -> None:
-    read = {"service_tier": "auto", "stream": True, "n": 2, "user": None}
-    who = {"safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"m": "m"}}
-    asked = requests.read_call(json.dumps({**TALKS, **read, **who, "top_k": 1}).encode(), requests.ChatCall, Limits())
-    chat = {"messages": TALKS["messages"], "top_k": 1}
-    assert requests.chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
-
-
 def test_more_choices_than_a_model_takes_rows_are_refused_by_their_name() -> None:
     few = msgspec.structs.replace(TALK, max_rows=2)
     asked = requests.read_call(json.dumps({**TALKS, "n": 3}).encode(), requests.ChatCall, Limits())
@@ -199,26 +191,6 @@ def test_text_is_sent_once_whatever_happens_on_the_way() -> None:
     assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")
 
 
-def test_what_is_beside_a_text_is_sent_once_and_in_order() -> None:
-    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
-    more = {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}
-    hm, calls = {"reasoning_content": "hm"}, {"tool_calls": [call]}
-    whole = {
-        "content": "a",
-        "reasoning_content": "hm",
-        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-    }
-    begin = [Piece(1, 0, beside=[hm]), Piece(1, 0, "a", sent=1)]
-    later = Piece(1, 1, sent=1, beside=[calls, more])
-    assert said(*begin, later, whole=whole) == [hm, *text("a"), calls, more]
-    assert said(*begin, whole=whole)[:2] == [hm, *text("a")]
-    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), later, whole=whole) == [hm, *text("a"), calls, more]
-    assert said(*begin, Piece(1, 1, sent=2, beside=[more]), whole=whole)[2:] == [
-        {"tool_calls": [{"index": 0, **whole["tool_calls"][0]}]}  # type: ignore[dict-item]
-    ]
-    assert said(*begin, Piece(1, 1, sent=1, beside=[calls]), whole=whole)[3:] == [more]
-
-
 @pytest.mark.parametrize(
     ("stated", "whole"),
     [
@@ -270,12 +242,6 @@ def test_the_prompts_tokens_of_several_choices_count_once_and_their_parts_are_ne
     usage = usage_of(result(usage=[parts, {**one, "prompt_tokens_details": {"cached_tokens": 10**30}}, {}]), 1)
     assert usage is not None
     assert (usage.prompt_tokens_details, usage.completion_tokens_details) == ({"cached_tokens": 6}, {})
-
-
-def test_embeddings_of_unlike_widths_are_an_error_of_the_execution() -> None:
-    found = Result(model="vector:1", outputs={"embedding": [[1.0, 2.0], [1.0]]}, report=REPORT)
-    with pytest.raises(errors.ExecutionError, match="rows of one shape"):
-        embeddings(AnswerHead("j", "default", 0), found, model=VECTOR, texts=["a", "b"], packed=False, dimensions=None)
 
 
 @given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())

@@ -13,7 +13,6 @@ from local.torch_choice import brings_cuda
 from tasks.machine import Machine
 from tasks.settings import TREE
 from tasks.topology import load_topology, parse_topology
-from taxiway.cli import CommandError
 
 TOPOLOGY = load_topology(TREE / "queues.yaml")
 LAPTOP = Machine(
@@ -100,11 +99,6 @@ def test_a_site_that_is_not_started_keeps_its_name_in_the_file() -> None:
     text = plans["edge"].with_lines({"cloud": "http://127.0.0.1:7"})
     assert '"http://lab"' in text
     assert parse_topology(text).hardware["cloud"].endpoint.url == "http://127.0.0.1:7"  # type: ignore[union-attr]
-
-
-def test_a_folder_without_a_site_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="expected a folder with a queues"):
-        plan_sites([tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,6 @@ def test_a_model_does_not_wait_for_jobs_of_another() -> None:
     assert outcome.latency[9] < 1 < outcome.latency[:9].min()
 
 
-@pytest.mark.parametrize("change", ["reclaimed: true", "available: 1"])
-def test_jobs_on_a_lost_device_are_answered_by_another(change: str) -> None:
-    rows = [(0.0, "image"), *((0.1 * n, "embed") for n in range(9))]
-    lost = f"events: [{{at: 0.5, class: gpu, {change}}}]"
-    assert (Simulation(workload(*rows, events=lost, service="bulk"), First(), seed=1).run().state == ANSWERED).all()
-
-
 def test_a_class_without_available_devices_serves_nothing_until_it_has_some() -> None:
     cut = "events: [{at: 0, class: gpu, available: 0}, {at: 3, class: gpu, available: 2}]"
     run = Simulation(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)

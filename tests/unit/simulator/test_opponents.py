@@ -1,6 +1,5 @@
 """What an operator tunes on the first half of a trace: it is found, it is the same again, and it knows no more."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,10 +9,9 @@ import pytest
 from lab.changes import HardwareChange, changed, simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
-from router.decide.plan import Density
 from simulator.policies.policy import Assignment, Fixed
 from simulator.traces import joined, synthetic_trace
-from simulator.tuning.opponents import descend, pinned, tuned_split
+from simulator.tuning.opponents import pinned, tuned_split
 from simulator.workload import Workload
 from tests import builders
 from tests.random_fleets import leads
@@ -52,15 +50,6 @@ def test_what_happens_in_the_second_half_is_unknown(tune: Tune) -> None:
 def test_requests_that_all_arrive_at_once_leave_nothing_to_tune_on(tune: Tune) -> None:
     work = prepare(make_trace([{"arrival": 0.0, "model": "quick", "size": 1}] * 3), parse_fleet(FLEET), seed=1)
     assert tune(work, 1).classes.keys() == {(0, service) for service in range(3)}
-
-
-def test_a_descent_uses_no_more_plays_than_it_may() -> None:
-    work = workload()
-    start = Assignment(dict.fromkeys(itertools.product(range(2), range(3)), 1), (Density(),) * 3)
-    moves = [{(0, 0): 0}, {(0, 1): 0}, {(1, 2): 2}]
-    found = descend(lambda assignment: score(work, assignment), start, moves, plays=3)
-    assert found.plays == 3
-    assert found.score == score(work, found.assignment) <= score(work, start)
 
 
 def test_a_search_finds_more_than_operators_do_on_a_fleet_that_nobody_tuned_on() -> None:

@@ -41,7 +41,7 @@ from simulator.tuning.real_fleet import (
     timely,
 )
 from simulator.tuning.twin import ClassState
-from simulator.workload import Workload, figures_of
+from simulator.workload import Workload
 from tasks.document import Size
 from tasks.heartbeat import Allowed, EndpointFacts
 from tasks.history import JOB, STATES, Arrivals
@@ -49,7 +49,6 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import LATE_USD_PER_HOUR, Planning, Price, Service, parse_topology
-from taxiway.contract.keys import LEVELS
 from tests import builders
 from tests.builders import a_device, a_text_model
 from tests.unit.simulator.own_fleet import TOPOLOGY, a_folder, seen
@@ -302,18 +301,6 @@ def test_devices_that_a_plan_asked_for_start_yet_and_are_out_of_stock_when_they_
     assert seen(1000.0 + start + NODES.stock_out + NODES.retry - 1, work=0.0).available == 1
     assert seen(1000.0 + start + NODES.stock_out + NODES.retry).available == 3
     assert len(seen(2000.0, work=0.0).devices) == 1, "in a pause nothing is started"
-
-
-def test_the_latest_requests_that_were_not_seen_to_end_wait_as_far_as_the_fleet_has_work() -> None:
-    some = arrivals(*[(0, 2, 0, math.nan)] * 6, (0, 0, 0, 0.5))
-    some.jobs["state"][1:] = STATES.index("queued")
-    known, workload = a_known(), found(what=some).workload
-    each = figures_of(workload.trace, workload.fleet, np.zeros(7))[1].min(axis=1)[0]
-    levels = [0.0] * LEVELS
-    levels[workload.level[0]] = 2.5 * each
-    busy = replace(known, snapshot=replace(known.snapshot, work={"cloud": tuple(levels)}))
-    assert found(what=some).waiting.tolist() == [], "the history is behind"
-    assert found(busy, some).waiting.tolist() == [4, 5], "the last one is past its deadline"
 
 
 def test_what_endpoints_ask_for_tokens_counts_as_spent() -> None:

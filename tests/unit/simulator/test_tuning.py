@@ -1,6 +1,5 @@
 """The twin and the search: plays tell what an assignment costs, and the search finds better ones."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -11,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.changes import ChangingSimulation as Simulation
-from lab.changes import HardwareChange, changed, simulate
+from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace
 from lab.trials.warm import WarmPolicy
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway
-from simulator.pool import Pool
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
@@ -39,7 +37,7 @@ from simulator.tuning.twin import (
     Window,
     usual,
 )
-from simulator.workload import SimulatedJob, Workload, jobs
+from simulator.workload import Workload, jobs
 from tests.builders import recorded
 from workers.decide.endpoints import Bucket, EndpointRates
 
@@ -212,33 +210,6 @@ def tuned_once() -> tuple[Tuner, Twin, Decision]:
     """A tuner of its own after its first tuning, at 100 s."""
     tuner, now, decision = first_tuning()
     return deepcopy(tuner), now, decision
-
-
-def slowing(at: float, factor: float) -> Workload:
-    return changed(workload(), HardwareChange(at=at, hardware_class="dear", slower=factor))
-
-
-def test_a_class_scales_on_the_pace_that_its_devices_learned() -> None:
-    class OnDear(Taxiway):
-        def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
-            """As `Policy.choose`."""
-            self._reader.working(pools, now)
-            self._reader.count(job, self._count(job, pools[1], None))
-            return 1
-
-    work = slowing(at=60.0, factor=3.0)
-    learned = dict[int, float]()
-    for end in (60, 120):
-        part = Window.of(work, 0.0, end).workload
-        engine = Simulation(part, OnDear(part), seed=1)
-        engine.run()
-        learned[end] = engine.pools[1].learned[work.trace.models.index("quick")]
-    assert learned[60] == pytest.approx(1.0)
-    assert learned[120] == pytest.approx(3.0, rel=0.1)
-
-    pool, job = engine.pools[1], next(jobs(work))
-    pool.enqueue(job, job.arrival)
-    assert job.density == pytest.approx(learned[120] * job.work[1] / job.deadline, rel=0.01)
 
 
 @pytest.mark.parametrize("planned", [True, False])

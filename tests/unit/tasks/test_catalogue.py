@@ -179,17 +179,6 @@ def test_a_folder_that_is_away_for_a_moment_takes_no_models_with_it(folder: Mode
     assert not folder.look()
 
 
-def test_an_artefact_that_comes_after_its_model_repairs_it(folder: ModelsFolder) -> None:
-    made = write_model(folder.root, "late", scale_graph(2.0), **SCALE_SPECS)
-    content = (made / "graph.onnx").read_bytes()
-    (made / "graph.onnx").unlink()
-    folder.look()
-    assert "late" in folder.catalogue.disabled
-    (made / "graph.onnx").write_bytes(content)
-    assert folder.look()
-    assert folder.catalogue.serves("late")
-
-
 def name_it(folder: ModelsFolder, text: str, name: str = "stand-in", below: str = "") -> None:
     """Give `stand-in`, or another second name, a new meaning."""
     place = folder.root / (below or name)

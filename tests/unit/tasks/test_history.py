@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from router.decide.basis import basis_text, unserved_terms
 from router.decide.classify import Constraints, Needs
-from router.upkeep.recorder import arrivals_of
 from tasks import history
 from taxiway.contract.job import JobState
 
@@ -124,36 +123,6 @@ def test_refused_requests_are_arrivals_of_their_slice_with_their_terms(asked: li
         found = [read.names[column] for column in ("model", "tenant", "service", "locality")]
         assert found == [("chat:1",), ("acme",), ("live",), ("eu",)]
         assert (read.jobs["size"] == 50).all()
-
-
-def test_the_columns_have_what_the_records_say_of_placed_jobs() -> None:
-    outcomes = np.array(
-        [(4, 1, 0.5, 0.2), (1, 1, -1, -1), (6, 2, 5.0, -1), (5, 0, 0.001, -1)],
-        [("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")],
-    )
-    live = [
-        b"%f" % (BEGIN + 0.25),
-        b"%f" % (BEGIN + 5.25),
-        3,
-        b"echo:1",
-        b"acme",
-        basis(constraints=Constraints("live")),
-    ]
-    refused = [b"%f" % (BEGIN + 1.0), b"0", 1, b"nobody-has-it", b"", ""]
-    groups = [one.encode() if isinstance(one, str) else one for one in (*live, *refused)]
-
-    read = arrivals_of([b"cpu.batch", b"gpu.realtime"], groups, outcomes.tobytes(), [0, b"[13]"])
-
-    states = [history.STATES[one] for one in read.jobs["state"]]
-    assert states == ["succeeded", "queued", "expired"]
-    assert [read.names["hardware_class"][one] for one in read.jobs["hardware_class"]] == [
-        *("cpu.batch", "cpu.batch", "gpu.realtime")
-    ]
-    assert read.jobs["output"].tolist() == [8, -1, -1]
-    assert read.jobs["deadline"].tolist() == [5.0] * 3
-    assert np.isnan(read.jobs["seconds"]).tolist() == [False, True, False]
-    assert np.isnan(read.jobs["ran"]).tolist() == [False, True, True]
-    assert (read.open, len(arrivals_of([], [], b"", []))) == (1, 0)
 
 
 def test_states_are_numbered_as_the_script_numbers_them() -> None:

@@ -19,7 +19,6 @@ from tasks.models.profiles import (
     Processor,
     ProfileError,
     Residuals,
-    device_slug,
     load_book,
     make_book,
     parse_profile,
@@ -154,14 +153,6 @@ def test_every_profile_that_is_shipped_can_be_read_and_fits_its_model() -> None:
         file = parse_profile(path.read_text(), str(path))
         assert file.variants.keys() <= catalogue.models[file.model].variants.keys()
         assert path == profile_path(TREE / "models", file.model, file.device)
-
-
-def test_a_device_has_a_plain_file_name() -> None:
-    xeon = Processor(kind="cpu", name="Intel(R) Xeon(R) CPU @ 2.20GHz")
-    assert device_slug(xeon) == "cpu-intel-xeon-cpu-2-20ghz"
-    assert device_slug(Processor(kind="cuda", name="NVIDIA L4")) == "cuda-nvidia-l4"
-    assert device_slug(Processor(kind="tpu", name="TPU v5 lite")) == "tpu-v5-lite"
-    assert device_slug(Processor(kind="cpu", name="", threads=4)) == "cpu-unnamed-4-threads"
 
 
 def test_measuring_one_variant_again_keeps_the_others(tmp_path: Path) -> None:

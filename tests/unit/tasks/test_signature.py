@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.document import Size
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Model, ModelError, Parameter, Profile, UnitError, Variant, parse_model, read_unit
-from tasks.models.profiles import bin_of, length_of, predicted, ran_size, read_lengths, tokens_of
+from tasks.models.profiles import length_of, predicted, ran_size, read_lengths
 from tasks.models.signature import bind, bind_parameters
 from tasks.models.sizes import measured, quantised, rows_of, size_of_row
 from tasks.models.tensor_spec import TensorSpec
@@ -270,15 +270,7 @@ def test_rows_and_axes_are_counted_wherever_the_batch_axis_is() -> None:
         read_unit("state[1]", (rate, state), "tensors")
 
 
-TOKENS = st.integers(0, 500_000)
 WEIGHTS = st.dictionaries(st.integers(0, 81), st.floats(0.01, 1000))
-
-
-@given(tokens=TOKENS, more=st.integers(0, 1000))
-def test_a_bin_holds_its_tokens_and_reads_them_at_most_a_fifth_too_long(tokens: int, more: int) -> None:
-    assert bin_of(tokens) <= bin_of(tokens + more)
-    longest = tokens_of(bin_of(tokens))
-    assert tokens <= longest <= tokens * 1.19
 
 
 @given(lengths=WEIGHTS, most=st.integers(-5, 10**12), more=st.integers(0, 100_000))

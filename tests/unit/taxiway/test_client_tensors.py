@@ -16,7 +16,6 @@ from taxiway.backoff import Backoff
 from taxiway.client.valkey_results import MOST_PER_PASS, Rounds
 from taxiway.contract.tensors import (
     HEADER,
-    Framed,
     array,
     body,
     bytes_elements,
@@ -31,7 +30,6 @@ from taxiway.contract.tensors import (
 )
 from taxiway.contract.values import DATATYPES, from_wire, to_wire
 from taxiway.errors import InvalidRequestError
-from tests.narrowing import present
 
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 STEPS = {"name": "steps", "datatype": "INT64", "shape": [-1]}
@@ -139,20 +137,6 @@ def test_outputs_are_bare_where_the_request_was() -> None:
     assert decode_outputs([label, point], True, plain) == {"label": "good", "point": [1.0, 2.0]}
     assert decode_outputs([label, point], False, plain) == {"label": ["good"], "point": [[1.0, 2.0]]}
     assert decode_outputs([label, point], None, plain) == {"label": "good", "point": [1.0, 2.0]}
-
-
-def test_outputs_in_base64_are_bytes() -> None:
-    image: dict[str, Any] = {"name": "image", "shape": [2], "datatype": "BYTES", "data": ["AA==", "/w=="]}
-    image["parameters"] = {"content_type": "base64"}
-    assert decode_outputs([image], False, plain) == {"image": [b"\x00", b"\xff"]}
-
-
-@given(st.binary(min_size=1), st.lists(st.binary()))
-def test_what_is_framed_is_split_into_the_same_parts(text: bytes, parts: list[bytes]) -> None:
-    whole = Framed(text, parts)
-    head, rest = split(whole.body, whole.headers.get(HEADER))
-    assert bytes(head) == text
-    assert [bytes(present(piece)) for piece in pieces([len(part) for part in parts], rest)] == parts
 
 
 @given(st.lists(st.binary()))

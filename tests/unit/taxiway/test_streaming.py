@@ -233,14 +233,6 @@ def test_each_frame_arrives_once_and_in_the_order_of_its_job(given_: list[tuple[
         assert [one for one in received if getattr(one, "key", "") == key] == [one for one in frames if one.key == key]
 
 
-@given(sizes=st.lists(st.integers(0, 3000), max_size=200))
-def test_small_frames_share_messages(sizes: list[int]) -> None:
-    out = Outbox()
-    for size in sizes:
-        put(out, piece("a", 0, "x" * size))
-    assert len(list(out.messages())) <= 1 + out.small + sum(size + 20 for size in sizes) // (MESSAGE // 4)
-
-
 def test_a_stream_of_small_frames_leaves_half_of_the_line_to_a_large_one() -> None:
     out = Outbox()
     put(out, piece("large", 0, LONG))

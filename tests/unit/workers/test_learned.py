@@ -49,19 +49,6 @@ def test_what_runs_tells_of_the_device_unless_it_is_too_short_for_that() -> None
     assert pace[ANY] == pytest.approx(3.0, rel=0.1)
 
 
-def test_a_load_tells_of_later_loads_and_on_a_cpu_of_its_pace() -> None:
-    times = LearnedTimes()
-    times.loaded_in(loaded(seconds=8.0), computes=False)
-    assert times.reported([]) == {
-        "pace": {},
-        "loading": {"sentiment:1/fast": 4.0, ANY: 2.52},
-        "residual": {},
-        "drifted": (),
-    }
-    times.loaded_in(loaded(seconds=8.0), computes=True)
-    assert times.reported([])["pace"] == {ANY: 2.52}
-
-
 def test_jobs_that_took_longer_than_expected_widen_the_residual_of_their_level() -> None:
     times, one = LearnedTimes(), loaded()
     ran(times, one, 1.0, batches=60)

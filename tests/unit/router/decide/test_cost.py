@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from math import inf
-from random import Random
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.decide.candidates import SHARED_ROWS, CandidateTable, build_table, expected
 from router.decide.classify import Constraints, Needs
-from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
+from router.decide.cost import Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot, with_hosts
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts, EndpointFacts
@@ -22,11 +21,10 @@ from tasks.models.model import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.queues.hours import Hours
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price
-from taxiway.contract.keys import LEVELS
 from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import Situation, situations
 from workers.decide.batcher import BatchPolicy, Row, form
-from workers.decide.occupation import DRIFT, Track, begin, observe, residuals, seen, unseen
+from workers.decide.occupation import Track, begin, observe, residuals, seen, unseen
 
 KEY = "sentiment:1/fast"
 FLOW = "cpu|sentiment:1"
@@ -131,19 +129,6 @@ def test_placement_expects_the_batches_that_workers_form(
     )  # what is just at the bound may be on either side of it
 
 
-def test_company_makes_a_batch_longer_and_a_row_cheaper_and_at_other_classes_only_cheaper() -> None:
-    alone, together = estimated(WARM), estimated(WARM, rates={FLOW: 8.0})
-    assert (together.run > alone.run, together.work < alone.work, together.cost < alone.cost) == (True, True, True)
-    assert estimated(WARM, rates={"cpu|other:1": 8.0, FLOW: 0.0}) == alone
-    topology = a_topology(cpu=CLASS, far=CLASS)
-    fleet = FleetSnapshot((WARM,), rates={"far|sentiment:1": 8.0})
-    figures = estimate_figures(
-        build_table(MODEL, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(2)
-    ).at(0)
-    assert figures.run == alone.run
-    assert figures.cost < alone.cost
-
-
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
     link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
     far = msgspec.structs.replace(CLASS, link=link)
@@ -163,13 +148,6 @@ def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: f
     busy = msgspec.structs.replace(WARM, utilisation=utilisation)
     price = shadow_prices(a_topology(cpu=CLASS), FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
     assert (price > 1e-4) is rises
-
-
-@given(situation=situations())
-def test_a_shadow_price_stays_within_its_bounds(situation: Situation) -> None:
-    _, _, topology, fleet = situation
-    for name, price in shadow_prices(topology, fleet).items():
-        assert 0 <= 3600 * price <= DEAREST * topology.hardware[name].dollars_per_hour * (1 + 1e-12)  # rounding
 
 
 @given(situation=situations(), more=st.integers(1, 40))
@@ -229,36 +207,12 @@ def test_a_residual_is_about_the_pace_and_not_about_the_profile() -> None:
     assert residual(after(begin(), [1.0] * 180 + [3.0] * 20)) >= 1.5
 
 
-@given(st.lists(st.floats(0, 1e4), max_size=60), st.floats(0.1, 20))
-def test_a_track_stays_in_its_bounds(seen: list[float], start: float) -> None:
-    track = after(begin(start), seen)
-    assert track.pace > 0
-    assert 1.0 <= residual(track) <= 256.1
-    assert track.drifted == (track.batches >= 10 and not 1 / DRIFT <= track.pace <= DRIFT)
-
-
 def test_a_prediction_of_nothing_teaches_nothing() -> None:
     assert observe(begin(), predicted=0.0, seconds=1.0, levels=(LEVEL,)) == begin()
 
 
-def test_a_level_learns_nothing_from_batches_that_had_none_of_its_jobs() -> None:
-    track = after(begin(1.5), [1.0] * 60)
-    assert residual(track) < 1.1
-    assert {track.residuals[level] for level in range(LEVELS) if level != LEVEL} == {begin(1.5).residuals[0]}
-
-
 several = st.floats(0.2, 8)
 learned = st.dictionaries(st.sampled_from(["x", "y", "z", ANY]), several)
-
-
-@given(st.lists(learned, min_size=1, max_size=5), st.randoms())
-def test_what_was_learned_stays_in_any_order_of_devices(learned: list[dict[str, float]], random: Random) -> None:
-    found = dict(enumerate(expected(learned, "x")))
-    assert all(found[number] == each.get("x", found[number]) > 0 for number, each in enumerate(learned))
-    order = list(range(len(learned)))
-    random.shuffle(order)
-    again = expected([learned[number] for number in order], "x")
-    assert all(math.isclose(again[place], found[number]) for place, number in enumerate(order))
 
 
 @given(st.lists(several, min_size=2, max_size=5), st.lists(several, min_size=2, max_size=5))

@@ -183,15 +183,6 @@ def waits(*devices: DeviceFacts, ahead: float = 0.0, needs: Needs = LATER) -> fl
     return float(estimate_figures(rated_table(*devices), needs, np.array([0.0, ahead])).wait[-1])
 
 
-def test_a_request_waits_for_a_rate_limit_and_not_while_something_is_left() -> None:
-    assert waits(device("rated", requests=0.5, requests_left=1.0)) == 0.0
-    assert waits(device("rated", requests=0.5, requests_left=0.0)) == pytest.approx(2.0)
-    assert waits(device("rated", tokens=10.0, tokens_left=20.0)) == pytest.approx(3.0)
-    work = estimate_figures(rated_table(device("rated")), LATER, np.zeros(2)).work[-1]
-    ahead = waits(device("rated", requests=0.5, requests_left=2.0), ahead=4 * float(work))
-    assert ahead == pytest.approx((5 - 2) / 0.5)
-
-
 def test_what_would_wait_for_longer_than_the_horizon_is_held() -> None:
     fleet = FleetSnapshot((device("rated", requests=0.001, requests_left=0.0),))
     needs = replace(LATER, deadline=None)

@@ -149,16 +149,6 @@ def test_a_generation_waits_for_a_device_of_its_class_rather_than_slow_down_what
     assert class_of(GENERATING, ahead=0.15, used=("dear",)) == "cheap", "nothing is planned there"
 
 
-def test_an_explanation_names_the_preferred_class() -> None:
-    def why_not(fleet: FleetSnapshot) -> list[str | None]:
-        return [row.why_not for row in sorted(explained(fleet).considered, key=lambda row: row.hardware_class)]
-
-    prefers, late = "not planned: the plan prefers dear", "not planned: would be late: expected in 3.01 s"
-    assert why_not(a_fleet(a_plan(a_cell("dear")))) == [prefers, None, prefers]
-    left = a_fleet(a_plan(a_cell("dear"), a_cell("cheap", service="standard")), work=BUSY)
-    assert why_not(left) == [None, late, prefers]
-
-
 def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:
     plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
     fleet = a_fleet(plan, work=BUSY)

@@ -17,7 +17,7 @@ from tasks.heartbeat import DeviceFacts, is_emulated, unfit_for
 from tasks.topology import Scaling, Service, Topology, parse_topology
 from taxiway.contract.keys import flow
 from tests.builders import a_class, a_device, recorded
-from tests.unit.strategies import plans, topologies
+from tests.unit.strategies import topologies
 
 RULES = st.builds(Density, target=st.floats(0.1, 2), keep=st.none() | st.floats(0, 300)) | st.builds(
     Depth, jobs=st.floats(1, 32), keep=st.floats(0, 300), poll=st.just(0.0)
@@ -98,18 +98,6 @@ def test_work_gets_the_devices_that_have_it_in_time_within_bounds(
 
 def test_the_deadline_of_a_level_is_the_shortest_of_its_services() -> None:
     assert deadlines(a_topology()) == (0.25, math.inf, math.inf, math.inf)
-
-
-def test_a_class_lacks_devices_once_they_have_been_missing_for_longer_than_one_takes_to_start() -> None:
-    scaler = Scaler(a_topology())
-    busy = replace(waiting(urgent=0.5), devices=(a_device("cpu"),))
-    lacks = []
-    for second in range(12):
-        scaler.observe(busy, float(second), {"cpu": 10})
-        lacks.append(scaler.targets["cpu"].lacks)
-    assert lacks == [0] * 10 + [3] * 2
-    scaler.observe(FleetSnapshot(devices=(a_device("cpu"),) * 4), 12.0, {"cpu": 10})
-    assert scaler.targets["cpu"].lacks == 0
 
 
 HARDWARE = a_class(max_batch=1, horizon=1, scaling=Scaling(start=10.0, maximum=8))
@@ -208,24 +196,6 @@ def test_without_a_plan_the_usual_rule_holds_again() -> None:
     assert clock.observe(a_fleet(None), seconds=10) == 0
 
 
-@given(
-    plan=plans(),
-    topology=topologies(),
-    seconds=st.lists(st.floats(0, 100), min_size=4, max_size=4),
-    jobs=st.integers(0),
-)
-def test_any_plan_has_a_target_within_bounds(plan: Plan, topology: Topology, seconds: list[float], jobs: int) -> None:
-    bounded = {
-        name: msgspec.structs.replace(one, scaling=Scaling(minimum=1, maximum=3))
-        for name, one in topology.hardware.items()
-    }
-    scaler = Scaler(msgspec.structs.replace(topology, hardware=bounded))
-    fleet = FleetSnapshot(plan=plan, now=1.0, work=dict.fromkeys(topology.hardware, tuple(seconds)))
-    for now in range(3):
-        scaler.observe(fleet, float(now), dict.fromkeys(topology.hardware, float(jobs)))
-    assert all(1 <= target.replicas <= 3 for target in scaler.targets.values())
-
-
 LENDING = parse_topology(recorded("fleets/lending.yaml"))
 TIMEOUT = 2.0
 
@@ -280,12 +250,6 @@ def test_a_class_whose_work_waits_too_long_is_lent(fleet: FleetSnapshot, workers
     assert "".join(one.worker for one in after(fleet)) == workers
     unlent = msgspec.structs.replace(LENDING, rebalance=msgspec.structs.replace(LENDING.rebalance, retarget=None))
     assert not after(fleet, unlent)
-
-
-def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
-    fleet = starved(device("a", serves=("cpu.day", "cpu.night")), day=0.1)
-    expected = Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
-    assert retarget(fleet, LENDING, RetargetConditions(), 0.0) == [expected]
 
 
 def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:

@@ -20,17 +20,6 @@ TOPOLOGY = msgspec.structs.replace(
 )
 
 
-@pytest.mark.parametrize(
-    ("spent", "now", "left", "renewed_in"),
-    [(1.5, NOON, 0.5, 43200), (2.0, NOON + 43199, 0.0, 1.0), (2.0, NOON + 43200, 2.0, 86400)],
-)
-def test_a_tenant_may_spend_what_is_left_of_the_day(spent: float, now: float, left: float, renewed_in: float) -> None:
-    allowance = present(Tenants({}, DAY, {"lab": spent}).allowance("lab", TOPOLOGY, now))
-    assert (allowance.left, allowance.renewed_in, allowance.day) == (left, renewed_in, day_of(now))
-    assert Tenants({}, DAY, {"edge": 1e9}).allowance("edge", TOPOLOGY, now) is None
-    assert Tenants({}, DAY, {"unknown": 1e9}).allowance("unknown", TOPOLOGY, now) is None
-
-
 @given(costs=st.lists(st.floats(0, 1), max_size=20))
 def test_what_is_placed_between_two_readings_counts(costs: list[float]) -> None:
     tenants = Tenants({}, DAY, {})

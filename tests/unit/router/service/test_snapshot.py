@@ -132,9 +132,3 @@ def test_devices_work_off_what_waits_by_level(work: list[float], devices: int, s
     untouched = [level for level in range(4) if left[level] == work[level] and work[level] > 0]
     for level in untouched:
         assert list(left[level:]) == work[level:]
-
-
-def test_a_long_batch_ends_by_so_much_sooner_as_the_heartbeat_is_old() -> None:
-    devices = {"a": device("a", blocked=3.0, blocked_by=2), "b": device("b", blocked=0.5, blocked_by=2)}
-    seen = snapshot_from(facts(devices, {"a": NOW - 1.0, "b": NOW - 1.0})).devices
-    assert [one.blocked for one in seen] == [2.0, 0.0]

@@ -384,24 +384,10 @@ def test_any_engine_continues_a_prompt() -> None:
     assert (request.path, body["prompt"], body["max_tokens"]) == ("/completions", "TellOnce upon", 8)
 
 
-def test_nothing_is_asked_for_where_nothing_is_left() -> None:
-    item = chat_at(VLLM)
-    assert item.go_on is not None
-    with pytest.raises(StopIteration) as ended:
-        next(item.go_on(CutGeneration(1, "All of it", 10)))
-    answer = ended.value.value
-    assert (answer["text"], answer["tokens"], answer["finish-reason"]) == ("All of it", 10, "length")
-
-
 @pytest.mark.cases("fields")
 def test_an_answer_of_more_than_text_does_not_go_on(fields: dict[str, Any]) -> None:
     item = chat_at(LLAMA_CPP, **fields)
     assert (item.plain, item.go_on) == (False, None)
-
-
-def test_a_chat_at_an_unknown_engine_is_plain_and_cannot_go_on() -> None:
-    item = chat_at("somebody", seed=7)
-    assert (item.plain, item.go_on, item.seed) == (True, None, 7)
 
 
 @pytest.mark.parametrize(("engine", "goes_on"), [(LLAMA_CPP, True), (VLLM, False)])

@@ -29,9 +29,7 @@ from taxiway.contract.wire import request_body
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
-    ExecutionError,
     InvalidRequestError,
-    ResultExpiredError,
     TaxiwayError,
 )
 from tests.builders import a_class, a_ticket, a_topology, recorded
@@ -96,13 +94,6 @@ def delivery(job: str, model: str, *, blamed: int = 0) -> Delivery:
     body = request_body(Request(model=model, inputs={"payload": job}), Blobs(limit=1000))
     ticket = a_ticket(job, f"{model}:1", variants={CLASS: model}, level=PATIENT)
     return a_delivery(ticket, body, hardware_class=CLASS, claim=Claim(Verdict.RUN, "w#1", blamed=blamed))
-
-
-def test_an_estimate_that_fails_ends_its_job_alone(tmp_path: Path) -> None:
-    passed, ended = Desk(tmp_path).admit(delivery("a", "echo"), delivery("b", "paced"), delivery("c", "echo"))
-    assert passed == ["a", "c"]
-    assert isinstance(ended["b"], ExecutionError)
-    assert "OverflowError: integer division" in ended["b"].message
 
 
 def test_a_job_that_may_have_ended_two_workers_is_given_up(tmp_path: Path) -> None:
@@ -178,14 +169,6 @@ def test_what_several_requests_refer_to_is_fetched_by_one_call(given: list[bytes
     assert [len(call) for call in reading.calls] == fetched
 
 
-def test_a_blob_that_is_gone_fails_its_request() -> None:
-    reading = Reading()
-    delivery = reading.delivery(b"a" * 20)
-    reading.blobs.contents.clear()
-    with pytest.raises(ResultExpiredError):
-        reading.read(delivery)
-
-
 def test_a_request_that_a_router_accepted_by_a_newer_model_yaml_is_bound_by_that(tmp_path: Path) -> None:
     write_model(tmp_path, "scale", scale_graph(2.0), **SCALE_SPECS)
     reader = JobReader(ModelsFolder(tmp_path, QueuesFile(TREE / "queues.yaml")), {CLASS: a_class()}, lambda found: {})
@@ -231,18 +214,6 @@ def test_a_batch_takes_as_many_rows_as_fit_into_max_run_by_their_own_sizes() -> 
     assert taken(large) == [900_000]
     assert (small.rows, small.seconds) == (0, 0.0)
     assert large.seconds == pytest.approx(0.001 + 5 * 0.9)
-
-
-def test_a_device_that_is_slower_than_its_profile_gets_fewer_rows_a_batch() -> None:
-    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=2.0))) == 1
-    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=0.5))) == 4
-
-
-def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
-    urgent, patient = job(600_000, 500_000, deadline=1.0), job(400_000, deadline=2.0)
-    both = lane(0.7, patient, urgent)
-    assert [taken(both), taken(both), taken(both)] == [[600_000], [500_000], [400_000]]
-    assert not both
 
 
 def test_a_removed_job_no_longer_counts() -> None:
@@ -356,18 +327,6 @@ def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> 
     dock.begin()
     dock.begin()
     assert dock.finish() == [urgent]
-
-
-def test_the_jobs_of_a_variant_that_cannot_load_end_with_the_reason(dock: Dock) -> None:
-    job = dock.job("one", "missing")
-    dock.begin()
-    assert dock.finish() == []
-    assert [failed for failed, _ in dock.failed] == [job]
-    again = dock.job("one", "missing")
-    dock.begin()
-    assert [failed for failed, _ in dock.failed] == [job, again]
-    assert all("no callable 'nowhere'" in error.message for _, error in dock.failed)
-    assert "one:1/missing" in dock.executor.unavailable
 
 
 def test_a_variant_keeps_its_memory_in_use_and_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:

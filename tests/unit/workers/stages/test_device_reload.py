@@ -300,15 +300,6 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(st
     assert stage.levels() == LEVELS
 
 
-def test_patient_work_counts_that_waits_for_its_variant_to_load(stage: DeviceStage) -> None:
-    job = slept(stage, 3, int(stage.ahead / 0.0001))
-    stage.variants.unload(stage.variants.load(job.model, "paced"))
-    stage._loads.wait(job)
-    assert stage.levels() == PATIENT
-    assert stage._loads.give_up() == [job]
-    assert stage.levels() == LEVELS
-
-
 def executor_of(folder: Path, **fields: int) -> Executor:
     return an_executor(folder, msgspec.structs.replace(bench_class("cpu"), **fields))
 
@@ -325,11 +316,6 @@ def test_only_patient_work_gets_a_lower_cpu_priority(tmp_path: Path) -> None:
     assert executor.at_level(PATIENT - 1, math.inf, niceness) == niceness()
     assert executor.at_level(PATIENT, NOTICED / 2, niceness) == niceness()
     assert niceness() < lower or lower == 19
-
-
-def test_without_niceness_patient_work_stays_on_the_thread(tmp_path: Path) -> None:
-    executor = executor_of(tmp_path, nice=0)
-    assert executor.at_level(PATIENT, math.inf, threading.get_ident) == threading.get_ident()
 
 
 class WhichThread:

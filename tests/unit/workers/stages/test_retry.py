@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from broker.valkey.claims import Claim, Verdict
 from tasks.heartbeat import BOUNDS, Use, held_of
 from tasks.models.profiles import ProfileBook
 from tasks.ticket import Promise
@@ -210,12 +209,6 @@ def test_an_error_is_stored_whatever_its_text_and_its_details_hold() -> None:
     assert len(msgspec.json.encode(plain.details)) < 2 * MAX_ERROR + 50
 
 
-def test_an_error_of_ours_stays_itself_and_a_foreign_one_names_its_type() -> None:
-    ours = InvalidRequestError("row")
-    assert as_ours("m/v", ours) is ours
-    assert as_ours("m/v", SystemExit(3)).message == "m/v: SystemExit: 3"
-
-
 @dataclass
 class Rows:
     """As much of a job as names a row."""
@@ -321,12 +314,3 @@ def test_a_promise_counts_for_its_class_and_as_broken_if_a_job_expired_after_it(
     for seconds, expired in [(1.5, False), (2.5, False), (3.0, True), (1.9, True)]:
         counters.judge(promise, seconds, expired=expired)
     assert held_of(counters.totals()["gpu"].latency["bound"]) == (1, 3), "what expired within it tells nothing"
-
-
-@pytest.mark.parametrize(
-    ("message", "record", "due"),
-    [(60.0, 30.0, 30.0), (30.0, 60.0, 30.0), (30.0, 0.0, 30.0), (0.0, 30.0, 30.0), (0, 0, 0), (30.0, None, 30.0)],
-)
-def test_a_job_is_due_at_its_earlier_deadline(message: float, record: float | None, due: float) -> None:
-    claim = None if record is None else Claim(Verdict.RUN, "worker#1", deadline_at=record)
-    assert a_delivery(a_ticket(deadline_at=message), claim=claim).deadline_at == due
