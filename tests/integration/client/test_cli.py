@@ -23,14 +23,7 @@ def test_submit_prints_the_answer_and_one_line_on_how_it_ran(cli: CommandLine) -
     assert answer.stderr.startswith("job ")
 
 
-@pytest.mark.parametrize(
-    ("given", "typed", "payload"),
-    [
-        (["--text", "a", "--text", "b"], None, ["a", "b"]),
-        (["--file", "photo.jpg"], None, {"__type__": "base64", "__value__": "/9j/"}),
-        (["-"], '{"a": 1}', {"a": 1}),
-    ],
-)
+@pytest.mark.cases("given, typed, payload")
 def test_submit_sends_texts_a_file_or_what_is_typed_and_in_json_prints_nothing_else(
     cli: CommandLine, tmp_path: Path, given: list[str], typed: str | None, payload: Any
 ) -> None:

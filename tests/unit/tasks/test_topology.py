@@ -192,17 +192,7 @@ def at(text: str, zone: str = BERLIN) -> float:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
 
 
-@pytest.mark.parametrize(
-    ("now", "opens", "closes"),
-    [
-        ("2026-11-30 21:00", 3600, 0),
-        ("2026-11-30 22:00", 0, 9 * 3600),
-        ("2026-12-01 06:59", 0, 60),
-        ("2026-12-01 07:00", 15 * 3600, 0),
-        ("2026-10-25 00:00", 0, 8 * 3600),  # the clock is set back in this night
-        ("2026-03-29 00:00", 0, 6 * 3600),
-    ],
-)
+@pytest.mark.cases("now, opens, closes")
 def test_a_class_serves_within_its_hours(now: str, opens: float, closes: float) -> None:
     assert (opens_in(NIGHT, at(now)), closes_in(NIGHT, at(now))) == (opens, closes)
     assert (opens_in(None, at(now)), closes_in(None, at(now))) == (0.0, math.inf), "without hours it always does"

@@ -100,24 +100,7 @@ def test_what_has_nothing_raw_is_json_alone() -> None:
     assert json.loads(framed.body) == {"inputs": tensors}
 
 
-@pytest.mark.parametrize(
-    ("specs", "inputs", "tensors", "single"),
-    [
-        ([TEXT], "hello", [{**TEXT, "shape": [1], "data": ["hello"]}], True),
-        ([TEXT], ["a", "b"], [{**TEXT, "shape": [2], "data": ["a", "b"]}], False),
-        ([TEXT], {"text": "a"}, [{**TEXT, "shape": [1], "data": ["a"]}], True),
-        ([TEXT], {"flight": "TX 42"}, [{**TEXT, "shape": [1], "data": [{"flight": "TX 42"}]}], True),
-        ([STEPS], 5, [{**STEPS, "shape": [1], "data": [5]}], True),
-        ([POINT], [1.0, 2.0], [{**POINT, "shape": [1, 2], "data": [1.0, 2.0]}], True),
-        ([POINT], [[1.0, 2.0], [3.0, 4.0]], [{**POINT, "shape": [2, 2], "data": [1.0, 2.0, 3.0, 4.0]}], False),
-        (
-            [POINT],
-            [{**POINT, "shape": [1, 2], "data": [[1.0, 2.0]]}],
-            [{**POINT, "shape": [1, 2], "data": [1.0, 2.0]}],
-            False,
-        ),
-    ],
-)
+@pytest.mark.cases("specs, inputs, tensors, single")
 def test_inputs_of_every_form_are_tensors(specs: list[Any], inputs: Any, tensors: list[Any], single: bool) -> None:
     assert encode_inputs(specs, inputs) == (tensors, single)
 

@@ -176,15 +176,7 @@ def test_values_beside_their_message_need_a_label() -> None:
     assert where(decision(FLEET, rules=rules(classify=private), inputs=beside, tenant="clinic")) == ["home.cpu"]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "label"),
-    [
-        ("The PATIENT sleeps.", "ward"),
-        ({"text": ["well", b"MRN: 1234567"]}, "ward"),
-        ([{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["MRN 12345678 is back"]}], "ward"),
-        ([1.0, None, {"text": "MRN 123"}], None),
-    ],
-)
+@pytest.mark.cases("inputs, label")
 def test_the_example_labels_texts_that_match_a_pattern(inputs: Any, label: str | None) -> None:
     folder = TREE / "examples" / "classifier"
     described = tomllib.loads((folder / "pyproject.toml").read_text())

@@ -166,17 +166,7 @@ def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() 
         providers("tpu:0")
 
 
-@pytest.mark.parametrize(
-    ("runtime", "entry", "message"),
-    [
-        ("python", "os", "no callable 'os'"),
-        ("python", "ising.os", "expected a name of letters"),
-        ("echo", "os", "got 'os'"),
-        ("echo", "paced=soon", "expected entry paced or paced=SECONDS"),
-        ("jax", "os", "os_jax"),
-        ("abacus", "", "runtime 'abacus' is not installed here"),
-    ],
-)
+@pytest.mark.cases("runtime, entry, message")
 def test_an_entry_reaches_only_what_is_registered(runtime: str, entry: str, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         open_runtime(runtime, Placed("v", "fp32", entry, {}, "cpu")).load()
