@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from local.children import kill_group, start_child, stop_child
 from local.embedded import free_port
 from tasks.settings import TREE
+from tests.builders import recorded
 from tests.waiting import until
 
 VLLM_NAME = "acme/Tiny-Llama"
@@ -180,20 +181,4 @@ def _write_model(folder: Path) -> None:
     begin, end = _SPECIAL
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end}
     (folder / "tokenizer_config.json").write_text(json.dumps(named | {"chat_template": _TEMPLATE}))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "num_hidden_layers": 2,
-        "vocab_size": len(vocabulary),
-        "max_position_embeddings": _CONTEXT,
-        "bos_token_id": vocabulary[begin],
-        "eos_token_id": vocabulary[end],
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(recorded("documents/llama.json"))

@@ -260,22 +260,6 @@ def test_without_a_device_the_answer_is_to_come_back_later(settings: Settings) -
         assert http.get("/v2/models/echo/ready").status_code == 503
 
 
-FOREIGN = [
-    {"origin": "https://example.org"},
-    {"sec-fetch-site": "cross-site"},
-    {"sec-fetch-site": "same-site"},
-    *(
-        {"host": name}
-        for name in ("example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[::2]:80", "localhost@a", "")
-    ),
-]
-OWN = [
-    {"sec-fetch-site": "same-origin"},
-    {"sec-fetch-site": "none"},
-    *({"host": name} for name in ("localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080")),
-]
-
-
 def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings: Settings) -> None:
     with (
         router_process(settings, None, ["--starts", "cpu.batch"]) as router,
@@ -292,7 +276,7 @@ def test_a_router_does_not_start_for_a_class_that_is_not_there(settings: Setting
     assert "cpu.batch" in json.loads(done.stderr.splitlines()[-1])["error"]
 
 
-@pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
+@pytest.mark.cases("headers")
 def test_a_page_of_another_site_may_not_ask_an_api_without_keys(http: httpx.Client, headers: dict[str, str]) -> None:
     answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
 
@@ -300,7 +284,7 @@ def test_a_page_of_another_site_may_not_ask_an_api_without_keys(http: httpx.Clie
     assert {answer.json()["details"]["header"] for answer in answers} == {*headers}
 
 
-@pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
+@pytest.mark.cases("headers")
 def test_this_machine_may_ask_an_api_without_keys_by_each_of_its_own_names(
     http: httpx.Client, headers: dict[str, str]
 ) -> None:
