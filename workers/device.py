@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import psutil
 import pynvml
-from msgspec import structs
 
 from tasks.heartbeat import lacking
 from tasks.machine import cpu_facts, look
@@ -139,14 +138,6 @@ def endpoint_device(endpoint: Endpoint, label: str, port: int = 0) -> Device:
         instruction_sets=(),
         runtimes=(endpoint.protocol,),
     )
-
-
-def same_replica(one: Endpoint, other: Endpoint | None, device: Device) -> bool:
-    """Whether both say the same of the replica that the device is, whatever further replicas they have."""
-    index = _index(device.label)
-    if other is None or one.replicas[index : index + 1] != other.replicas[index : index + 1]:
-        return False
-    return structs.replace(other, url=one.url, addresses=one.addresses) == one
 
 
 def _cpu(label: str) -> Device:

@@ -29,7 +29,7 @@ from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import HEARTBEAT
 from tasks.models.artefacts import ArtefactStore
 from tasks.topology import Topology
-from workers.device import Device, DeviceMissingError, WorkerContext, find_device, same_replica
+from workers.device import Device, DeviceMissingError, WorkerContext, find_device
 from workers.drain import Drain, NoticeWatch
 from workers.endpoints.protocol import open_protocol
 from workers.endpoints.variants import EndpointVariants
@@ -240,12 +240,12 @@ def _drive_endpoint(context: WorkerContext, device: Device, shared: Shared) -> t
     except EndpointConfigError as error:
         raise _missing(context, str(error), "the paths are those on the worker's machine") from error
 
-    def look(topology: Topology) -> None:
-        if not same_replica(endpoint, topology.hardware[context.options.hardware_class].endpoint, device):
-            logger.warning("endpoint changed in queues.yaml; worker drains and exits", extra={"device": device.label})
-            shared.celery.exit(os.EX_OK)
+    def follow(topology: Topology) -> None:
+        changed = topology.hardware[context.options.hardware_class].endpoint
+        if changed is not None:
+            stage.follow(changed)
 
-    folder.queues.follow(look)
+    folder.queues.follow(follow)
     return stage, jobs
 
 

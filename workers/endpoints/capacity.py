@@ -1,19 +1,27 @@
-"""How much work an endpoint gets at once: how its slots are used, and its rate limits."""
+"""How much work an endpoint gets at once, and where: its slots and how they are used, its rate limits, its edits."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from tasks.heartbeat import Allowed
-from tasks.queues.endpoints import Rate
+from tasks.queues.endpoints import Endpoint, Rate
 from taxiway.contract.keys import LEVELS
 from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
+from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.health import EndpointHealth
+from workers.endpoints.http import EndpointConfigError
 from workers.endpoints.protocol import EndpointError, Exchange, FaultKind
+from workers.endpoints.variants import EndpointVariants
 from workers.stages.queues import DeviceUse
+
+logger = logging.getLogger(__name__)
 
 _SMOOTHING = 0.1  # weight of the newest row in what is usual
 
@@ -66,6 +74,11 @@ class EndpointUse(DeviceUse):
         self._advance(now)
         self.running -= 1
         return now - seat.since, self._shares - seat.shares
+
+    def move(self, place: Place, now: float) -> None:
+        """Rows go to another place from now on."""
+        self._advance(now)
+        self._slots, self._health = place.endpoint.slots, place.health
 
     def learn(self, share: float) -> None:
         """A row that was answered had this share of the endpoint's time."""
@@ -145,3 +158,87 @@ class RateGate:
 
 def _left_of(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
     return (None, 0.0) if bucket is None else (round(bucket.rate, 6), round(bucket.left(now), 3))
+
+
+class Place:
+    """An endpoint as one description of it says: its health, its slots and its rate limits. For one event loop."""
+
+    def __init__(self, endpoint: Endpoint, health: EndpointHealth) -> None:
+        self.endpoint, self.health = endpoint, health
+        self.slots = asyncio.Semaphore(endpoint.slots)
+        self.gate = RateGate(endpoint.rate)
+
+    async def leave(self) -> None:
+        """Disconnect once what runs here, or waits for a slot, has ended."""
+        try:
+            for _ in range(self.endpoint.slots):
+                await self.slots.acquire()
+        finally:
+            await self.health.close()
+
+
+MakePlace = Callable[[Endpoint, Device, Callable[[EndpointHealth], None]], Place]
+"""Makes the place of a description and a device; its health calls the last argument after each probe that succeeded."""
+
+
+class Places:
+    """Where rows go `now`, and what is left behind. For one event loop, except for `follow`.
+
+    `gone` is why queues.yaml has the endpoint no more; empty if it has.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, variants: EndpointVariants, make: MakePlace, wake: Callable[[], None]
+    ) -> None:
+        self._variants, self._make, self._wake = variants, make, wake
+        self.now = make(endpoint, variants.device, self._announced)
+        self.use = EndpointUse(endpoint.slots, self.now.health)
+        self.gone = ""
+        self._edit: Endpoint | None = None
+        self._move: asyncio.Task[None] | None = None
+        self._left: set[asyncio.Task[None]] = set()
+
+    def follow(self, edit: Endpoint) -> None:
+        """Go by what queues.yaml says now: elsewhere after a probe; what runs ends where it began. Thread-safe."""
+        self._edit = edit
+        self._wake()
+
+    def turn(self) -> None:
+        """Begin to go by the last edit, once the one before is done with."""
+        if self._edit is not None and (self._move is None or self._move.done()):
+            self._move, self._edit = asyncio.create_task(self._go(self._edit)), None
+
+    async def close(self) -> None:
+        """Disconnect."""
+        tasks = [*self._left] if self._move is None else [self._move, *self._left]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.now.health.close()
+
+    async def _go(self, endpoint: Endpoint) -> None:
+        here, self.gone = self._variants.device, ""
+        try:
+            there = endpoint_device(endpoint, here.label, urlsplit(here.address).port or 0)
+            device = replace(there, prices=here.prices)
+            place = self._make(endpoint, device, self._announced)
+        except DeviceMissingError as error:
+            self.gone = f"{error} in queues.yaml now"
+            return
+        except EndpointConfigError as error:
+            logger.error("endpoint is used as it was", extra={"reason": str(error)})
+            return
+        await place.health.probe_alone()
+        await place.health.open()
+        leaving = asyncio.create_task(self.now.leave())
+        self._left.add(leaving)
+        leaving.add_done_callback(self._left.discard)
+        self.now = place
+        self._variants.change(endpoint, device)
+        self._announced(place.health)
+        self.use.move(place, time.monotonic())
+        self._wake()
+
+    def _announced(self, health: EndpointHealth) -> None:
+        if health is self.now.health:
+            self._variants.announce(health)

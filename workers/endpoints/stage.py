@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 
 from msgspec.structs import replace as replace_fields
@@ -31,7 +31,8 @@ from taxiway.contract.keys import learned_key
 from taxiway.contract.stream import NOTHING, CutGeneration, Delta, Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
-from workers.endpoints.capacity import EndpointUse, RateGate, pieces_of
+from workers.device import Device
+from workers.endpoints.capacity import EndpointUse, Place, Places, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
 from workers.endpoints.health import EndpointHealth, is_full
 from workers.endpoints.peers import Origin, open_link
@@ -94,12 +95,13 @@ class EndpointStage(DeviceDriver):
         self.ahead = math.inf
         self._inbox = inbox
         self._shared = shared
-        self._endpoint = endpoint
-        self._slots = asyncio.Semaphore(endpoint.slots)
-        self._gate = RateGate(endpoint.rate)
-        link = open_link(endpoint, variants.device.address, key, shared.store.limits.stall, origin)
-        self._health = EndpointHealth(link, protocol, endpoint, inbox.wake, variants.announce)
-        self.use = EndpointUse(endpoint.slots, self._health)
+
+        def place(endpoint: Endpoint, device: Device, announced: Callable[[EndpointHealth], None]) -> Place:
+            link = open_link(endpoint, device.address, key, shared.store.limits.stall, origin)
+            return Place(endpoint, EndpointHealth(link, protocol, endpoint, inbox.wake, announced))
+
+        self._places = Places(endpoint, variants, place, inbox.wake)
+        self.use = self._places.use
         self._tasks: dict[RunningJob, asyncio.Task[None]] = {}
         self._rows = 0
         self._turned, self._rest_until = math.inf, 0.0
@@ -109,7 +111,7 @@ class EndpointStage(DeviceDriver):
     @property
     def fault(self) -> str:
         """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
-        return self._health.fault
+        return self._places.gone or self._places.now.health.fault
 
     @property
     def resting(self) -> bool:
@@ -119,8 +121,8 @@ class EndpointStage(DeviceDriver):
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        health = self._health
-        facts = EndpointFacts(state=health.state, allowed=self._gate.allowed, engine=health.engine)
+        health, gate = self._places.now.health, self._places.now.gate
+        facts = EndpointFacts(state=health.state, allowed=gate.allowed, engine=health.engine)
         if (peer := health.peer) is None:
             return replace_fields(facts, curves=self.variants.curves())
         return replace_fields(facts, peer=replace_fields(peer, offers=self.variants.offered(peer.offers)))
@@ -138,11 +140,15 @@ class EndpointStage(DeviceDriver):
         """Recall what earlier processes learned, and probe once: the first heartbeat says whether it serves."""
         with contextlib.suppress(BrokerUnavailableError):
             self.variants.recall(self._shared.store.learned(learned_key(self.variants.device.address)))
-        asyncio.run(self._health.probe_alone())
+        asyncio.run(self._places.now.health.probe_alone())
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
         self.variants.renew(catalogue, book)
+
+    def follow(self, endpoint: Endpoint) -> None:
+        """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
+        self._places.follow(endpoint)
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
@@ -151,7 +157,7 @@ class EndpointStage(DeviceDriver):
 
     def wait_for_capacity(self, longest: float) -> int:
         """Wait until slots are free, at most `longest` seconds; returns for how many jobs. Thread-safe."""
-        longest = min(longest, self._gate.wait or longest)
+        longest = min(longest, self._places.now.gate.wait or longest)
         self._inbox.wait_for(lambda: self._capacity() > 0 or self._stopping.is_set(), longest)
         return max(math.ceil(self._capacity() / self._inbox.rows_a_job), 0)
 
@@ -170,7 +176,7 @@ class EndpointStage(DeviceDriver):
             loop.call_soon_threadsafe(news.set)
 
         self._inbox.notify(tell)
-        await self._health.open()
+        await self._places.now.health.open()
         while not self._stopping.is_set():
             await self._turn(news)
         while self._tasks and self._shared.drain.left > 0:
@@ -189,6 +195,7 @@ class EndpointStage(DeviceDriver):
         self._collect()
         self._sweep()
         self._generations.keep(self.variants.device)
+        self._places.turn()
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
@@ -233,19 +240,19 @@ class EndpointStage(DeviceDriver):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._health.close()
+        await self._places.close()
         if jobs:
             with contextlib.suppress(BrokerUnavailableError):
                 self._shared.store.keep(cut(jobs, "its worker stopped"))
             self._shared.held.requeue([job.delivery for job in jobs])
 
     def _capacity(self) -> int:
-        running = self.use.running
-        slots = 0 if self.resting else self._health.slots
-        if is_full(self._health.engine):
+        place, running = self._places.now, self.use.running
+        slots = 0 if self._places.gone or self.resting else place.health.slots
+        if is_full(place.health.engine):
             slots = min(slots, max(running, 1))
         waiting = self._rows - running + self._inbox.rows
-        return int(min(slots - running, self._gate.free)) - waiting
+        return int(min(slots - running, place.gate.free)) - waiting
 
     def _now(self) -> float:
         """The store's time."""
@@ -334,22 +341,23 @@ class EndpointStage(DeviceDriver):
     async def _answer_row(self, job: RunningJob, index: int, loaded: Loaded) -> None:
         item = job.items[index]
         assert isinstance(item, AskItem)
-        async with self._slots:
-            self._health.check()
-            await self._let_in(item.size, job)
+        place = self._places.now
+        async with place.slots:
+            place.health.check()
+            await _let_in(place, item.size, job)
             self._begin(job.delivery)
-            ask = await request_of(job, item, self._health.link, self._endpoint.connect_timeout)
+            ask = await request_of(job, item, place.health.link, place.endpoint.connect_timeout)
             if not isinstance(ask, EngineRequest):
                 job.answers[index] = ask
                 return
-            ask = ask.with_priority(job.ticket.level) if self._endpoint.priority else ask
+            ask = ask.with_priority(job.ticket.level) if place.endpoint.priority else ask
             prompt = ran_size(job.model, item.size, item.parameters, {}) + _kept_of(job).tokens
-            behalf = self._behalf(job, index) if self._endpoint.is_peer else None
+            behalf = self._behalf(job, index) if place.endpoint.is_peer else None
             exchange = Exchange(ask, prompt, behalf, item.size)
             seat = self.use.enter(time.monotonic())
             self._generations.begin(job, exchange, seat)
             try:
-                answer = await self._asked(exchange, job, index)
+                answer = await self._asked(place.health, exchange, job, index)
             except TaxiwayError as error:
                 raise named_row(error, index, job) from error
             except asyncio.CancelledError:
@@ -359,7 +367,7 @@ class EndpointStage(DeviceDriver):
                 now = time.monotonic()
                 self._generations.end(job, self.variants.device, now)
                 seconds, share = self.use.leave(seat, now)
-                self._gate.leave(exchange, item.size)
+                place.gate.leave(exchange, item.size)
                 self._bill(job, exchange, share, now)
         mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
         job.answers[index] = answer
@@ -377,14 +385,6 @@ class EndpointStage(DeviceDriver):
         traced = trace if isinstance(trace, str) else ""
         return Behalf(key, left, delivery.body, job.stream, traced, delivery.sealed)
 
-    async def _let_in(self, size: int, job: RunningJob) -> None:
-        """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
-        try:
-            await self._gate.enter(size)
-        except EndpointError as error:
-            self._health.failed(error, job.delivery.job)
-            raise
-
     def _bill(self, job: RunningJob, exchange: Exchange, share: float, now: float) -> None:
         """Note what a row used, however it ended; `share` is its part of the endpoint's time."""
         if not exchange.ran:
@@ -400,17 +400,17 @@ class EndpointStage(DeviceDriver):
             logger.warning("endpoint counts more tokens than the request may have; not billed", extra=extra)
         self._shared.endings.put([Used(delivery, tokens, used, time_dollars, first, each, exchange.aborted, excess)])
 
-    async def _asked(self, exchange: Exchange, job: RunningJob, row: int) -> Row:
+    async def _asked(self, health: EndpointHealth, exchange: Exchange, job: RunningJob, row: int) -> Row:
         tell = self._publisher(job, row, exchange) if job.stream else _ignore
         try:
-            answer = await self._health.link.ask(exchange, tell)
+            answer = await health.link.ask(exchange, tell)
         except EndpointError as error:
-            self._health.failed(error, job.delivery.job)
+            health.failed(error, job.delivery.job)
             raise
         except TaxiwayError:
-            self._health.answered()
+            health.answered()
             raise
-        self._health.answered()
+        health.answered()
         return answer
 
     def _begin(self, delivery: Delivery) -> None:
@@ -457,6 +457,15 @@ class EndpointStage(DeviceDriver):
             return _returned(job, error.reason, counts=True)
         failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
         return Ended(delivery, error=failed)
+
+
+async def _let_in(place: Place, size: int, job: RunningJob) -> None:
+    """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
+    try:
+        await place.gate.enter(size)
+    except EndpointError as error:
+        place.health.failed(error, job.delivery.job)
+        raise
 
 
 def _forget(error: BaseException) -> None:

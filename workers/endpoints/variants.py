@@ -59,6 +59,11 @@ class EndpointVariants(DeviceVariants):
         self._lacking.clear()
         self._judge()
 
+    def change(self, endpoint: Endpoint, device: Device) -> None:
+        """Switch to another description of the endpoint."""
+        self._endpoint, self.device = endpoint, device
+        self.renew(self._catalogue, self._book)
+
     def announce(self, said: EndpointHealth) -> None:
         """Note what the endpoint says of itself. One that lists no models is taken to have all."""
         models = said.models

@@ -15,7 +15,7 @@ from tasks.queues.endpoints import Endpoint, Health, Start
 from tasks.queues.queues_file import followed
 from tasks.topology import Topology, parse_topology
 from tests.builders import recorded
-from workers.device import DeviceMissingError, endpoint_device, same_replica
+from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints import openai
 from workers.endpoints.health import EndpointHealth, is_full, read_metrics, read_slots
 from workers.endpoints.http import EndpointLink, OneAddress
@@ -68,19 +68,6 @@ def test_each_replica_has_a_label_of_its_own_and_no_other_label_has_one(endpoint
     assert len({device.address for device in devices}) == len(endpoint.urls) * (endpoint.addresses or 1)
     with pytest.raises(DeviceMissingError):
         endpoint_device(endpoint, f"endpoint:{len(devices)}")
-
-
-@given(one=endpoints, other=endpoints, index=st.integers(0, 3))
-def test_a_replica_is_the_same_if_neither_its_address_nor_what_is_said_of_all_has_changed(
-    one: Endpoint, other: Endpoint, index: int
-) -> None:
-    device = endpoint_device(one, f"endpoint:{index % len(one.replicas)}")
-    alike = msgspec.structs.replace(other, url=one.url, addresses=one.addresses) == one
-    there = other.replicas[index % len(one.replicas) :][:1] == (device.address,)
-    assert same_replica(one, other, device) == (alike and there)
-    assert same_replica(one, msgspec.structs.replace(one, url=(*one.urls, "http://four/v1")), device)
-    assert not same_replica(one, msgspec.structs.replace(one, slots=one.slots + 1), device)
-    assert not same_replica(one, None, device)
 
 
 def test_an_engine_on_a_free_port_is_reached_there_and_others_at_their_own() -> None:
