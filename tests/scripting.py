@@ -83,6 +83,30 @@ class Store:
         """The claims of these jobs."""
         return claim_answer(self.run(claim_call(worker, lease, [(job, deadline) for job in jobs])))[1]
 
+    def start(self, *runs: tuple[str, str, float], device: str = "cpu:0") -> list[int]:
+        """Which of these runs (job, token, time) were recorded."""
+        facts = [packed({"token": token, "began": began}) for _, token, began in runs]
+        return list(self._on_records("start", [job for job, _, _ in runs], device, *facts))
+
+    def alone(self, *claims: tuple[str, str], alone: bool) -> None:
+        """Note whether the claims' worker handles nothing beside."""
+        self._on_records("alone", [job for job, _ in claims], int(alone), *(token for _, token in claims))
+
+    def bill(self, job: str, bill: str, dollars: float) -> None:
+        """Charge a bill."""
+        self._on_records("bill", [job], packed({"id": bill, "dollars": dollars}))
+
+    def renew(self, lease: float, *claims: tuple[str, str]) -> list[int]:
+        """Which claims are still held."""
+        return list(self._on_records("renew", [job for job, _ in claims], lease, *(token for _, token in claims)))
+
+    def release(self, *claims: tuple[str, str], counts: bool = False) -> None:
+        """Release claims."""
+        self._on_records("release", [job for job, _ in claims], int(counts), *(token for _, token in claims))
+
+    def _on_records(self, script: str, jobs: Sequence[str], *args: Any) -> Any:
+        return self.run(Call(f"jobs/{script}", [job_key(job) for job in jobs], args))
+
     def finish(self, *endings: Ending, keep_result: int = 60) -> list[int]:
         """Which jobs' results were written."""
         return list(self.run(finish_call(endings, keep_result=keep_result, keep_record=120)))

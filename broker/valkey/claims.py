@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -11,9 +11,8 @@ import msgspec
 
 from broker.port import Holder
 from broker.valkey import Call, as_text, flat, packed
-from taxiway.contract.job import JobState, read_parts
+from taxiway.contract.job import JobState
 from taxiway.contract.keys import UNACKED, WORK, cancelled_channel, job_key, result_key
-from taxiway.contract.stream import NOTHING, CutGeneration, decode_kept
 from taxiway.errors import bounded
 
 
@@ -66,55 +65,6 @@ def read_history(text: str) -> tuple[Holder, ...]:
     """The holders in a job's record, in order, as `includes/claimed.lua` writes them."""
     lines = (line.rsplit(" ", 2) for line in text.splitlines())
     return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
-
-
-def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
-    """Records that jobs run, given by id, token and start time by the server's clock."""
-    ids, tokens, times = zip(*jobs, strict=True)
-    runs = ({"token": token, "began": began} for token, began in zip(tokens, times, strict=True))
-    return Call("jobs/start", _records(ids), [device, *map(packed, runs)])
-
-
-def alone_call(claims: Iterable[tuple[str, str]], *, alone: bool) -> Call:
-    """Notes whether a worker handles nothing beside each of these jobs, given by job and token."""
-    ids, tokens = zip(*claims, strict=True)
-    return Call("jobs/alone", _records(ids), [int(alone), *tokens])
-
-
-def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
-    """Charges what jobs used of endpoints, given by job, the bill's id and US dollars; answers 1 for each charged."""
-    jobs, ids, dollars = zip(*bills, strict=True)
-    one_each = ({"id": name, "dollars": amount} for name, amount in zip(ids, dollars, strict=True))
-    return Call("jobs/bill", _records(jobs), [*map(packed, one_each)])
-
-
-def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
-    """Renews claims, given by job and token; each answer is for `renewed`."""
-    ids, tokens = zip(*claims, strict=True)
-    return Call("jobs/renew", _records(ids), [lease, *tokens])
-
-
-def keep_call(kept: Sequence[tuple[str, str, CutGeneration]]) -> Call:
-    """Keeps what there is of generations, given by job and token; answers 1 for each whose claim is still held."""
-    jobs, tokens, generations = zip(*kept, strict=True)
-    one_each = (
-        {"token": token, "text": _json(msgspec.structs.replace(one, parts=())), "parts": _json(one.parts)}
-        for token, one in zip(tokens, generations, strict=True)
-    )
-    return Call("jobs/keep", _records(jobs), [*map(packed, one_each)])
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def kept_from(generation: bytes | None, parts: bytes | None) -> CutGeneration:
-    """What is kept in the fields of a job's record; nothing if another release wrote them."""
-    try:
-        kept = decode_kept(generation) if generation else NOTHING
-        return msgspec.structs.replace(kept, parts=read_parts(parts or b""))
-    except msgspec.MsgspecError:
-        return NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +132,3 @@ def renewed(answer: int | bytes) -> YieldRequest | bool:
         return bool(answer)
     seconds, _, reason = answer.decode().partition(" ")
     return YieldRequest(float(seconds), reason)
-
-
-def release_call(claims: Iterable[tuple[str, str]], *, counts: bool = False) -> Call:
-    """Releases claims, given by job and token; whether a run that began counts as an attempt."""
-    ids, tokens = zip(*claims, strict=True)
-    return Call("jobs/release", _records(ids), [int(counts), *tokens])
-
-
-def _records(jobs: Iterable[Any]) -> list[str]:
-    return [job_key(job) for job in jobs]

@@ -13,21 +13,7 @@ import msgspec
 
 from broker.port import KEPT_DEAD, DeadLetter, Holder
 from broker.valkey import Call, packed
-from broker.valkey.claims import (
-    Claim,
-    YieldRequest,
-    alone_call,
-    bill_call,
-    claim_answer,
-    claim_call,
-    keep_call,
-    kept_from,
-    read_history,
-    release_call,
-    renew_call,
-    renewed,
-    start_call,
-)
+from broker.valkey.claims import Claim, YieldRequest, claim_answer, claim_call, read_history, renewed
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
 from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
@@ -35,7 +21,7 @@ from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
-from taxiway.contract.job import ResultMeta, RunProgress, celery_state, read_meta
+from taxiway.contract.job import ResultMeta, RunProgress, celery_state, read_meta, read_parts
 from taxiway.contract.keys import (
     DEAD,
     blob_key,
@@ -48,7 +34,16 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
-from taxiway.contract.stream import KEEP, MOST_PIECES, CutGeneration, Piece, read_entries, with_streamed
+from taxiway.contract.stream import (
+    KEEP,
+    MOST_PIECES,
+    NOTHING,
+    CutGeneration,
+    Piece,
+    decode_kept,
+    read_entries,
+    with_streamed,
+)
 from taxiway.contract.values import Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import Command, fleet_errors, stored
@@ -129,16 +124,16 @@ class WorkerStore:
 
     def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
         """Record that jobs (id, token, store's time) run."""
-        if jobs:
-            self._connections.run(start_call(self.device, jobs))
+        runs = [packed({"token": token, "began": began}) for _, token, began in jobs]
+        self._run("jobs/start", jobs, self.device, *runs)
 
     def alone(self, claims: Sequence[tuple[str, str]], *, alone: bool) -> None:
         """Record whether this worker handles nothing beside each of these jobs: its end would be blamed on them."""
-        self._connections.run(alone_call(claims, alone=alone))
+        self._run("jobs/alone", claims, int(alone), *_tokens(claims))
 
     def bill(self, bills: Sequence[tuple[str, str, float]]) -> None:
         """Charge tenants for what their jobs (id, the bill's id, US dollars) used of endpoints."""
-        self._connections.run(bill_call(bills))
+        self._run("jobs/bill", bills, *(packed({"id": bill, "dollars": dollars}) for _, bill, dollars in bills))
 
     def learned(self, key: str) -> bytes:
         """What an earlier worker learned about the endpoint (`keys.learned_key`); empty if nothing is kept."""
@@ -156,8 +151,11 @@ class WorkerStore:
 
     def keep(self, kept: Sequence[tuple[str, str, CutGeneration]]) -> None:
         """Keep what there is of generations (job, token), as far as their claims are still held."""
-        if kept:
-            self._connections.run(keep_call(kept))
+        one_each = [
+            packed({"token": token, "text": _json(msgspec.structs.replace(one, parts=())), "parts": _json(one.parts)})
+            for _, token, one in kept
+        ]
+        self._run("jobs/keep", kept, *one_each)
 
     def kept(self, job: str) -> CutGeneration:
         """What is left of a generation: what was kept of it, and what readers of its stream got beyond that."""
@@ -165,23 +163,19 @@ class WorkerStore:
             ("HMGET", job_key(job), "generation", "parts"), ("XRANGE", stream_key(job), "-", "+")
         )
         pieces = [piece for _, piece in read_entries(entries) if isinstance(piece, Piece)]
-        return with_streamed(kept_from(*fields), pieces)
+        return with_streamed(_kept(*fields), pieces)
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> Sequence[YieldRequest | bool]:
         """Renew claims (job, token); returns for each, in order, whether it is still ours, and is to yield."""
-        if not claims:
-            return []
-        return [renewed(one) for one in self._connections.run(renew_call(self.limits.lease, claims))]
+        return [renewed(one) for one in self._run("jobs/renew", claims, self.limits.lease, *_tokens(claims))]
 
     def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
         """Release claims (job, token); `counts` says whether their runs count as attempts."""
-        if claims:
-            self._connections.run(release_call(claims, counts=counts))
+        self._run("jobs/release", claims, int(counts), *_tokens(claims))
 
     def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
         """Let claims (job, token) expire, as if this worker had died: their runs count."""
-        if claims:
-            self._connections.run(renew_call(0.0, claims))
+        self._run("jobs/renew", claims, 0.0, *_tokens(claims))
 
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write results and acknowledge the messages whose tags they have; returns which were written, in order."""
@@ -288,6 +282,30 @@ class WorkerStore:
         """Store a dead letter."""
         push = ("LPUSH", DEAD, msgspec.json.encode(dead_letter))
         self._connections.calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
+
+    def _run(self, script: str, jobs: Sequence[tuple[str, Any] | tuple[str, Any, Any]], *args: Any) -> Sequence[Any]:
+        """What a script answers for the records of jobs, which are first in each tuple; nothing if there are none."""
+        if not jobs:
+            return []
+        answers: Sequence[Any] = self._connections.run(Call(script, [job_key(job[0]) for job in jobs], args))
+        return answers
+
+
+def _tokens(claims: Sequence[tuple[str, str]]) -> list[str]:
+    return [token for _, token in claims]
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _kept(generation: bytes | None, parts: bytes | None) -> CutGeneration:
+    """What is kept in the fields of a job's record; nothing if another release wrote them."""
+    try:
+        kept = decode_kept(generation) if generation else NOTHING
+        return msgspec.structs.replace(kept, parts=read_parts(parts or b""))
+    except msgspec.MsgspecError:
+        return NOTHING
 
 
 def _notice(message: bytes) -> JobNotice:

@@ -7,16 +7,7 @@ import msgspec
 import pytest
 
 from broker.valkey import Call
-from broker.valkey.claims import (
-    Relocation,
-    Verdict,
-    YieldAnswer,
-    YieldAsk,
-    YieldRequest,
-    release_call,
-    start_call,
-    yield_call,
-)
+from broker.valkey.claims import Relocation, Verdict, YieldAnswer, YieldAsk, YieldRequest, yield_call
 from broker.valkey.endings import Ending
 from broker.valkey.worker_store import MOST_REPORTS, JobNotice, RunUpdate, WorkerStore
 from tasks.queues.limits import Limits
@@ -37,7 +28,7 @@ def worker(settings: Settings, store: Store) -> WorkerStore:
     assert worker.notices(0.05) == []
     store.forward(placed("j"))
     store.claim("w", "j")
-    store.run(start_call("cpu:0", [("j", "w#1", 1.0)]))
+    store.start(("j", "w#1", 1.0))
     return worker
 
 
@@ -122,7 +113,7 @@ def test_a_job_that_gets_on_is_never_given_up_however_many_workers_it_outlives(
         worker.let_lapse([("j", f"w#{number - 1}")])
         [claim] = store.claim("w", "j")
         assert claim.attempts == 1 and claim.blamed == 1
-        store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
+        store.start(("j", claim.token, 1.0))
         keep(worker, number, claim.token)
 
 
@@ -169,7 +160,7 @@ def test_no_job_yields_to_one_that_a_worker_took_meanwhile(store: Store, worker:
     for_live = YieldAsk("j", "w#1", "live chats wait", waiting="live")
     store.claim("v", "live")
     assert ask(store, for_live) == [YieldAnswer.NOT_WAITING]
-    store.run(release_call([("live", "v#1")]))
+    store.release(("live", "v#1"))
     assert ask(store, for_live) == [YieldAnswer.ASKED]
 
 
@@ -179,7 +170,7 @@ def test_a_job_yields_to_one_that_waits_at_its_worker_until_that_begins(store: S
     for_live = YieldAsk("j", "w#1", "", waiting="live", held="w#1")
     assert ask(store, replace(for_live, held="v#1")) == [YieldAnswer.NOT_WAITING]
     assert ask(store, for_live) == [YieldAnswer.ASKED]
-    store.run(start_call("cpu:0", [("live", "w#1", 1.0)]))
+    store.start(("live", "w#1", 1.0))
     assert ask(store, for_live) == [YieldAnswer.NOT_WAITING]
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from broker.port import Outgoing
-from broker.valkey.claims import Verdict, alone_call, bill_call, release_call, renew_call, start_call
+from broker.valkey.claims import Verdict
 from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import RefusedJob, list_refused_call
 from broker.valkey.presence import heartbeat_call
@@ -55,14 +55,14 @@ def test_a_start_is_recorded_by_the_worker_that_holds_the_job(store: Store) -> N
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     jobs = [("j", claim.token, 1732.5), ("j", "b#1", 1733.5)]
-    assert store.run(start_call("cpu:0", jobs)) == [1, 0]
+    assert store.start(*jobs) == [1, 0]
     assert started(store, "j") == ["running", "cpu:0", "1", "1732.5"]
 
 
 def lost(store: Store, *, alone: bool) -> int:
     """How many workers the job was blamed for when it was claimed by one that then ended, `alone` with it or not."""
     [claim] = store.claim("w", "j", lease=0.05)
-    store.run(alone_call([("j", claim.token)], alone=alone))
+    store.alone(("j", claim.token), alone=alone)
     assert until(lambda: not is_held(store.client, "j"))
     return claim.blamed
 
@@ -72,8 +72,8 @@ def test_a_job_is_blamed_for_its_first_lost_worker_and_then_for_those_that_handl
 ) -> None:
     assert [lost(store, alone=alone) for alone in (False, False, True, False)] == [0, 1, 1, 2]
     [last] = store.claim("b", "j")
-    store.run(alone_call([("j", last.token)], alone=True))
-    store.run(release_call([("j", last.token)]))
+    store.alone(("j", last.token), alone=True)
+    store.release(("j", last.token))
     assert store.claim("c", "j")[0].blamed == 2
 
 
@@ -134,7 +134,7 @@ def test_a_lease_is_renewed_by_its_holder_only(store: Store) -> None:
     [claim] = store.claim("a", "j", lease=5)
     [other] = store.claim("a", "k", lease=5)
     claims = [("j", claim.token), ("k", "somebody#1"), ("gone", "a#1")]
-    assert store.run(renew_call(60, claims)) == [1, 0, 0]
+    assert store.renew(60, *claims) == [1, 0, 0]
     now = store.client.time()[0]
     assert float(store.record("j")["held_until"]) > now + 10
     assert float(store.record("k")["held_until"]) < now + 10
@@ -145,17 +145,17 @@ def test_a_job_that_is_released_after_a_failed_run_is_queued_and_the_run_counts(
     store.forward(placed("j"))
     for attempts, counts in ((1, True), (1, False), (2, True)):
         [claim] = store.claim("a", "j")
-        store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
-        store.run(release_call([("j", claim.token)], counts=counts))
+        store.start(("j", claim.token, 1.0))
+        store.release(("j", claim.token), counts=counts)
         assert (store.record("j")["state"], store.record("j")["attempts"]) == ("queued", str(attempts))
     assert store.claim("b", "j")[0].blamed == 0  # none of them is suspected to have ended a worker
 
 
 def test_a_claim_is_released_by_its_holder_alone_and_one_that_was_never_accepted_gets_no_state(store: Store) -> None:
     [claim] = store.claim("a", "j")
-    store.run(release_call([("j", "b#1")]))
+    store.release(("j", "b#1"))
     assert store.claim("b", "j")[0].verdict is Verdict.HELD
-    store.run(release_call([("j", claim.token)]))
+    store.release(("j", claim.token))
     assert "state" not in store.record("j")
     assert store.claim("b", "j")[0].token == "b#2"
 
@@ -302,22 +302,22 @@ def test_a_job_that_runs_again_may_cost_as_much_again_until_its_next_bill(store:
 
     store.forward(costing("j", 4.0))
     [first] = store.claim("a", "j")
-    store.run(start_call("endpoint:0", [("j", first.token, 1732.5)]))
-    store.run(bill_call([("j", "1", 0.5)]))
+    store.start(("j", first.token, 1732.5), device="endpoint:0")
+    store.bill("j", "1", 0.5)
     assert spent() == 0.5
-    store.run(release_call([("j", first.token)], counts=True))
+    store.release(("j", first.token), counts=True)
     [second] = store.claim("b", "j")
-    store.run(start_call("endpoint:1", [("j", second.token, 1733.5)]))
+    store.start(("j", second.token, 1733.5), device="endpoint:1")
     assert spent() == 4.5
     for _ in range(2):
-        store.run(bill_call([("j", "2", 1.0)]))
+        store.bill("j", "2", 1.0)
         assert spent() == 1.5
 
 
 def test_a_job_that_never_started_costs_its_tenant_nothing(store: Store) -> None:
     store.forward(costing("j", 0.25), costing("k", 0.5))
     [claim] = store.claim("a", "j")
-    store.run(start_call("cpu:0", [("j", claim.token, 1732.5)]))
+    store.start(("j", claim.token, 1732.5))
     store.finish(success("j", claim.token), Ending("k", JobState.CANCELLED, b"cancelled"))
     assert float(store.client.hget(SPENT, "lab") or 0) == 0.25
     store.forward(costing("l", 1.0))
@@ -360,7 +360,7 @@ def test_a_refusal_of_a_copy_leaves_an_accepted_job_as_it_is(store: Store) -> No
 
 def test_a_claim_on_a_job_without_a_record_expires(store: Store) -> None:
     [claim] = store.claim("a", "unknown")
-    store.run(release_call([("unknown", claim.token)]))
+    store.release(("unknown", claim.token))
     assert 0 < store.client.ttl(job_key("unknown")) <= 86_400
     store.forward(placed("j"))
     store.claim("a", "j")

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.claims import Verdict, release_call, start_call
+from broker.valkey.claims import Verdict
 from broker.valkey.endings import Ending
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
@@ -29,7 +29,7 @@ def lose(scripts: Store, worker: str, job: str, *, ran: bool) -> None:
     [claim] = scripts.claim(worker, job, lease=0.02)
     assert claim.verdict is Verdict.RUN
     if ran:
-        scripts.run(start_call("cpu:0", [(job, claim.token, 1.0)]))
+        scripts.start((job, claim.token, 1.0))
     eventually(lambda: not is_held(scripts.client, job))
 
 
@@ -52,8 +52,8 @@ def test_a_dead_letter_names_the_workers_that_died_holding_its_job(settings: Set
 def test_a_worker_that_gave_the_job_back_is_not_in_its_history(settings: Settings, scripts: Store) -> None:
     scripts.forward(placed("j"))
     [claim] = scripts.claim("a@host", "j")
-    scripts.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
-    scripts.run(release_call([("j", claim.token)]))
+    scripts.start(("j", claim.token, 1.0))
+    scripts.release(("j", claim.token))
     [again] = scripts.claim("b@host", "j")
     assert (again.attempts, again.blamed) == (0, 0)
     assert WorkerStore(settings.broker, "b@host", Limits()).history("j") == ()

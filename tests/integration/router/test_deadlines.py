@@ -12,7 +12,6 @@ import pytest
 import redis
 
 from broker.port import Outgoing
-from broker.valkey.claims import start_call
 from broker.valkey.deadlines import forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.endings import Ending
 from broker.valkey.queues import ValkeyTransport
@@ -78,7 +77,7 @@ def test_a_job_without_a_deadline_is_overdue_once_no_worker_may_begin_it(store: 
     store.forward(*(placed(job, deadline_at="0.0", placed=late) for job in ("waits", "runs")))
     store.forward(placed("not yet", deadline_at="0.0", placed=soon))
     [claim] = store.claim("a", "runs")
-    store.run(start_call("cpu:0", [("runs", claim.token, 1.0)]))
+    store.start(("runs", claim.token, 1.0))
     assert overdue(store) == [("waits", "")]
     assert store.client.ttl(job_key("waits")) > 0
 
