@@ -42,7 +42,7 @@ from workers.stages.admit import gather, named_row, prepare
 from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, Revoked, RunningJob, late
 from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, Shared, ahead_of
-from workers.stages.runs import BatchUse, DeviceRunner, Runs
+from workers.stages.runs import BatchUse, DeviceRunner
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +154,15 @@ class DeviceStage(DeviceDriver):
         self._lanes = Lanes(executor, lambda: inbox.clock)
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
         self.use = BatchUse(self._is_wanted, executor.hardware.runs_at_most)
-        stall = shared.store.limits.stall
         self._stopping = threading.Event()
-        self._runs = Runs(shared, executor.device.kind, self._stopping)
-        self._runner = DeviceRunner(executor, self.use, stall, self._is_wanted, self._serve_beside, self._runs)
+        self._runner = DeviceRunner(
+            executor,
+            self.use,
+            shared,
+            wanted=self._is_wanted,
+            serve_beside=self._serve_beside,
+            stopping=self._stopping,
+        )
         self._changes: deque[Callable[[], None]] = deque()
         self._turns = threading.Lock()
         self._left_over = False  # `run_alone` did not end what it took over
@@ -201,7 +206,7 @@ class DeviceStage(DeviceDriver):
     @property
     def yieldable(self) -> tuple[Yieldable, ...]:
         """The running callable, if it can: no other batch is interrupted."""
-        return self._runs.yieldable
+        return self._runner.yieldable
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Load one variant of each model."""

@@ -61,74 +61,6 @@ MOST_NOTES = 4
 _decode_report = msgspec.json.Decoder(tuple[float, str, Any]).decode
 
 
-class Runs:
-    """Begins the runs of jobs' rows. Only who has the device's turn.
-
-    `kind` is the device's. Once `stopping` is set, an unavailable store is not waited for any more.
-    """
-
-    def __init__(self, shared: Shared, kind: str, stopping: threading.Event) -> None:
-        self._shared = shared
-        self._kind = kind
-        self._stopping = stopping
-        self._running: RowRun | None = None
-
-    @property
-    def yieldable(self) -> tuple[Yieldable, ...]:
-        """The run, if it would yield. Thread-safe."""
-        run = self._running
-        return () if run is None or (described := run.yieldable) is None else (described,)
-
-    @contextmanager
-    def run(self, job: RunningJob, row: int, expected: float, digest: str) -> Iterator[FollowedRun]:
-        """The row runs within, by a callable of this digest: from the last usable checkpoint, if there is one.
-
-        It is expected to take so many seconds in all.
-        """
-        wanted = Resuming(job.delivery.job, row, digest, self._kind, self._shared.store.limits.checkpoint)
-        run = RowRun(self._shared, job, wanted, expected)
-        answered = False
-        try:
-            self._resume(run, wanted)
-            self._running = run
-            yield run
-            answered = True
-        except CallYieldedError:
-            job.yielded = True
-            raise
-        finally:
-            self._running = None
-            job.times.add(run.seconds, resumed=run.resumed if answered else None)
-
-    def _resume(self, run: RowRun, wanted: Resuming) -> None:
-        """Have the run go on from the last usable checkpoint, and say which were refused."""
-        try:
-            earlier = insist(lambda: self._shared.store.earlier_runs(wanted.job), self._stopping, _unread())
-            if run.times.before is None:
-                run.times.before, run.times.yields = earlier.ran, earlier.yields
-                if earlier.yielded:
-                    run.note(earlier.yielded)
-            for checkpoint in read_checkpoints(earlier.checkpoints):
-                if isinstance(checkpoint, str):
-                    run.note(f"refused a checkpoint: {checkpoint}")
-                elif checkpoint.row == wanted.row and self._resumed(run, checkpoint, wanted):
-                    return
-        except BrokerUnavailableError:  # the worker stops
-            return
-
-    def _resumed(self, run: RowRun, checkpoint: Checkpoint, wanted: Resuming) -> bool:
-        """Whether the run goes on from this checkpoint."""
-        content, why = None, unusable(checkpoint, wanted)
-        if not why:
-            content = insist(lambda: self._shared.store.checkpoint(checkpoint.key), self._stopping, _unread())
-            why = damaged(checkpoint, content)
-        if why or content is None:
-            run.note(f"refused a checkpoint: {why}")
-            return False
-        run.resume(checkpoint, content)
-        return True
-
-
 def _unread() -> Outage:
     return Outage(logger, "cannot read checkpoints")
 
@@ -352,28 +284,26 @@ class DeviceRunner:
     """Runs batches on the executor.
 
     Args:
-        stall: seconds beyond its time limit after which a batch counts as hung.
         wanted: whether a job's rows may continue.
         serve_beside: runs due batches that are more urgent than the job, while its row runs in its own process.
-        runs: begins the runs of callables that have a `Run`.
+        stopping: once it is set, an unavailable store is not waited for any more.
     """
 
     def __init__(
         self,
         executor: Executor,
         use: BatchUse,
-        stall: float,
+        shared: Shared,
+        *,
         wanted: Callable[[RunningJob], bool],
         serve_beside: Callable[[RunningJob], None],
-        runs: Runs,
+        stopping: threading.Event,
     ) -> None:
-        self._executor = executor
-        self._use = use
-        self._stall = stall
-        self._wanted = wanted
-        self._serve_beside = serve_beside
-        self._runs = runs
+        self._executor, self._use, self._shared = executor, use, shared
+        self._wanted, self._serve_beside, self._stopping = wanted, serve_beside, stopping
+        self._stall = shared.store.limits.stall  # seconds beyond its time limit after which a batch counts as hung
         self._fault: Exception | None = None
+        self._running: RowRun | None = None
         self.calling = False  # a row runs in its own process: no model changes
 
     def run(self, loaded: Loaded, batch: Portions) -> Sequence[Answer]:
@@ -400,7 +330,7 @@ class DeviceRunner:
         longest, named = loaded.variant.limits.time, "limits.time in its model.yaml"
         if longest is None:
             longest, named = self._stall + time_limit(loaded, [job.items[row]]), "limits.stall in queues.yaml, and more"
-        run = partial(self._runs.run, job, row, self._executor.predicted(loaded, [job.items[row]]))
+        run = partial(self._followed, job, row, self._executor.predicted(loaded, [job.items[row]]))
         return RowWatch(job.delivery.job, partial(self._goes_on, job), longest, named, run)
 
     def _goes_on(self, job: RunningJob) -> bool:
@@ -413,3 +343,60 @@ class DeviceRunner:
             self._fault = error
         job.yielded = job.yielded or job.outstays
         return self._fault is None and not job.yielded and self._wanted(job)
+
+    @property
+    def yieldable(self) -> tuple[Yieldable, ...]:
+        """The run, if it would yield. Thread-safe."""
+        run = self._running
+        return () if run is None or (described := run.yieldable) is None else (described,)
+
+    @contextmanager
+    def _followed(self, job: RunningJob, row: int, expected: float, digest: str) -> Iterator[FollowedRun]:
+        """The row runs within, by a callable of this digest: from the last usable checkpoint, if there is one.
+
+        It is expected to take so many seconds in all.
+        """
+        wanted = Resuming(
+            job.delivery.job, row, digest, self._executor.device.kind, self._shared.store.limits.checkpoint
+        )
+        run = RowRun(self._shared, job, wanted, expected)
+        answered = False
+        try:
+            self._resume(run, wanted)
+            self._running = run
+            yield run
+            answered = True
+        except CallYieldedError:
+            job.yielded = True
+            raise
+        finally:
+            self._running = None
+            job.times.add(run.seconds, resumed=run.resumed if answered else None)
+
+    def _resume(self, run: RowRun, wanted: Resuming) -> None:
+        """Have the run go on from the last usable checkpoint, and say which were refused."""
+        try:
+            earlier = insist(lambda: self._shared.store.earlier_runs(wanted.job), self._stopping, _unread())
+            if run.times.before is None:
+                run.times.before, run.times.yields = earlier.ran, earlier.yields
+                if earlier.yielded:
+                    run.note(earlier.yielded)
+            for checkpoint in read_checkpoints(earlier.checkpoints):
+                if isinstance(checkpoint, str):
+                    run.note(f"refused a checkpoint: {checkpoint}")
+                elif checkpoint.row == wanted.row and self._resumed(run, checkpoint, wanted):
+                    return
+        except BrokerUnavailableError:  # the worker stops
+            return
+
+    def _resumed(self, run: RowRun, checkpoint: Checkpoint, wanted: Resuming) -> bool:
+        """Whether the run goes on from this checkpoint."""
+        content, why = None, unusable(checkpoint, wanted)
+        if not why:
+            content = insist(lambda: self._shared.store.checkpoint(checkpoint.key), self._stopping, _unread())
+            why = damaged(checkpoint, content)
+        if why or content is None:
+            run.note(f"refused a checkpoint: {why}")
+            return False
+        run.resume(checkpoint, content)
+        return True
