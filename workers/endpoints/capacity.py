@@ -75,7 +75,7 @@ class EndpointUse(DeviceUse):
         self.running -= 1
         return now - seat.since, self._shares - seat.shares
 
-    def move(self, place: Place, now: float) -> None:
+    def move(self, place: EndpointPlace, now: float) -> None:
         """Rows go to another place from now on."""
         self._advance(now)
         self._slots, self._health = place.endpoint.slots, place.health
@@ -160,7 +160,7 @@ def _left_of(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
     return (None, 0.0) if bucket is None else (round(bucket.rate, 6), round(bucket.left(now), 3))
 
 
-class Place:
+class EndpointPlace:
     """An endpoint as one description of it says: its health, its slots and its rate limits. For one event loop."""
 
     def __init__(self, endpoint: Endpoint, health: EndpointHealth) -> None:
@@ -177,11 +177,11 @@ class Place:
             await self.health.close()
 
 
-MakePlace = Callable[[Endpoint, Device, Callable[[EndpointHealth], None]], Place]
+MakePlace = Callable[[Endpoint, Device, Callable[[EndpointHealth], None]], EndpointPlace]
 """Makes the place of a description and a device; its health calls the last argument after each probe that succeeded."""
 
 
-class Places:
+class EndpointPlaces:
     """Where rows go `now`, and what is left behind. For one event loop, except for `follow`.
 
     `gone` is why queues.yaml has the endpoint no more; empty if it has.

@@ -32,7 +32,7 @@ from taxiway.contract.stream import NOTHING, CutGeneration, Delta, Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
 from workers.device import Device
-from workers.endpoints.capacity import EndpointUse, Place, Places, pieces_of
+from workers.endpoints.capacity import EndpointPlace, EndpointPlaces, EndpointUse, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
 from workers.endpoints.health import EndpointHealth, is_full
 from workers.endpoints.peers import Origin, open_link
@@ -96,11 +96,11 @@ class EndpointStage(DeviceDriver):
         self._inbox = inbox
         self._shared = shared
 
-        def place(endpoint: Endpoint, device: Device, announced: Callable[[EndpointHealth], None]) -> Place:
+        def place(endpoint: Endpoint, device: Device, announced: Callable[[EndpointHealth], None]) -> EndpointPlace:
             link = open_link(endpoint, device.address, key, shared.store.limits.stall, origin)
-            return Place(endpoint, EndpointHealth(link, protocol, endpoint, inbox.wake, announced))
+            return EndpointPlace(endpoint, EndpointHealth(link, protocol, endpoint, inbox.wake, announced))
 
-        self._places = Places(endpoint, variants, place, inbox.wake)
+        self._places = EndpointPlaces(endpoint, variants, place, inbox.wake)
         self.use = self._places.use
         self._tasks: dict[RunningJob, asyncio.Task[None]] = {}
         self._rows = 0
@@ -459,7 +459,7 @@ class EndpointStage(DeviceDriver):
         return Ended(delivery, error=failed)
 
 
-async def _let_in(place: Place, size: int, job: RunningJob) -> None:
+async def _let_in(place: EndpointPlace, size: int, job: RunningJob) -> None:
     """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
     try:
         await place.gate.enter(size)
