@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Autoscaler:
     """Resizes classes by marking their processes as wanted or not; the supervisor starts wanted ones.
 
     Args:
-        workers: every worker that may run here, with its plan; more may be added.
+        workers: every worker that may run here, with its plan; more may be added, not wanted yet.
         ask: returns the number of workers that a class should have; None while that is unknown.
     """
 
@@ -81,53 +82,40 @@ class Autoscaler:
         bounds: WorkerBounds,
         ask: Callable[[str], int | None],
     ) -> None:
-        self._workers = workers
-        self._cores = bounds.cores
-        self._ask = ask
-        self._known = 0
-        self._slots: dict[str, list[SupervisedProcess]] = {}
-        self._on_cpu: set[str] = set()
+        self._workers, self._cores, self._ask = workers, bounds.cores, ask
         self._due = 0.0
-        self._look()
-        self._resize({name: bounds.least.get(name, 0) for name in self._slots})
+        for _, process in workers:
+            process.wanted = False
+        self._resize(lambda name: bounds.least.get(name, 0))
 
     def tend(self) -> None:
         """Periodically ask and resize; classes without an answer are left unchanged."""
-        self._look()
-        if time.monotonic() < self._due:
-            return
-        asked = {name: self._ask(name) for name in self._slots}
-        self._resize({name: self._running(name) if want is None else want for name, want in asked.items()})
-        self._due = time.monotonic() + EVERY
+        if time.monotonic() >= self._due:
+            self._resize(self._ask)
+            self._due = time.monotonic() + EVERY
 
-    def _look(self) -> None:
-        """Take charge of the workers that were added since the last look; none of them is wanted yet."""
-        added, self._known = self._workers[self._known :], len(self._workers)
-        for plan, process in added:
-            process.wanted = False
-            self._slots.setdefault(plan.hardware_class, []).append(process)
-            if plan.computes_on_cpu:
-                self._on_cpu.add(plan.hardware_class)
+    def _resize(self, ask: Callable[[str], int | None]) -> None:
+        slots = defaultdict[str, list[SupervisedProcess]](list)
+        for plan, process in self._workers:
+            slots[plan.hardware_class].append(process)
+        before = {name: sum(process.wanted for process in those) for name, those in slots.items()}
+        wanted = {name: before[name] if (count := ask(name)) is None else count for name in slots}
+        most = {name: len(those) for name, those in slots.items()}
+        on_cpu = {plan.hardware_class for plan, _ in self._workers if plan.computes_on_cpu}
+        for name, count in resize(wanted, most, on_cpu=on_cpu, cores=self._cores).items():
+            if count != before[name]:
+                logger.info("class resized", extra={"class": name, "workers": count, "before": before[name]})
+            _set(slots[name], count)
 
-    def _running(self, name: str) -> int:
-        return sum(process.wanted for process in self._slots[name])
 
-    def _resize(self, wanted: Mapping[str, int]) -> None:
-        most = {name: len(slots) for name, slots in self._slots.items()}
-        for name, count in resize(wanted, most, on_cpu=self._on_cpu, cores=self._cores).items():
-            running = self._running(name)
-            if count != running:
-                logger.info("class resized", extra={"class": name, "workers": count, "before": running})
-            self._set(self._slots[name], count)
-
-    def _set(self, slots: Sequence[SupervisedProcess], count: int) -> None:
-        """Have `count` processes run: start resting ones before ones that are still ending, and retire the last."""
-        wanted = [process for process in slots if process.wanted]
-        free = sorted((process for process in slots if not process.wanted), key=lambda process: not process.resting)
-        for process in free[: max(count - len(wanted), 0)]:
-            process.wanted = True
-        for process in wanted[count:]:
-            process.retire()
+def _set(slots: Sequence[SupervisedProcess], count: int) -> None:
+    """Have `count` processes run: start resting ones before ones that are still ending, and retire the last."""
+    wanted = [process for process in slots if process.wanted]
+    free = sorted((process for process in slots if not process.wanted), key=lambda process: not process.resting)
+    for process in free[: max(count - len(wanted), 0)]:
+        process.wanted = True
+    for process in wanted[count:]:
+        process.retire()
 
 
 class Replanner:
@@ -177,7 +165,9 @@ class Replanner:
         for plan in planned:
             process = running.pop(plan.device, None)
             if process is None:
-                self._workers.append((plan, self._make(plan)))
+                process = self._make(plan)
+                process.wanted = not self._scaled
+                self._workers.append((plan, process))
             else:
                 process.wanted = True
         for process in running.values():

@@ -103,7 +103,7 @@ def test_a_new_class_gets_its_workers_while_it_runs(
     path.write_text(ENGINES.format(urls='"http://a"').replace("service:", NEW, 1))
     replanner.tend()
     assert [plan.name for plan, _ in workers] == ["engine.endpoint-0", "more.cpu-0", "more.cpu-1"]
-    assert wanted(workers) == [True] * 3
+    assert wanted(workers) == [True, not scaled, not scaled]
     scaler.tend()
     assert wanted(workers) == [True] * 3
     path.write_text(ENGINES.format(urls='"http://a"'))  # a class that is gone serves until a restart
