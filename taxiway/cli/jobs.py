@@ -84,14 +84,16 @@ def request_options(command: F) -> F:
     return command
 
 
-def inputs_of(*, texts: Sequence[str], files: Sequence[Path], as_text: str | None) -> Any:
-    """The request's inputs, of one kind.
+def inputs_of(*, texts: Sequence[str], files: Sequence[Path], as_text: str | None, piped: bool = False) -> Any:
+    """The request's inputs, of one kind; those `piped` are on standard input.
 
     Raises:
         click.UsageError: there is no input, or more than one kind.
     """
-    if sum((bool(texts), bool(files), as_text is not None)) != 1:
+    if sum((bool(texts), bool(files), as_text is not None, piped)) != 1:
         raise click.UsageError("expected exactly one kind of input: a text, --file, --inputs or -")
+    if piped:
+        return json_or_text(sys.stdin.buffer.read())
     if as_text is not None:
         try:
             return msgspec.json.decode(as_text)
@@ -191,7 +193,8 @@ def submit(
     The inputs are TEXT, --text, --file, --inputs or - (standard input: JSON if it reads so, else text, else bytes).
     --json sets the output format of the answer.
     """
-    inputs = _inputs(text, texts, files, as_text)
+    given = texts if text in (None, "-") else (text, *texts)
+    inputs = inputs_of(texts=given, files=files, as_text=as_text, piped=text == "-")
 
     async def send(client: AsyncClient) -> tuple[str, Result | None]:
         job = await client.submit(model, inputs, parameters=parameters or None, stream=stream or None, **terms)
@@ -236,14 +239,6 @@ async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_js
     except (ResultTimeoutError, BrokerUnavailableError) as error:
         hint = f"`taxiway result {job.id} --wait SECONDS` waits for the job, which continues"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error
-
-
-def _inputs(text: str | None, texts: tuple[str, ...], files: tuple[Path, ...], as_text: str | None) -> Any:
-    if text != "-":
-        return inputs_of(texts=texts if text is None else (text, *texts), files=files, as_text=as_text)
-    if texts or files or as_text is not None:
-        raise click.UsageError("expected exactly one kind of input: a text, --file, --inputs or -")
-    return json_or_text(sys.stdin.buffer.read())
 
 
 _USUAL = 20  # jobs listed by default
@@ -308,8 +303,7 @@ def jobs(
 
     async def listed(client: AsyncClient) -> JobPage:
         """One list, fetched in as many pages as needed."""
-        page = await client.jobs(states=states, model=model, tenant=tenant, limit=limit, cursor=cursor)
-        found = [*page.jobs]
+        found, page = list[JobRecord](), JobPage(jobs=(), next=cursor)
         while page.next is not None and len(found) < limit:
             left = limit - len(found)
             page = await client.jobs(states=states, model=model, tenant=tenant, limit=left, cursor=page.next)

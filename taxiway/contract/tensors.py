@@ -20,7 +20,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.values import (
     BATCH_AXIS,
     DATATYPES,
-    ResultBlobs,
+    Blobs,
     axis_on_some,
     from_wire,
     is_tensor,
@@ -275,7 +275,7 @@ def _by_name(names: Sequence[str], inputs: Any) -> dict[str, Any]:
 
 def _raw(inputs: Any) -> Any:
     """`inputs` as they would be after encoding and decoding, without the detour through text."""
-    every = ResultBlobs(limit=-1)
+    every = Blobs(limit=-1, linked=True)
     return resolved(to_wire(inputs, "inputs", every), every.contents)
 
 

@@ -274,20 +274,23 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Blobs:
-    """Moves a request's large values out of its message; `contents` maps each `ref` to the bytes, not copied.
+    """Moves large values out of a request's message, or out of a result; `contents` maps each `ref` to the bytes.
 
-    Tensors and bytes of more than `limit` bytes are moved, and elements of lists that are texts of more than `texts`
-    characters.
+    These are not copied. Tensors and bytes of more than `limit` bytes are moved, and elements of lists that are texts
+    of more than `texts` characters. A result's references are `linked`: they have a URL, and a request's a digest.
     """
 
-    def __init__(self, limit: int = INLINE, texts: float = math.inf) -> None:
+    def __init__(self, limit: int = INLINE, texts: float = math.inf, *, linked: bool = False) -> None:
         self.limit = limit
         self.contents: dict[str, Buffer] = {}
-        self._texts = texts
+        self._texts, self._linked = texts, linked
 
     def keep(self, content: Buffer) -> dict[str, Any]:
         """The fields of a reference to `content`."""
-        return self._named(content) | {"digest": hashlib.sha256(content).hexdigest()}
+        ref = uuid.uuid4().hex
+        self.contents[ref] = content
+        more = {"href": f"/v2/blobs/{ref}"} if self._linked else {"digest": hashlib.sha256(content).hexdigest()}
+        return {"ref": ref, "bytes": memoryview(content).nbytes, **more}
 
     def without_texts(self, elements: Sequence[Any]) -> Sequence[Any]:
         """The elements of a list, with references in place of large texts."""
@@ -297,20 +300,6 @@ class Blobs:
             {"datatype": _TEXT, **self.keep(one.encode())} if isinstance(one, str) and len(one) > self._texts else one
             for one in elements
         ]
-
-    def _named(self, content: Buffer) -> dict[str, Any]:
-        ref = uuid.uuid4().hex
-        self.contents[ref] = content
-        return {"ref": ref, "bytes": memoryview(content).nbytes}
-
-
-class ResultBlobs(Blobs):
-    """Moves a result's large values out of it."""
-
-    def keep(self, content: Buffer) -> dict[str, Any]:
-        """The fields of a reference to `content`."""
-        fields = self._named(content)
-        return fields | {"href": f"/v2/blobs/{fields['ref']}"}
 
 
 def may_refer(message: Buffer) -> bool:

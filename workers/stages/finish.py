@@ -29,7 +29,7 @@ from taxiway.backoff import Outage
 from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
 from taxiway.contract.limits import LARGE, check_depth
 from taxiway.contract.stream import total
-from taxiway.contract.values import ResultBlobs, to_wire
+from taxiway.contract.values import Blobs, to_wire
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
@@ -61,7 +61,7 @@ from workers.stages.queues import PieceQueue, Shared
 _NO_TEXT = TextRun()
 
 
-def answer_of(job: RunningJob, device: Device, blobs: ResultBlobs) -> Result:
+def answer_of(job: RunningJob, device: Device, blobs: Blobs) -> Result:
     """The job's result in plain values: a single value for a request of one row, a list or tensor for several.
 
     `blobs` keeps values that are too large for it.
@@ -242,7 +242,7 @@ class FinishStage:
         """The outcome of a job with all rows answered."""
         sealed = job.delivery.sealed
         inline = self._store.limits.inline
-        blobs = ResultBlobs(inline, LARGE) if sealed is None else ResultBlobs(sys.maxsize)
+        blobs = Blobs(inline, LARGE, linked=True) if sealed is None else Blobs(sys.maxsize, linked=True)
         try:
             result = answer_of(job, self._variants.device, blobs)
             if sealed is not None and self._seal_keys is not None:

@@ -36,7 +36,7 @@ from tasks.queues.limits import Limits
 from tasks.settings import TREE
 from tasks.topology import load_topology, parse_topology
 from taxiway.contract.job import Result, success_meta
-from taxiway.contract.values import ResultBlobs, to_wire
+from taxiway.contract.values import Blobs, to_wire
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, TaxiwayError, UnknownObjectError
 from tests.builders import ENGINE_MODELS, a_report
@@ -195,7 +195,7 @@ class Store:
 
 
 def test_a_response_whose_large_outputs_cannot_be_read_now_is_left_open_and_completes_later() -> None:
-    store, blobs = Store(), ResultBlobs(16)
+    store, blobs = Store(), Blobs(16, linked=True)
     message = {"role": "assistant", "content": "one two " * 8}
     outputs = to_wire({"message": message, "text": b"one two " * 8, "finish-reason": "stop"}, blobs=blobs)
     meta = success_meta("j", Result(model="talk:1", outputs=outputs, report=REPORT))
