@@ -27,6 +27,7 @@ from taxiway.contract.job import (
     JobRecord,
     JobState,
     JobStatus,
+    ended_as,
     expired,
     failure_of,
     read_meta,
@@ -48,8 +49,6 @@ _LEAST_LEFT = 0.001  # seconds: an unfinished job never has 0 s left
 _NEVER_PLACED = "the job was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed the job: only the reason is known"
 _GONE = "the snapshot behind the decision expired after {kept} s (limits.keep_explanation): only the reason is known"
-
-_STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +170,7 @@ class Jobs:
             raise unknown(job)
         record = record_from(job, fields)
         if meta is not None and record.state not in FINAL:
-            ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)
-            record = msgspec.structs.replace(record, state=ended)
+            record = msgspec.structs.replace(record, state=ended_as(read_meta(meta)))
         return _Snapshot(fields, record, meta)
 
     async def _status(self, seen: _Snapshot) -> JobStatus:

@@ -87,27 +87,20 @@ def file_answer(record: FileRecord) -> FileAnswer:
 
 def batch_answer(batch: Batch) -> BatchAnswer:
     """A batch in an answer."""
-    ended: dict[str, Any] = {f"{status}_at": batch.ended_at if batch.status == status else None for status in _ENDS}
+    known: dict[str, Any] = {name: getattr(batch, name) or None for name in _ALIKE}
+    known |= {f"{status}_at": batch.ended_at if batch.status == status else None for status in _ENDS}
     return BatchAnswer(
-        id=batch.id,
-        endpoint=batch.endpoint,
         errors=Errors(data=batch.errors) if batch.errors else None,
-        input_file_id=batch.input_file_id,
-        completion_window=batch.completion_window,
-        status=batch.status,
-        output_file_id=batch.output_file_id or None,
-        error_file_id=batch.error_file_id or None,
-        created_at=batch.created_at,
-        in_progress_at=batch.in_progress_at or None,
-        expires_at=batch.expires_at,
-        finalizing_at=batch.finalizing_at or None,
-        cancelling_at=batch.cancelling_at or None,
         request_counts=Counts(batch.lines, batch.completed, batch.failed),
         metadata=batch.metadata,
-        **ended,
+        **known,
     )
 
 
+_ALIKE = (
+    *("id", "endpoint", "input_file_id", "completion_window", "status", "output_file_id", "error_file_id"),
+    *("created_at", "in_progress_at", "expires_at", "finalizing_at", "cancelling_at"),
+)
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
 _BATCH_HEADERS = {name: its.meaning for name, its in HEADERS.items() if its.term not in REFUSED_TERMS}

@@ -24,14 +24,12 @@ from taxiway.contract.job import (
     JobState,
     JobStatus,
     Result,
-    ResultMeta,
+    ended_as,
     failure_of,
     read_accepted,
     read_meta,
-    read_result,
     record_from,
     result_in,
-    state_of,
     unknown,
 )
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
@@ -47,7 +45,6 @@ from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,
     ResultTimeoutError,
-    TaxiwayError,
 )
 from taxiway.listing import JobFilter, JobPage, list_jobs
 
@@ -269,7 +266,7 @@ class ValkeyClientTransport:
             return record_from(job, fields)
         raw = result_in(await self._link.call("GET", result_key(job)))
         if raw is not None:
-            return JobRecord(id=job, state=_ended(read_meta(raw)))
+            return JobRecord(id=job, state=ended_as(read_meta(raw)))
         if not receipt.submitted and not self._replies.expects(job):
             raise unknown(job)
         return record_from(job, {})
@@ -288,15 +285,6 @@ def _fail_unpushed(reply: asyncio.Future[bytes], pushed: Any) -> None:
     """Fail the waiting future of a message that could not be pushed."""
     if isinstance(pushed, Exception):
         settle(reply, pushed)
-
-
-def _ended(meta: ResultMeta) -> JobState:
-    """The final state in a stored result, for a job whose record has expired."""
-    try:
-        read_result(meta)
-    except TaxiwayError as error:
-        return state_of(error)
-    return JobState.SUCCEEDED
 
 
 def _needs_http(what: str) -> InvalidRequestError:

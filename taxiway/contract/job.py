@@ -404,6 +404,15 @@ def read_result(meta: ResultMeta) -> Result:
     raise error_from(str(named.get("exc_type", ExecutionError.__name__)), message, details)
 
 
+def ended_as(meta: ResultMeta) -> JobState:
+    """The final state in a stored result, where its job's record has expired or is not final yet."""
+    try:
+        read_result(meta)
+    except TaxiwayError as error:
+        return state_of(error)
+    return JobState.SUCCEEDED
+
+
 def failure_of(meta: ResultMeta) -> JobFailure | None:
     """The error in a stored result; None where that is an answer."""
     if meta.status == CELERY_STATUS[JobState.SUCCEEDED]:
