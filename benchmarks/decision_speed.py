@@ -208,7 +208,7 @@ def scene_of(filled: int) -> Scene:
 def _waiting(peeked: Peeked, model: Model, random: np.random.Generator) -> WaitingJob:
     """A job of a random size, due at a random time."""
     due, size = float(random.uniform(30, 120)), float(random.uniform(16, 64))
-    return WaitingJob(peeked, model, Needs(due, peeked.level, 1, size), "v0", JOB_SECONDS, ())
+    return WaitingJob.of(peeked, model, Needs(due, peeked.level, 1, size), "v0", JOB_SECONDS, ())
 
 
 def _envelope(job: str) -> Envelope:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -93,8 +94,9 @@ class Simulation(EventQueue):
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
         self.finish()
-        for pool in self.pools:
-            pool.switch_all_off(self.now)
+        for device in chain.from_iterable(pool.devices for pool in self.pools):
+            if device.on_since is not None:
+                device.switch_off(self.now)
         progress(len(self.workload))
         return self.outcome
 

@@ -228,7 +228,10 @@ def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
 def tables(answer: PlannerReport) -> list[Table | Text]:
     """The mix, its attainment, and how it was found."""
     plan = answer.plan
-    return [_mix(plan), Text(), _attained(answer.slo, plan), Text(_found(plan), style="dim")]
+    tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
+    since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
+    found = Text(f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}", style="dim")
+    return [_mix(plan), Text(), _attained(answer.slo, plan), found]
 
 
 def _mix(plan: MixPlan) -> Table:
@@ -247,9 +250,3 @@ def _attained(slo: Mapping[str, float], plan: MixPlan) -> Table:
     for name in SERVICES:
         shown.add_row(name, percent(slo.get(name)), percent(plan.attainment[name]), f"×{headroom[name]:.2f}")
     return shown
-
-
-def _found(plan: MixPlan) -> str:
-    tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
-    since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
-    return f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}"

@@ -210,7 +210,7 @@ class Pool:
         if self.rates is not UNLIMITED and (wait := self.rates.wait(job.size + job.output, now)) > 0:
             if self._allowed_at <= now:
                 self._allowed_at = now + wait
-                self._world.at(self._allowed_at, self._allowed, None, 0)
+                self._world.at(self._allowed_at, self._fed, None, 0)
             return False
         timing = self._timings[job.model]
         if isinstance(timing, Stepping):
@@ -259,12 +259,6 @@ class Pool:
             self._world.at(now + self._random.expovariate(lost / 3600), self._fail, device, device.session)
         self._hold(device, loaded, now)
         self._size.need(self.powered, now)
-
-    def switch_all_off(self, now: float) -> None:
-        """The simulation has ended."""
-        for device in self.devices:
-            if device.on_since is not None:
-                device.switch_off(now)
 
     def _fail(self, device: SimulatedDevice | None, session: int, now: float) -> None:
         """The device fails at once."""
@@ -404,8 +398,8 @@ class Pool:
             self._enter(job, now)
         return chosen
 
-    def _allowed(self, device: SimulatedDevice | None, version: int, now: float) -> None:
-        """A rate limit allows another job."""
+    def _fed(self, device: SimulatedDevice | None, version: int, now: float) -> None:
+        """A rate limit allows another job, or generating models have taken a step since a device's last whole batch."""
         self.feed(now)
 
     def _wake(self, device: SimulatedDevice | None, model: int, now: float) -> None:
@@ -433,14 +427,10 @@ class Pool:
         if len(device.run):
             self._expect(device)
             if not device.run.whole and device.run.next_whole > now:
-                self._world.at(device.run.next_whole, self._stepped, None, 0)
+                self._world.at(device.run.next_whole, self._fed, None, 0)
         else:
             device.rest(now)
             self._let_go(device, now)
-
-    def _stepped(self, device: SimulatedDevice | None, version: int, now: float) -> None:
-        """A device's generating models have taken a step since its last whole batch."""
-        self.feed(now)
 
     def _let_go(self, device: SimulatedDevice, now: float) -> None:
         """Switch a draining device off once it is empty."""

@@ -91,11 +91,7 @@ class Mover(Duty):
         for move in decided:
             if move.jobs[0] in running:
                 await self._relocate(move, *running[move.jobs[0]])
-        await self._empty_abandoned(working)
-
-    async def _empty_abandoned(self, working: WorkingSnapshot) -> None:
-        """Move what waits for classes that are no longer in queues.yaml."""
-        _, waiting = await self._inspect(abandoned(working), MOVED_AT_ONCE)
+        _, waiting = await self._inspect(abandoned(working), MOVED_AT_ONCE)  # not in queues.yaml any more
         await self._make(moves_of_abandoned(waiting.values(), working), waiting)
 
     async def _running(self, working: WorkingSnapshot) -> dict[str, tuple[Yieldable, WaitingJob]]:

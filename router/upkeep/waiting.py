@@ -18,7 +18,7 @@ from router.decide.basis import read_basis
 from router.decide.classify import Needs
 from router.decide.cost import horizon
 from router.decide.moves.rebalance import Group, Kind, Move
-from router.decide.moves.waiting import group_by_kind, magnitude
+from router.decide.moves.waiting import Queued, group_by_kind, magnitude
 from router.decide.placement import Placement, choose, seed_of
 from router.decide.working_snapshot import WorkingSnapshot, shown
 from router.service.admission import Rules
@@ -41,32 +41,23 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingJob:
-    """One waiting job: its message, and its record's content. `work` is device seconds in its present class."""
+class WaitingJob(Queued):
+    """One waiting job: its message, and its record's content."""
 
     peeked: Peeked
     model: Model
     needs: Needs
     variant: str
-    work: float
     moves: tuple[MoveRecord, ...]
 
-    @property
-    def queue(self) -> str:
-        """As `Queued.queue`."""
-        return self.peeked.queue
-
-    @property
-    def level(self) -> int:
-        """As `Queued.level`."""
-        return self.peeked.level
-
-    @property
-    def kind(self) -> Hashable:
-        """As `Queued.kind`."""
-        needs = self.needs
+    @classmethod
+    def of(
+        cls, peeked: Peeked, model: Model, needs: Needs, variant: str, work: float, moves: tuple[MoveRecord, ...]
+    ) -> WaitingJob:
+        """The job of a message; its record says the rest."""
         sizes = (needs.rows, magnitude(needs.size), magnitude(needs.deadline))
-        return (self.queue, needs.level, self.model.id, self.variant, needs.constraints, *sizes)
+        kind = (peeked.queue, needs.level, model.id, variant, needs.constraints, *sizes)
+        return cls(peeked.queue, peeked.level, work, kind, peeked, model, needs, variant, moves)
 
 
 def read_waiting(
@@ -83,7 +74,7 @@ def read_waiting(
         return None
     deadline_at = float(fields["deadline_at"])
     needs = replace(basis.needs, deadline=deadline_at - now if deadline_at else None, level=int(fields["level"]))
-    return WaitingJob(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
+    return WaitingJob.of(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
 
 
 def moves_of_abandoned(jobs: Iterable[WaitingJob], working: WorkingSnapshot) -> list[Move]:

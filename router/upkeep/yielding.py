@@ -53,9 +53,6 @@ class _Waiting:
         """The class where it waits, and the worker that holds it, if one does."""
         return self.hardware_class, self.held.rpartition("#")[0]
 
-    def as_waiter(self, now: float) -> Waiter:
-        return Waiter(self.job, self.due - now, self.run, self.penalty)
-
 
 class Yielder:
     """Watches the urgent jobs that this router placed. `yields` counts requests to yield by class since the start."""
@@ -104,7 +101,7 @@ class Yielder:
         due = await self._not_begun(due) if due else due
         for place in {one.place: None for one in due}:
             held = {one.job: one.held for one in due if one.place == place}
-            waiters = [one.as_waiter(now) for one in due if one.place == place]
+            waiters = [Waiter(one.job, one.due - now, one.run, one.penalty) for one in due if one.place == place]
             most = self._rules.topology.rebalance.max_moves_per_job
             decided = preempt(waiters, [*self._occupants(*place)], most=most)
             if decided:

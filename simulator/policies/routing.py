@@ -7,7 +7,7 @@ rules (`router.decide`).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from statistics import fmean
@@ -19,7 +19,7 @@ from router.decide.classify import Needs
 from router.decide.facts import BEAT, Arrived, FleetFacts, arrived_since, work_from
 from router.decide.fairness import FairOrder, HeldKind, Releasable
 from router.decide.moves.rebalance import Flows, Group, rebalance
-from router.decide.moves.waiting import backlogged, group_by_kind, magnitude, window_per_level
+from router.decide.moves.waiting import Queued, backlogged, group_by_kind, magnitude, window_per_level
 from router.decide.plan import Plan
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
@@ -294,7 +294,9 @@ class Holding:
 
     def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
         """The one of these kinds that is released next."""
-        return self._order.next(self._releasable(kind) for kind in kinds).kind
+        first = ((kind, *self._queues[kind][0]) for kind in kinds)
+        found = (Releasable(kind.queue, due, job.level, self.count(kind), kind) for kind, due, _, job in first)
+        return self._order.next(found).kind
 
     def indices(self) -> list[int]:
         """The indices of the jobs here."""
@@ -313,19 +315,11 @@ class Holding:
         heappop(self._queues[kind])
         self._order.charge(kind.tenant, dollars)
 
-    def _releasable(self, kind: HeldKind) -> Releasable:
-        due, _, job = self._queues[kind][0]
-        return Releasable(kind.queue, due, job.level, self.count(kind), kind)
-
 
 @dataclass(frozen=True, slots=True)
-class SimulatedWaiting:
-    """A waiting job, as `router.decide.moves.waiting.Queued`."""
+class SimulatedWaiting(Queued):
+    """A waiting job of a simulation."""
 
-    queue: str
-    level: int
-    work: float
-    kind: Hashable
     job: SimulatedJob
 
 
@@ -356,7 +350,8 @@ class SimulatedMover:
         working, rules = self._reader.working(pools, now), self._rules
         place = {pool.name: pool for pool in pools}
         busy = [place[name] for name in backlogged(working, rules.tick)]
-        seen = _last_served(busy, working, rules.window)
+        most = window_per_level(rules.window, [pool.name for pool in busy], working.backlog)
+        seen = [(job, pool) for pool in busy for job in pool.back(most)]
         groups = self._groups(seen, working, now)
         work = {name: working.backlog.levels(name) for name in working.backlog.classes}
         depths = {pool.name: pool.waiting for pool in busy}
@@ -392,12 +387,6 @@ class SimulatedMover:
         table = self._table_of(last.job, working)
         here = [candidate.hardware_class for candidate in table.candidates].index(last.queue)
         return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
-
-
-def _last_served(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[SimulatedJob, Pool]]:
-    """The jobs that the pools' queues serve last, as a router inspects them."""
-    most = window_per_level(window, [pool.name for pool in pools], working.backlog)
-    return [(job, pool) for pool in pools for job in pool.back(most)]
 
 
 MEMORY = 256

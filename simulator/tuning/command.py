@@ -204,7 +204,9 @@ class FleetTuner:
         recent = timely(self._history.read_recent(now - LAG - ALARM_WINDOW), self._topology)
         live = [in_time for (_, service), in_time in recent if service == LIVE]
         self._spend(known, now)
-        recalls = self._recalls(now - LAG)
+        self._count(now - LAG - (NOW + 1) * BLOCK, now - LAG)
+        # whether requests come as they did at an earlier time, and not as those that were played
+        recalls = self._traffic.alike(now - LAG, PLAYED_WINDOW, self._played) is not None
         return self._watch.due(now, known.paces, live, self._topology.plan.period, recalls=recalls)
 
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
@@ -281,11 +283,6 @@ class FleetTuner:
             return latest
         end = alike.begin + PLAYED_WINDOW
         return followed(self._history.read(alike.begin, end), end, latest, until - alike.recent)
-
-    def _recalls(self, until: float) -> bool:
-        """Whether requests come now as they did at an earlier time, and not as those that were played."""
-        self._count(until - (NOW + 1) * BLOCK, until)
-        return self._traffic.alike(until, PLAYED_WINDOW, self._played) is not None
 
     def _count(self, begin: float, end: float) -> Arrivals:
         """The arrivals of a span, once they count as traffic that was seen."""

@@ -226,7 +226,8 @@ class Search:
             done = sum(self.twin.work[cell][place] for cell in mine)
             expected = sum(self.twin.expected[cell][place] for cell in mine)
             target = TARGET * expected / done if done else TARGET
-            rules.append(min(RULES, key=lambda rule: _from_target(rule, target)))
+            densities = [rule for rule in RULES if isinstance(rule, Density)]
+            rules.append(min(densities, key=lambda rule: abs(rule.target - target)))
         return tuple(rules)
 
     def descend(self, start: Assignment, plays: float) -> Assignment:
@@ -338,11 +339,6 @@ def _regret(options: Sequence[Option]) -> tuple[float, float]:
         return (-math.inf, 0.0)
     (late, usd, _), (later, more, _) = options[:2]
     return (late - later, usd - more)
-
-
-def _from_target(rule: ScalingRule, target: float) -> float:
-    """How far a rule is from scaling to this utilisation."""
-    return abs(rule.target - target) if isinstance(rule, Density) else math.inf
 
 
 @dataclass(frozen=True, slots=True)

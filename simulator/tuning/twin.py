@@ -360,10 +360,12 @@ class Twin:
         }
         self.fleet = replace(fleet, classes=lasting)
         self.plays = 0.0
-        self.rows = _rows_by_cell(window)
+        trace, cells = window.workload.trace, dict.fromkeys((job.model, job.service) for job in window.jobs)
+        self.rows = {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
+        """Each cell's requests, in order of arrival."""
         self.work, self.expected = _work_by_cell(window, self.rows)
         self._workload = replace(window.workload, fleet=self.fleet)
-        self._counts = np.bincount(window.workload.trace.service, minlength=len(SERVICES))
+        self._counts = np.bincount(trace.service, minlength=len(SERVICES))
         self._bursts = Bursts(window)
         self._played: dict[object, ClassPlay] = {}
 
@@ -505,13 +507,6 @@ def starving(late: int, ended: int, penalties: Sequence[float]) -> float:
 
 Work = Mapping[Cell, Sequence[float]]
 """Device seconds of each cell's requests, by class; infinite where they cannot run."""
-
-
-def _rows_by_cell(window: Window) -> Mapping[Cell, Column]:
-    """Each cell's requests, in order of arrival."""
-    trace = window.workload.trace
-    cells = dict.fromkeys((job.model, job.service) for job in window.jobs)
-    return {cell: np.flatnonzero((trace.model == cell[0]) & (trace.service == cell[1])) for cell in cells}
 
 
 def _work_by_cell(window: Window, rows_by_cell: Mapping[Cell, Column]) -> tuple[Work, Work]:

@@ -319,10 +319,6 @@ _MEASURES: Mapping[str, Callable[[Model, Unit, Mapping[str, Any]], list[int]]] =
 # What workers measure: a row that was read.
 
 
-def _row_bytes(unit: Unit, row: Mapping[str, Any]) -> int:
-    return sum(_value_bytes(value) for value in row.values() if value is not None)
-
-
 def _value_bytes(value: Any) -> int:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.nbytes
@@ -341,5 +337,5 @@ _ROWS: Mapping[str, Callable[[Unit, Mapping[str, Any]], int]] = {
     "elements": lambda unit, row: int(row[unit.name].size),
     "axis": lambda unit, row: int(row[unit.name].shape[unit.axis]),
     "tokens": lambda unit, row: 1,
-    "bytes": _row_bytes,
+    "bytes": lambda unit, row: sum(_value_bytes(value) for value in row.values() if value is not None),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
@@ -13,24 +14,14 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 _ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a tick takes 50 % longer
 
 
-class Queued(Protocol):
-    """A job in a class's queue."""
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A job in the queue of a class. `work` is its device seconds there; jobs of one group have `kind` in common."""
 
-    @property
-    def queue(self) -> str:
-        """The class that it waits for."""
-
-    @property
-    def level(self) -> int:
-        """Its level there."""
-
-    @property
-    def work(self) -> float:
-        """Its device seconds there."""
-
-    @property
-    def kind(self) -> Hashable:
-        """What jobs of one group have in common."""
+    queue: str
+    level: int
+    work: float
+    kind: Hashable
 
 
 Q = TypeVar("Q", bound=Queued)

@@ -28,7 +28,7 @@ def waiting(count: int) -> list[WaitingJob]:
     placement = PLACED.placement
     order = [msgspec.structs.replace(PEEKED.envelope, headers={"id": str(job)}) for job in reversed(range(count))]
     peeked = [Peeked("gone", 1, b"raw", envelope) for envelope in order]
-    return [WaitingJob(one, placement.table.model, placement.needs, "echo", 1.0, ()) for one in peeked]
+    return [WaitingJob.of(one, placement.table.model, placement.needs, "echo", 1.0, ()) for one in peeked]
 
 
 def test_what_waits_for_an_abandoned_class_moves_in_order_to_where_it_would_be_placed_now() -> None:
