@@ -156,7 +156,8 @@ def build_table(
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     total = sum(flows.values())
-    limit = np.array([s.limit for s in seen], dtype=np.float64)
+    columns = {name: np.array([s.columns[name] for s in seen], dtype=np.float64) for name in _COLUMNS}
+    prompt = np.array([s.prompt for s in seen], dtype=np.float64).reshape(-1, 2).T
     guide, unplanned = _guide(model, constraints, known, candidates)
     return CandidateTable(
         model=model,
@@ -169,12 +170,11 @@ def build_table(
         coming=np.array([float(coming(c.hardware_class, topology, known)) for c in candidates]),
         live=_live(candidates, fleet, topology, starting),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
-        limit=limit,
-        billed=billed(limit) if generates(model) else None,
+        billed=billed(columns["limit"]) if generates(model) else None,
         max_run=np.array([math.inf if generates(model) else c.hardware.runs_at_most for c in candidates], dtype=float),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
-        prompt=_prompt(seen),
+        prompt=prompt if prompt.any() else None,
         metered=_metered(candidates, model, constraints.service),
         offered=_offered(candidates),
         allowed=_allowed(candidates),
@@ -183,7 +183,7 @@ def build_table(
         stale=fleet.stale,
         guide=guide,
         unplanned=unplanned,
-        **_device_columns(seen),
+        **columns,
         **_class_columns(candidates),
         **_blocking_columns(candidates, model.id),
     )
@@ -230,13 +230,6 @@ def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
     rows: Column = np.minimum(limit, SHARED_ROWS)
     return rows
-
-
-def _prompt(seen: Sequence[_Seen]) -> np.ndarray | None:
-    """The table's `prompt`."""
-    profiles = [s.profile for s in seen]
-    more = np.array([np.subtract(one.of_prompt, (one.step, one.slope)) for one in profiles], dtype=np.float64)
-    return more.reshape(-1, 2).T if more.any() else None
 
 
 def _metered(candidates: Sequence[Candidate], model: Model, service: str) -> np.ndarray | None:
@@ -297,23 +290,6 @@ def _guide(
     return guide, f"plan {plan.number} prefers {now_in}, where these requests may not run" if guide is None else ""
 
 
-def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
-    def column(figure: Callable[[_Seen], float]) -> Column:
-        return np.array([figure(s) for s in seen], dtype=np.float64)
-
-    return {
-        "warm": column(lambda s: s.warm),
-        "base": column(lambda s: s.profile.base),
-        "step": column(lambda s: s.profile.step),
-        "slope": column(lambda s: s.profile.slope),
-        "floor": column(lambda s: s.profile.floor),
-        "load": column(lambda s: (1.0 - s.warm) * (s.start + s.profile.load)),
-        "loading": column(lambda s: (1.0 - s.warm) * s.profile.load),
-        "beyond": column(lambda s: s.warm * (s.start + s.profile.load) if s.warm < 1.0 - LATE_SHARE else 0.0),
-        "concurrent": column(lambda s: s.concurrent),
-    }
-
-
 def _price_columns(candidates: Sequence[Candidate]) -> dict[str, Column]:
     prices = [dollars_per_hour(c.devices, c.hardware_class, c.hardware) for c in candidates]
     means = [math.fsum(each) / len(each) for each in prices]
@@ -347,17 +323,15 @@ def _bytes_per_second(candidate: Candidate) -> float:
     return candidate.hardware.link.bytes_per_second or min(measured, default=UNMEASURED)
 
 
+_COLUMNS = ("limit", "warm", "base", "step", "slope", "floor", "load", "loading", "beyond", "concurrent")
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A candidate's devices, aggregated: the figures of `CandidateTable` for one of them."""
+    """The figures of `CandidateTable` for one candidate, by its devices."""
 
-    warm: float
-    profile: Profile
-    """The mean of the devices' profiles, each at the device's pace; `load` is the time that loading takes."""
-    start: float
-    """Seconds that a device needs to start, 0 if one is live."""
-    limit: float
-    concurrent: float
+    columns: dict[str, float]
+    prompt: tuple[float, float]
     residual: tuple[float, ...]
     warning: str | None
 
@@ -365,7 +339,7 @@ class _Seen:
     def of(
         cls, candidate: Candidate, model: Model, book: ProfileBook, service: str, *, starting: Mapping[str, float]
     ) -> _Seen:
-        """The aggregate of the candidate's devices; without any, `start` is the start of a device."""
+        """The means over the candidate's devices, each at its pace; without any, by the start of one."""
         coming = not candidate.devices and candidate.hardware_class in starting
         start = starting[candidate.hardware_class] if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
@@ -380,23 +354,26 @@ class _Seen:
             return float(np.mean(np.sort(figures)))  # sorted: the result does not depend on the order of devices
 
         limit = _limit(candidate, rates, mean(lambda one: one.latency(1, model.expected_size)))
+        beside = mean(lambda one: one.latency(limit, model.expected_size))
+        warm, load = sum(key in device.warm for device, _ in known) / len(known), mean(lambda one: one.load, loads)
+        step, slope = mean(lambda one: one.step), mean(lambda one: one.slope)
+        columns = {
+            "limit": limit,
+            "warm": warm,
+            "base": mean(lambda one: one.base),
+            "step": step,
+            "slope": slope,
+            "floor": mean(lambda one: one.floor),
+            "load": (1.0 - warm) * (start + load),
+            "loading": (1.0 - warm) * load,
+            "beyond": warm * (start + load) if warm < 1.0 - LATE_SHARE else 0.0,
+            "concurrent": beside if candidate.hardware.is_peer or generates(model) else 0.0,
+        }
         return cls(
-            limit=limit,
-            warm=sum(key in device.warm for device, _ in known) / len(known),
-            profile=Profile(
-                base=mean(lambda one: one.base),
-                step=mean(lambda one: one.step),
-                slope=mean(lambda one: one.slope),
-                floor=mean(lambda one: one.floor),
-                load=mean(lambda one: one.load, loads),
-                prompt_step=mean(lambda one: one.of_prompt[0]),
-                prompt_slope=mean(lambda one: one.of_prompt[1]),
-            ),
-            start=start,
-            concurrent=mean(lambda one: one.latency(limit, model.expected_size))
-            * (candidate.hardware.is_peer or generates(model)),
-            residual=tuple(_residual(known, key, level, service) for level in range(LEVELS)),
-            warning=_absent(candidate, start) if coming else _warning(known, key, service),
+            columns,
+            (mean(lambda one: one.of_prompt[0]) - step, mean(lambda one: one.of_prompt[1]) - slope),
+            tuple(_residual(known, key, level, service) for level in range(LEVELS)),
+            _absent(candidate, start) if coming else _warning(known, key, service),
         )
 
 
