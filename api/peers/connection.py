@@ -141,14 +141,11 @@ class PeerConnection:
         """
         try:
             async with asyncio.timeout(within):
-                return await self._first(receive)
+                while (message := await receive()) is not None:
+                    if frames := list(self._frames(message)):
+                        return frames[0]
         except TimeoutError as error:
             raise PeerError(WRONG_FRAME, f"no hello within {within:g} s") from error
-
-    async def _first(self, receive: ReceiveMessage) -> ToSite | None:
-        while (message := await receive()) is not None:
-            if frames := list(self._frames(message)):
-                return frames[0]
         return None
 
     async def serve(self, first: ToSite | None, receive: ReceiveMessage) -> None:
