@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -240,47 +241,27 @@ def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]
     with suppress(*NO_ANSWER, msgspec.DecodeError):
         answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_ANSWER_WITHIN)
         if answer.ok:
-            view = msgspec.json.decode(answer.body, type=_Reported)
-            return [*(problem(**one) for one in view.problems), *calibrations(view.classes)]
+            view = msgspec.json.decode(answer.body, type=dict[str, Any])
+            return [*(problem(**one) for one in view.get("problems", ())), *calibrations(view.get("classes", {}))]
     logs = {process.name: process.log for process in fleet.processes}
     return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
-
-
-class HeldBounds(msgspec.Struct):
-    """How the placements' "at most" held on a class, as in a router's view."""
-
-    jobs: int
-    held: float
-    taken: float
-
-
-class ClassReport(msgspec.Struct):
-    """The part of a class's view that tells how its placements held."""
-
-    bounds: HeldBounds | None = None
 
 
 HELD, TAKEN = 0.95, 1 / 3
 """The least share of jobs that keep within "at most", and the least part of it that the median job takes."""
 
 
-def calibrations(classes: Mapping[str, ClassReport]) -> Iterator[Finding]:
-    """How the placements' "at most" held on each class that has ended enough jobs."""
-    for name, report in sorted(classes.items()):
-        bounds = report.bounds
-        if bounds is None or bounds.jobs < TELLING_JOBS:
+def calibrations(classes: Mapping[str, Any]) -> Iterator[Finding]:
+    """How the placements' "at most" held on each class of a router's view that has ended enough jobs."""
+    for name, facts in sorted(classes.items()):
+        bounds = facts["bounds"]
+        if bounds is None or bounds["jobs"] < TELLING_JOBS:
             continue
-        value = f"{bounds.held:.1%} of {bounds.jobs} jobs kept within, the median took {bounds.taken:.2f} of it"
-        sound = bounds.held >= HELD and bounds.taken >= TAKEN
+        jobs, held, taken = bounds["jobs"], bounds["held"], bounds["taken"]
+        value = f"{held:.1%} of {jobs} jobs kept within, the median took {taken:.2f} of it"
+        sound = held >= HELD and taken >= TAKEN
         remedy = f"expected {HELD:.0%} and {TAKEN:.2f}: measure the class again (taxiway profile)"
         yield finding(f"at most of {name}", value, found=sound, remedy=remedy)
-
-
-class _Reported(msgspec.Struct):
-    """The part of a router's view of the fleet that tells of its problems and of its placements."""
-
-    problems: list[dict[str, str]] = []
-    classes: dict[str, ClassReport] = {}
 
 
 def processes(fleet: LocalFleet) -> Finding:

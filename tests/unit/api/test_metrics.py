@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.operators.metrics import Latency, exposition
 from api.operators.view import Calibration, ClassView, FleetView, PlannedCell, PlanView, calibration, problems
 from api.routing.counters import LATELY, Counts, OutcomeCounters, RecentOutcomes
-from local.doctor import ClassReport, HeldBounds, calibrations
+from local.doctor import calibrations
 from tasks.heartbeat import BOUNDS, STAGES, DeviceFacts, Done, EndpointFacts, Use, count, empty, held_of, median_of
 from tasks.topology import Price
 from tests.builders import a_device
@@ -251,12 +251,12 @@ def test_a_class_is_calibrated_by_what_all_its_live_workers_counted() -> None:
 @pytest.mark.parametrize(
     ("bounds", "found"),
     [
-        (HeldBounds(100, 0.97, 0.5), [True]),
-        (HeldBounds(100, 0.9, 0.5), [False]),
-        (HeldBounds(100, 1.0, 0.2), [False]),
-        (HeldBounds(19, 0.5, 0.5), []),
+        ({"jobs": 100, "held": 0.97, "taken": 0.5}, [True]),
+        ({"jobs": 100, "held": 0.9, "taken": 0.5}, [False]),
+        ({"jobs": 100, "held": 1.0, "taken": 0.2}, [False]),
+        ({"jobs": 19, "held": 0.5, "taken": 0.5}, []),
         (None, []),
     ],
 )
-def test_the_doctor_finds_bounds_that_fail_or_say_nothing(bounds: HeldBounds | None, found: list[bool]) -> None:
-    assert [one.found for one in calibrations({"cpu": ClassReport(bounds)})] == found
+def test_the_doctor_finds_bounds_that_fail_or_say_nothing(bounds: dict[str, float] | None, found: list[bool]) -> None:
+    assert [one.found for one in calibrations({"cpu": {"bounds": bounds}})] == found
