@@ -47,12 +47,6 @@ def test_every_interface_of_a_fleet_that_says_it_is_up_answers(fleet: LocalFleet
         assert answer.get(timeout=30)["outputs"] == {"payload": "hello"}
 
 
-def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: LocalFleet) -> None:
-    assert {w.hardware_class for w in fleet.workers} - {"cpu.llama"} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
-    assert not next(w.emulated for w in fleet.workers if w.hardware_class == "cpu.batch")
-    assert all(w.worker.startswith(w.hardware_class) for w in fleet.workers)
-
-
 def test_a_second_fleet_from_the_same_directory_is_refused(fleet: LocalFleet) -> None:
     command = [sys.executable, "-m", "taxiway", "up", "--data", fleet.data]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -82,14 +76,6 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
     assert "SIGKILL" in finding["value"]
     with Client(small_fleet.broker) as client:
         assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
-
-
-def test_down_stops_everything_and_may_be_repeated(tmp_path: Path) -> None:
-    running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1", "--workers", "cpu.llama=0")
-    started = children(running.pid)
-    assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is True
-    assert all(map(gone, [running.pid, *started]))
-    assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is False
 
 
 @pytest.mark.rabbitmq

@@ -79,16 +79,3 @@ def test_a_client_at_module_level_answers_every_request(
     wanted = set(map(str, range(REQUESTS)))
     assert {path: texts ^ wanted for path, texts in found.items() if texts != wanted} == {}, log.read_text()
     assert log.read_text() == ""
-
-
-def test_a_job_that_the_parent_submitted_before_the_fork_is_awaited_in_every_child(
-    interfaces: str, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    command = ["-m", "gunicorn", "--log-level", "warning", "--workers", "2", "--worker-class", "sync", "--preload"]
-    with served(command, FLASK, log, ADDRESSES=interfaces, BEFORE_FORK="1") as url:
-        found = answers(url, ["early", "def"])
-
-    wanted = {"early": {"early"}, "def": set(map(str, range(REQUESTS)))}
-    assert found == {f"{interface}/{view}": texts for interface in ("redis", "http") for view, texts in wanted.items()}
-    assert log.read_text() == ""

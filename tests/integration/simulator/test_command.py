@@ -30,13 +30,6 @@ def test_a_comparison_prints_one_object_a_policy() -> None:
     assert {*POLICIES} == {found["policy"] for found in objects}
 
 
-def test_one_policy_is_shown_as_a_table() -> None:
-    shown = simulator("simulate", *SENTIMENT, "--policy", "static")
-    assert shown.exit_code == 0
-    assert "static" in shown.stdout
-    assert "taxiway" not in shown.stdout
-
-
 def test_the_fleet_of_a_queues_yaml_is_simulated_by_its_models_profiles_and_what_it_learned(tmp_path: Path) -> None:
     given = (*SENTIMENT, "--json")
     no_fleet = simulator("simulate", *given)

@@ -241,14 +241,7 @@ def test_what_is_held_past_its_deadline_is_turned_away() -> None:
     assert (outcome.state != ANSWERED).any()
 
 
-@pytest.mark.parametrize(
-    ("terms", "moves", "longest"),
-    [
-        ({}, (20, 40), (0, 36)),  # what one class has too much of is levelled with an idle one
-        ({"price": 0.1}, (46, 120), (0, 120)),  # back from a dear class to a cheap one, and levelled no more
-        ({"moves": 0}, (0, 0), (59, 120)),  # forbidden
-    ],
-)
+@pytest.mark.cases("terms, moves, longest")
 def test_waiting_work_is_levelled(terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]) -> None:
     work = workload(MINUTE, horizon=1000, **terms)
     outcome = play(work, OnOneClass(work))

@@ -28,7 +28,6 @@ from simulator.tuning.tuner import (
     TuningWatch,
 )
 from simulator.tuning.twin import (
-    MOST_ARRIVALS,
     RETURNS,
     ClassReplay,
     ClassState,
@@ -187,17 +186,6 @@ def test_a_sampled_window_sees_what_changed_long_ago() -> None:
     found = Window.latest(prepare(trace, parse_fleet(FLEET), seed=1), 450.0, 450.0, most=214)
     rate = len(found.jobs) / found.span
     assert rate == pytest.approx(len(arrival) / 450, rel=0.2), "not that of the last seconds alone"
-
-
-def test_a_window_at_a_high_rate_is_not_made_longer_than_a_search_can_play() -> None:
-    work = workload()
-    rows = np.sort(np.resize(np.arange(len(work)), 4 * MOST_ARRIVALS))
-    trace = replace(work.trace.part(rows), arrival=np.linspace(0, 120, len(rows)))
-    window = Window.latest(prepare(trace, work.fleet, seed=1), 120.0, 120.0)
-    conditions = usual(work.fleet, fresh(work.fleet))
-    decision = Tuner(seed=1).tune(window, conditions, 120.0, plays=1, most=1)
-    assert len(window.jobs) == pytest.approx(MOST_ARRIVALS, rel=0.05)
-    assert decision.plays <= 12
 
 
 @cache

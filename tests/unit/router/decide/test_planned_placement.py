@@ -295,17 +295,7 @@ OF_LIVE = Constraints(service="live")
 CPU, GPU = "cpu.batch", "gpu.realtime"
 
 
-@pytest.mark.parametrize(
-    ("work", "terms", "chosen", "passed_over", "why"),
-    [
-        ({}, {}, CPU, GPU, "more expensive: "),
-        ({CPU: (0.0, 60.0, 0.0, 0.0)}, {"constraints": OF_LIVE}, GPU, CPU, "would be late: expected in 60.1 s"),
-        ({}, {"deadline": 0.15, "constraints": OF_LIVE}, GPU, CPU, "might be late: at most 0.3 s"),
-        ({GPU: (4.0, 0.0, 0.0, 0.0)}, {}, CPU, GPU, "reserved for live"),
-        ({}, {"budget": 1.01 * 0.1 * 0.05 / 3600}, CPU, GPU, "over budget"),
-        ({}, {"deadline": 0.001, "constraints": OF_LIVE}, GPU, CPU, "later: expected in 0.1 s"),
-    ],
-)
+@pytest.mark.cases("work, terms, chosen, passed_over, why")
 def test_what_was_passed_over_is_explained(
     work: dict[str, tuple[float, ...]], terms: dict[str, Any], chosen: str, passed_over: str, why: str
 ) -> None:

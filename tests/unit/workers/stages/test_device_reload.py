@@ -5,9 +5,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import pytest
 import yaml
 
 from tasks.machine import look
-from tasks.models.folder import ModelsFolder, load_catalogue
-from tasks.models.model import Profile
+from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import TREE, SettingsError
@@ -31,10 +29,8 @@ from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, sha
 from tests.waiting import until
 from workers.device import USD_PER_HOUR, DeviceMissingError, find_device, memory_free, options_from, utilisation
 from workers.executor import NOTICED, Executor
-from workers.learned import Loaded
-from workers.port import Item, Row, Runtime
+from workers.port import Item
 from workers.profiling.measure import bench_class
-from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import gather, prepare
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.job import Answered, Ending, RunningJob
@@ -316,28 +312,6 @@ def test_only_patient_work_gets_a_lower_cpu_priority(tmp_path: Path) -> None:
     assert executor.at_level(PATIENT - 1, math.inf, niceness) == niceness()
     assert executor.at_level(PATIENT, NOTICED / 2, niceness) == niceness()
     assert niceness() < lower or lower == 19
-
-
-class WhichThread:
-    """A pipeline whose answers name the thread that ran it."""
-
-    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        return Item({}, 1, parameters, level=PATIENT)
-
-    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        return [{"thread": threading.get_ident()} for _ in items]
-
-
-@pytest.mark.parametrize(("runtime", "own"), [("onnx", False), ("echo", True), ("python", True)])
-def test_what_computes_nothing_on_its_thread_does_not_wake_another(tmp_path: Path, runtime: str, own: bool) -> None:
-    executor = executor_of(tmp_path, nice=3)
-    model = load_catalogue(TREE / "models").resolve("echo")
-    variant = msgspec.structs.replace(model.variants["echo"], runtime=runtime)
-    second = replace(ProfileBook().lookup(model, "echo", "cpu", "test"), profile=Profile(base=1.0, slope=0.0))
-    loaded = Loaded("echo:1/echo", model, variant, WhichThread(), EchoRuntime(), second, 0.0)
-    (answer,) = executor.run(loaded, [loaded.pipeline.prepare({}, {})])
-    assert isinstance(answer, dict)
-    assert (answer["thread"] == threading.get_ident()) is own
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
