@@ -133,7 +133,7 @@ newest: ## unit tests and a fleet with the newest of every dependency, ceilings 
 	sed -i -E '/^dependencies = /,/^\[tool/ s/,?<[0-9.]+//' build/newest/pyproject.toml
 	$(MAKE) -C build/newest VENV=../newest-venv setup
 	cd build/newest && ../newest-venv/bin/pytest tests/unit -n 3 --dist loadfile
-	cd build/newest && ../newest-venv/bin/pytest tests/acceptance/test_three_interfaces.py
+	cd build/newest && ../newest-venv/bin/pytest tests/acceptance/test_readme.py -k readmes
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

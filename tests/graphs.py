@@ -7,17 +7,9 @@ from typing import Any
 import onnx.parser
 import yaml
 
-VAD_SPECS: dict[str, Any] = {
-    "inputs": [
-        {"name": "input", "datatype": "FP32", "shape": [-1, -1]},
-        {"name": "state", "datatype": "FP32", "shape": [2, -1, 128], "batch_axis": 1},
-        {"name": "sr", "datatype": "INT64", "shape": [], "batch_axis": None},
-    ],
-    "outputs": [
-        {"name": "output", "datatype": "FP32", "shape": [-1, 1]},
-        {"name": "stateN", "datatype": "FP32", "shape": [2, -1, 128], "batch_axis": 1},
-    ],
-}
+from tests.builders import recorded
+
+VAD_SPECS: dict[str, Any] = yaml.safe_load(recorded("documents/vad.yaml"))
 """The inputs and outputs of silero-vad: a state with the batch on its second axis, and one sample rate for all rows."""
 
 

@@ -10,24 +10,15 @@ import redis
 from broker.valkey import run
 from broker.valkey.endings import Ending, finish_call
 from tasks.ticket import job_id
-from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
+from taxiway.contract.job import JobState, Result, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import ARRIVALS, INFER, priority_lists, reply_channel, result_key, submission_id
 from taxiway.contract.request import Request
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, read_request
 from taxiway.errors import TaxiwayError
+from tests.builders import a_report
 
-REPORT = RunReport(
-    hardware_class="cpu.batch",
-    variant="none",
-    device="cpu:0",
-    emulated=False,
-    batch=1,
-    queue_wait=0.001,
-    run_time=0.002,
-    cost=1e-7,
-    reason="the only device",
-)
+REPORT = a_report(variant="none", queue_wait=0.001, run_time=0.002, cost=1e-7, reason="the only device")
 
 
 def echo(request: Request) -> Result:

@@ -1,16 +1,18 @@
-"""What operators see of other sites: on the page, in `taxiway top` and `taxiway status`."""
+"""What operators see of other sites: on the page, in `taxiway top`, `taxiway status` and `taxiway doctor`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from local.doctor import check_endpoints
 from tests.browser import CHROMIUM, opened
 from tests.command_line import CommandLine
 from tests.integration.api.test_page import CELLS, SCREENSHOTS, TOO_WIDE
 from tests.routing import eventually
-from tests.sites import TwoSites, two_sites
+from tests.sites import NEAR, TwoSites, two_sites
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,17 @@ def sites(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_the_command_line_lists_the_sites(sites: TwoSites) -> None:
     said = CommandLine().succeed("status", "--url", sites.near.url).stdout
     assert [line for line in said.splitlines() if line.split()[:1] == ["cloud"] and "echo, slab" in line]
+
+
+def test_the_doctor_finds_out_what_another_fleet_offers(sites: TwoSites, tmp_path: Path) -> None:
+    def found(url: str) -> list[tuple[str, str]]:
+        (tmp_path / "queues.yaml").write_text(NEAR.replace("URL", url))
+        variables = {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml"), "TAXIWAY_MODELS": str(sites.far.settings.models)}
+        return [(one.subject, one.value) for one in check_endpoints(variables)]
+
+    eventually(lambda: (f"endpoint cloud {sites.far.url}", "answers, and lists echo, slab") in found(sites.far.url))
+    ((subject, value),) = found("http://127.0.0.1:9")
+    assert ("127.0.0.1:9" in subject, "cannot connect to" in value) == (True, True)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")

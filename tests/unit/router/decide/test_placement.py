@@ -369,22 +369,9 @@ def test_of_a_tenant_that_crowds_no_more_than_the_next_batch_is_bound(deadline: 
     assert not place(model(), needs_by(deadline), topology(), busy).held
 
 
-SERVICES = {
-    "live": Service(deadline=0.25, priority="high"),
-    "standard": Service(deadline=5.0),
-    "bulk": Service(deadline=3600.0, priority="low", preemptible=True),
-}
-TOPOLOGY = Topology(hardware={}, service=SERVICES, default_service="standard")
-
-
 @pytest.mark.cases("deadline, priority, level")
 def test_a_level_follows_from_deadline_and_priority(deadline: float | None, priority: Priority, level: int) -> None:
     assert level_of(deadline, priority) == level
-
-
-def test_an_unknown_service_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InvalidRequestError, match=r"service: expected one of \['bulk', 'live', 'standard'\], got 'x'"):
-        needs_of(Terms(service="x"), TOPOLOGY, rows=1, size=1)
 
 
 @given(situation=situations())
