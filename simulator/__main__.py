@@ -26,8 +26,8 @@ from simulator.engine import OutcomeColumns, RunSummary, StuckError, played
 from simulator.fleet import SERVICES, Fleet
 from simulator.own_fleet import known as own_fleet
 from simulator.own_fleet.difference import difference, difference_tables
-from simulator.planner import PlannerReport, tables
 from simulator.planner import plan as find_plan
+from simulator.planner import tables
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
 from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, columns_of, is_spec, synthetic_trace
@@ -48,8 +48,6 @@ _HINTS: dict[type[Exception], str] = {
     "such as poisson:rate=50,duration=600,seed=1",
     TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
     own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
-    own_fleet.ReplayError: "`taxiway check` shows which models are served; a class without live devices runs nothing, "
-    "unless an autoscaler starts them",
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices "
     "(`scaling.maximum`) or faster ones",
     StuckError: "this is an error of the simulator: report it, with the trace and the queues.yaml",
@@ -282,11 +280,10 @@ def plan(
         single = replace(fleet, penalties=(0.0,) * len(SERVICES))  # replays place each request by itself
         shares = _by_rank(slo, topology)
         found = find_plan(prepare(trace, single), shares, lambda what, on: _run("taxiway", on, seed, label=what))
-        answer = PlannerReport(slo=shares, plan=found)
     if as_json:
-        click.echo(msgspec.json.encode(answer))
+        click.echo(msgspec.json.encode({"slo": shares, "plan": found}))
     else:
-        _print(*tables(answer))
+        _print(*tables(shares, found))
 
 
 def _by_rank(slo: dict[str, float], topology: Topology) -> dict[str, float]:

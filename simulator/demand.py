@@ -148,15 +148,6 @@ _INFEASIBLE = 2
 """`milp`'s status for a programme without a solution."""
 
 
-class FleetTooSmallError(InfeasibleError):
-    """The classes' counts do not carry the load; `lacking` is the fewest further devices that would, by class."""
-
-    def __init__(self, lacking: Mapping[str, int], counts: Mapping[str, int]) -> None:
-        more = ", ".join(f"{name} has at most {counts[name]}, {number} more" for name, number in lacking.items())
-        super().__init__(f"the fleet has too few devices: {more} would do")
-        self.lacking = dict(lacking)
-
-
 @dataclass(frozen=True, slots=True)
 class Mix:
     """How many devices to buy of each class that has a price, in the order of `prices`, which are for one, by class."""
@@ -191,15 +182,16 @@ def cheapest(prices: Mapping[str, float], load: Figures, counts: Mapping[str, in
         counts: the most devices of each class, in the order of `load`'s columns.
 
     Raises:
-        FleetTooSmallError: the counts do not allow it.
+        InfeasibleError: the counts do not allow it.
     """
     ceilings = np.array([number if name in prices else 0 for name, number in counts.items()])
     found = _solve([prices.get(name, 0.0) for name in counts], load, ceilings, further=0.0)
     if found is None:
         beyond = _solve([0.0] * len(counts), load, ceilings, further=math.inf)
         assert beyond is not None, "with unlimited devices there is always a mix"
-        lacking = {name: more for name, more in zip(counts, beyond[len(counts) :], strict=True) if more}
-        raise FleetTooSmallError(lacking, counts)
+        lacking = zip(counts.items(), beyond[len(counts) :], strict=True)
+        said = ", ".join(f"{name} has at most {most}, {number} more" for (name, most), number in lacking if number)
+        raise InfeasibleError(f"the fleet has too few devices: {said} would do")
     bought = dict(zip(counts, found, strict=False))
     return Mix(prices, tuple(bought[name] for name in prices))
 

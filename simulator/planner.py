@@ -65,13 +65,6 @@ class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
     saved: float
 
 
-class PlannerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `plan` prints: the requirements, and the mix for the trace."""
-
-    slo: dict[str, float]
-    plan: MixPlan
-
-
 class _Search:
     """The mixes replayed so far, in order, each with its replay's figures."""
 
@@ -225,13 +218,12 @@ def _bought(mix: Mix, summary: RunSummary, fleet: Fleet) -> list[Bought]:
     ]
 
 
-def tables(answer: PlannerReport) -> list[Table | Text]:
-    """The mix, its attainment, and how it was found."""
-    plan = answer.plan
+def tables(slo: Mapping[str, float], plan: MixPlan) -> list[Table | Text]:
+    """The mix, its attainment beside the shares that were required, and how it was found."""
     tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
     since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
     found = Text(f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}", style="dim")
-    return [_mix(plan), Text(), _attained(answer.slo, plan), found]
+    return [_mix(plan), Text(), _attained(slo, plan), found]
 
 
 def _mix(plan: MixPlan) -> Table:

@@ -69,11 +69,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def difference(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, play: Play) -> Comparison:
-    """The arrivals under both files.
-
-    Raises:
-        ReplayError: one of the fleets can run none of them.
-    """
+    """The arrivals under both files. Raises `CommandError` if one of the fleets can run none of them."""
     before = replayed(under(arrivals, old.topology, old.topology), old, lambda load: play(load, "old"))
     return compared(before, replayed(under(arrivals, old.topology, new.topology), new, lambda load: play(load, "new")))
 
@@ -81,11 +77,7 @@ def difference(arrivals: Arrivals, old: KnownFleet, new: KnownFleet, play: Play)
 def replayed(
     arrivals: Arrivals, known: KnownFleet, play: Callable[[Workload], tuple[RunSummary, OutcomeColumns]]
 ) -> FileReplay:
-    """The arrivals on one fleet.
-
-    Raises:
-        ReplayError: it can run none of them.
-    """
+    """The arrivals on one fleet. Raises `CommandError` if it can run none of them."""
     found, jobs = replayable(arrivals, known), arrivals.jobs
     summary, outcome = play(found.workload)
     services = arrivals.names["service"]

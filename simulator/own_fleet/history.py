@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ from taxiway.contract.keys import history_key
 LAG = SLICE + 2 * SETTLE
 """Seconds in which a job that was accepted is in the history, while a router leads."""
 
-_HOUR = 3600
 _READ_WITHIN = 30.0  # seconds for one answer: an hour of arrivals may be many megabytes
 
 
@@ -68,11 +67,6 @@ class History:
         """The jobs accepted since a time by the store's clock."""
         return self.read(since, self.now() - LAG)
 
-    def read_day(self, day: date) -> Arrivals:
-        """The jobs accepted on a UTC day by the store's clock."""
-        begin = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-        return self.read(begin, min(begin + 24 * _HOUR, self.now() - LAG))
-
     def read(self, begin: float, end: float) -> Arrivals:
         """The jobs accepted from `begin` until before `end`, by the store's clock."""
         slices: dict[int, bytes] = {}
@@ -87,7 +81,7 @@ class History:
         self._connections.close()
 
 
-_DAY = 86400.0
+_DAY, _DATE = 86400.0, "%Y-%m-%d"
 _EMPTY = "the leading router records arrivals 40 s after they came, and keeps them for limits.keep_history"
 _ANSWERED, _CANCELLED, _REFUSED = (STATES.index(state) for state in ("succeeded", "cancelled", "refused"))
 
@@ -100,18 +94,9 @@ _data = click.option(
 def day_of(text: str) -> datetime | None:
     """The day that a text such as 2026-11-27 names; None if it names none."""
     try:
-        return datetime.strptime(text, "%Y-%m-%d")
+        return datetime.strptime(text, _DATE)
     except ValueError:
         return None
-
-
-class _Day(click.ParamType[datetime]):
-    """A UTC day."""
-
-    name = "DAY"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        return day_of(str(value)) or self.fail(f"expected a UTC day, such as 2026-11-27, got {value!r}", param, ctx)
 
 
 class EndedShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +151,7 @@ def _share(arrivals: Arrivals, jobs: Jobs) -> EndedShare:
 @click.group(invoke_without_command=True)
 @_url
 @_data
-@click.option("--day", type=_Day(), help="A UTC day [the last 24 hours].")
+@click.option("--day", type=click.DateTime([_DATE]), metavar="DAY", help="A UTC day [the last 24 hours].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime | None, *, as_json: bool) -> None:
@@ -185,7 +170,7 @@ def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime |
 
 
 @main.command()
-@click.argument("day", type=_Day())
+@click.argument("day", type=click.DateTime([_DATE]), metavar="DAY")
 @_url
 @_data
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, with what became of it.")
@@ -206,7 +191,9 @@ def arrivals_of_day(url: str | None, data: Path | None, day: datetime | None) ->
         CommandError: there are none.
     """
     history = History(find_store(url, data, os.environ))
-    arrivals = history.read_recent(history.now() - _DAY) if day is None else history.read_day(day.date())
+    now = history.now()
+    begin = now - _DAY if day is None else day.replace(tzinfo=UTC).timestamp()
+    arrivals = history.read(begin, min(begin + _DAY, now - LAG))
     if not len(arrivals):
         when = "in the last 24 hours" if day is None else f"on {day.date()}"
         raise CommandError(f"no arrivals are recorded {when}", hint=_EMPTY, code=MISSING)

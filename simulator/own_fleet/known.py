@@ -27,6 +27,7 @@ from tasks.models.discovered import discovered_by, with_discovered
 from tasks.models.folder import load_catalogue
 from tasks.models.profiles import generates, load_book
 from tasks.topology import Service, Topology
+from taxiway.cli import USAGE, CommandError
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, WORK
 from taxiway.errors import TaxiwayError
@@ -36,8 +37,10 @@ class StatusError(DocumentError):
     """A file is not what `taxiway status --json` prints."""
 
 
-class ReplayError(Exception):
-    """Nothing of what arrived can run on the fleet."""
+_NOT_RUN = (
+    "`taxiway check` shows which models are served; a class without live devices runs nothing, unless an autoscaler "
+    "starts them"
+)
 
 
 class _ClassStatus(msgspec.Struct):
@@ -152,12 +155,13 @@ def replayable(arrivals: Arrivals, known: KnownFleet) -> Recorded:
     Without `plan.enabled` it has no penalties, and so no plans.
 
     Raises:
-        ReplayError: the fleet can run none of them.
+        CommandError: the fleet can run none of them.
     """
     found = recorded(_without_answers(arrivals, known), known, 0.0)
     if found is None:
         names = sorted({arrivals.names["model"][number] for number in np.unique(arrivals.jobs["model"])})
-        raise ReplayError(f"nothing can be replayed: no class runs a model of {', '.join(names)} for its service")
+        said = f"nothing can be replayed: no class runs a model of {', '.join(names)} for its service"
+        raise CommandError(said, hint=_NOT_RUN, code=USAGE)
     fleet = found.workload.fleet
     used = [any(timings) for timings in zip(*fleet.timings.values(), strict=True)]
     classes = {

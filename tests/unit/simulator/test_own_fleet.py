@@ -23,7 +23,7 @@ from simulator.own_fleet.difference import (
     difference,
     difference_tables,
 )
-from simulator.own_fleet.known import ReplayError, StatusError, known_fleet, read_status, replayable, stands_for, under
+from simulator.own_fleet.known import StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.policy import able_classes
 from simulator.policies.taxiway import POLICIES
 from simulator.traces import arrivals_of, read_arrivals
@@ -49,6 +49,7 @@ from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import LATE_USD_PER_HOUR, Planning, Price, Service, parse_topology
+from taxiway.cli import CommandError
 from tests import builders
 from tests.builders import a_device, a_text_model
 from tests.unit.simulator.own_fleet import TOPOLOGY, a_folder, seen
@@ -90,7 +91,7 @@ def test_a_class_has_the_devices_that_run_or_as_many_as_an_autoscaler_may_start(
     assert counts(seen(2)) == (2, 2, 2)
     assert counts(seen(2, startable=("cpu",))) == (0, 2, 16)
     assert counts(FleetSnapshot(), "cpu") == (0, 1, 16)
-    with pytest.raises(ReplayError, match="no class runs a model of echo for its service"):
+    with pytest.raises(CommandError, match="no class runs a model of echo for its service"):
         counts(FleetSnapshot())
 
 
