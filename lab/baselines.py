@@ -9,7 +9,6 @@ from heapq import heappop, heappush
 
 from lab.changes import simulate
 from router.decide.fairness import RELEASE_TICK
-from simulator.class_queue import Order
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment, Fixed, Held, Policy, Shift, able
@@ -70,7 +69,7 @@ class JoinShortestQueue(Policy):
 class ByDeadline(Policy):
     """The same with queues served by deadline."""
 
-    order: Order = "deadline"
+    by_level = False
 
 
 class PowerOfTwo(Policy):

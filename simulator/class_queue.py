@@ -9,17 +9,12 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 from router.decide.moves.preempt import Occupant, Waiter, Yielding, penalty, preempt
 from simulator.device import SimulatedDevice
 from simulator.fleet import Fleet, Stepping
 from simulator.workload import SimulatedJob
 from taxiway.contract.keys import LEVELS
-
-Order = Literal["level", "deadline"]
-"""How a class queue is served: by the product's levels, first come, first served within each; or by deadline alone."""
-
 
 Place = tuple[float, int]
 """A job's level or deadline, and its number in order of joining."""
@@ -29,10 +24,13 @@ Entry = tuple[Place, SimulatedJob]
 
 
 class SimulatedQueue:
-    """Jobs that wait for a class. Models do not wait for each other: each has its own queue."""
+    """Jobs that wait for a class. Models do not wait for each other: each has its own queue.
 
-    def __init__(self, order: Order) -> None:
-        self._by_level = order == "level"
+    It is served as the product's, `by_level` and first come, first served within each; or else by deadline alone.
+    """
+
+    def __init__(self, *, by_level: bool = True) -> None:
+        self._by_level = by_level
         self._lines: dict[int, list[Entry]] = {}
         self._places: dict[int, Place] = {}
         self._joined = 0

@@ -79,7 +79,7 @@ class Simulation(EventQueue):
         self.policy = policy
         self.outcome = OutcomeColumns(len(workload))
         self.pools = [
-            self.pool_type(index, name, fleet, models, self, order=policy.order, yields=policy.yields, seed=seed)
+            self.pool_type(index, name, fleet, models, self, yields=policy.yields, seed=seed, by_level=policy.by_level)
             for index, name in enumerate(fleet.classes)
         ]
         self._inside = 0

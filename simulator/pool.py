@@ -10,7 +10,7 @@ from typing import Protocol
 
 from router.decide.moves.preempt import LET_START, SWITCH
 from router.decide.plan import ClassSize, ScalingRule, density
-from simulator.class_queue import Order, SimulatedQueue, YieldTerms
+from simulator.class_queue import SimulatedQueue, YieldTerms
 from simulator.device import SAME_TIME, SimulatedDevice
 from simulator.fleet import USABLE, Fleet, Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
@@ -55,9 +55,9 @@ class Pool:
         models: Sequence[str],
         world: World,
         *,
-        order: Order,
         yields: bool,
         seed: int,
+        by_level: bool = True,
     ) -> None:
         device = fleet.classes[name]
         self.index = index
@@ -84,7 +84,7 @@ class Pool:
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
-        self.queue = SimulatedQueue(order)
+        self.queue = SimulatedQueue(by_level=by_level)
         self._size = ClassSize(device.start, device.minimum)
         self._density = self._peak = 0.0
         self._draining = 0

@@ -83,11 +83,8 @@ class StoreClock:
             raise BrokerUnavailableError(f"the time of the {_SERVER} is not known yet", retry_after=1.0)
         if self._turn is None:
             self._turn = self.now()
-            asyncio.get_running_loop().call_soon(self._end_turn)
+            asyncio.get_running_loop().call_soon(setattr, self, "_turn", None)
         return self._turn
-
-    def _end_turn(self) -> None:
-        self._turn = None
 
 
 class FleetStore:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.decide.plan import ScalingRule
-from simulator.class_queue import Order
 from simulator.fleet import Fleet
 from simulator.pool import Pool
 from simulator.workload import SimulatedJob
@@ -42,11 +41,10 @@ class Shift:
 class Policy:
     """Decides where a job runs; one instance serves one run. Unless it says otherwise, it decides once.
 
-    With `yields`, running generations yield to more urgent ones.
+    With `yields`, running generations yield to more urgent ones; `by_level` is as of `SimulatedQueue`.
     """
 
-    order: Order = "level"
-    """How the class queues are served: as the product's."""
+    by_level: bool = True
     yields: bool = False
     beat: float = math.inf
     """Seconds between two calls of `look`; infinite for a policy that decides once."""

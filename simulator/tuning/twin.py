@@ -89,7 +89,7 @@ class ClassReplay(EventQueue):
     ) -> None:
         super().__init__()
         fleet, models = workload.fleet, workload.trace.models
-        self.pool = Pool(place, list(fleet.classes)[place], fleet, models, self, order="level", yields=True, seed=0)
+        self.pool = Pool(place, list(fleet.classes)[place], fleet, models, self, yields=True, seed=0)
         self.pool.available = min(state.available, self.pool.count)
         loaded = [device.loaded for device in state.devices]
         for number in range(min(devices, self.pool.available)):

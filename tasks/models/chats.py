@@ -258,12 +258,8 @@ def _length(content: Any) -> int:
         return len(content)
     if not isinstance(content, list):
         return 0
-    return sum(_part_length(part) for part in content if isinstance(part, dict))
-
-
-def _part_length(part: Mapping[str, Any]) -> int:
-    text = part.get("text")
-    return len(text) if isinstance(text, str) else _WORD_OF_IMAGE
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return sum(len(text) if isinstance(text, str) else _WORD_OF_IMAGE for text in texts)
 
 
 def _is_message(value: Any) -> bool:

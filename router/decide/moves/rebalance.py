@@ -278,7 +278,7 @@ class _Tick:
         self._row = {name: row for row, name in enumerate(classes)}
         each = np.array([[*work.get(name, ()), *[0.0] * LEVELS][:LEVELS] for name in classes])
         self._before = each.cumsum(axis=1).T.copy()  # device seconds before a new job, by level and class
-        self._groups = sorted(groups, key=_urgency)
+        self._groups = sorted(groups, key=lambda one: (one.left, one.needs.level, one.jobs[0] if one.jobs else ""))
         self._jobs = [group.jobs for group in self._groups]
         self._rules = rules
         self._share = {name: int(depth * rules.max_share_per_tick) for name, depth in depths.items()}
@@ -437,10 +437,6 @@ _COUNT = {Kind.RESCUE: _fewest_to_rescue, Kind.BALANCE: _most_to_level, Kind.SAV
 
 def _whole_jobs(jobs: float) -> int:
     return int(min(max(jobs, 0.0), 1e9))
-
-
-def _urgency(group: Group) -> tuple[float, int, str]:
-    return group.left, group.needs.level, group.jobs[0] if group.jobs else ""
 
 
 def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
