@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from litestar import Litestar
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
 
 from api import described
 from api.access import TenantRates
@@ -30,16 +31,10 @@ from taxiway.contract.peers import WaitingLine
 from taxiway.errors import TaxiwayError
 from taxiway.release import release
 
-ENDPOINTS = [
-    *fleet.ENDPOINTS,
-    *models.ENDPOINTS,
-    *jobs.ENDPOINTS,
-    *pages.ENDPOINTS,
-    *openai.ENDPOINTS,
-    *stored.ENDPOINTS,
-    *responses.ENDPOINTS,
-    *webhooks.ENDPOINTS,
-]
+_SUBJECTS = (fleet, models, jobs, pages, openai, stored, responses, webhooks)
+
+ENDPOINTS = [one for subject in _SUBJECTS for one in vars(subject).values() if isinstance(one, HTTPRouteHandler)]
+"""All that are defined there."""
 
 
 def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, reached: WaitingLine) -> WithPeers:

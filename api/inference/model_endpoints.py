@@ -133,9 +133,6 @@ async def _read(request: AnyRequest) -> InferRequest:
     return infer
 
 
-ENDPOINTS = (models, repository_index, metadata, model_ready, infer, model_placement, job_stream)
-
-
 def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
     """The protocol's model metadata, plus the parameters that the model takes."""
     return {

@@ -329,11 +329,6 @@ async def batch_delete(request: AnyRequest, batch: str) -> Response[bytes]:
     return json_answer(Deleted(id=batch, object="batch"))
 
 
-ENDPOINTS = (
-    *(upload, files, file, file_delete, file_content),
-    *(batch_create, batches, batch, batch_part, batch_cancel, batch_delete),
-)
-
 _EXPIRY = ("anchor", "seconds")
 _FORM = 2**16
 """Most bytes of a form besides its file."""

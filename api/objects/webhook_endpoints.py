@@ -240,12 +240,6 @@ async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]
     return json_answer(Replayed(replayed=await webhooks.replay(found.id, names)))
 
 
-ENDPOINTS = (
-    *(event_types, endpoint_create, endpoints, endpoint, endpoint_change, endpoint_delete, endpoint_rotate),
-    *(endpoint_test, endpoint_dead, endpoint_replay),
-)
-
-
 async def _read(request: AnyRequest, kind: type[Any]) -> Any:
     """A body; an empty one has no fields."""
     try:

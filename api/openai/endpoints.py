@@ -163,9 +163,6 @@ async def embed(request: AnyRequest) -> ASGIApp:
     return await _whole(request, parsed.call, read)
 
 
-ENDPOINTS = (models, model, chat_completions, completions, embed)
-
-
 async def read_body(request: AnyRequest, kind: type[Call]) -> ParsedCall[Call]:
     """The call in a request's body."""
     body, rules = await request.body(), router_of(request).rules

@@ -238,9 +238,3 @@ async def resume(request: AnyRequest) -> Response[bytes]:
     """Serve again what this fleet can."""
     await router_of(request).operators.resume()
     return json_answer({"draining": False})
-
-
-ENDPOINTS = (
-    *(server_metadata, live, ready, fleet, fleet_timeline, fleet_stream),
-    *(scaling, scaling_starts, metrics, drain, resume),
-)

@@ -145,17 +145,3 @@ def _status(status: JobStatus, code: int) -> Response[bytes]:
     progress = msgspec.structs.asdict(status)
     record = msgspec.structs.asdict(progress.pop("record"))
     return json_answer(record | progress, status=code)
-
-
-ENDPOINTS = (
-    job_status,
-    job_result,
-    blob,
-    job_placement,
-    job_cancel,
-    jobs,
-    dead_list,
-    dead_show,
-    dead_replay,
-    dead_drop,
-)

@@ -67,6 +67,3 @@ async def page_file(name: str) -> Response[str]:
     if name not in _FILES:
         raise NotFoundException(f"expected one of {sorted(_FILES)}, got {quoted(name)}")
     return _file(name)
-
-
-ENDPOINTS = (root, docs, page_file)

@@ -120,9 +120,6 @@ async def response_input(
     return json_answer(page_of(listed[begin:], limit, itemgetter("id")))
 
 
-ENDPOINTS = (response_create, response_retrieve, response_cancel, response_delete, response_input)
-
-
 class _Making:
     """A response that is being made for a call."""
 
