@@ -251,8 +251,6 @@ def report_of(job: str, result: Result) -> AnswerReport:
     return AnswerReport(job=job, **msgspec.structs.asdict(result.report))
 
 
-_encode = msgspec.json.Encoder().encode
-
 DONE = b"data: [DONE]\n\n"
 """The last event."""
 
