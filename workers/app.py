@@ -25,8 +25,7 @@ from tasks.settings import settings_from
 from tasks.telemetry import log_to_stderr, start_tracing, withhold
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from workers.celery_adapter.consumer import Fetching, GroupedEvents, LoneConsumer
-from workers.celery_adapter.events import SHOWN
+from workers.celery_adapter.consumer import SHOWN, Fetching, GroupedEvents, LoneConsumer
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import (
     ENDED,

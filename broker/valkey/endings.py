@@ -1,8 +1,12 @@
-"""Endings: a job ends once, with its result, which is announced to its waiters."""
+"""Endings: a job ends once, with its result, which is announced to its waiters, or past its deadline.
+
+Deadlines are judged by the server's clock: jobs forwarded together are one group in a sorted set by their deadline.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,6 +15,8 @@ from broker.valkey import Call, as_text, packed
 from tasks.models.profiles import bin_of
 from taxiway.contract.job import FINAL, JobState
 from taxiway.contract.keys import (
+    ARRIVALS,
+    DEADLINES,
     HELD,
     LENGTHS,
     RELEASED,
@@ -25,6 +31,7 @@ from taxiway.contract.keys import (
     webhook_dead_key,
     webhook_outbox_key,
 )
+from taxiway.errors import DeadlineExceededError
 
 REFUSED_TOKEN = "-"
 """The token of a refused job: it ends no job of the same id that has a record."""
@@ -86,3 +93,85 @@ def _map(ending: Ending) -> dict[str, Any]:
 def revive_call(job: str) -> Call:
     """Lets a dead-lettered job start again; answers 0 if it did not end that way."""
     return Call("jobs/revive", [job_key(job), result_key(job)])
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a job spent its time until it was `ended` past its deadline. Times are by the store's clock; 0 if unknown.
+
+    It waited for its `hardware_class`: in holding if `held`, in the arrivals if it has no class yet. It ran since
+    `started`. A job without a deadline (`deadline_at` 0) did not run before its ticket expired.
+    """
+
+    ended: float
+    deadline_at: float
+    accepted: float = 0.0
+    hardware_class: str = ""
+    held: bool = False
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A job past its deadline, its client (empty if none), and how it spent its time."""
+
+    job: str
+    reply: str
+    course: Course
+
+
+def exceeded(course: Course) -> DeadlineExceededError:
+    """The error of a job past its deadline: the deadline, and how the time was spent, in seconds."""
+    accepted = course.accepted or course.ended
+    ran = max(course.ended - course.started, 0.0) if course.started else 0.0
+    queued = max(course.ended - accepted - ran, 0.0)
+    deadline = course.deadline_at - accepted
+    if not course.deadline_at:
+        what = "its ticket expired before it ran"
+    elif deadline <= 0:
+        return DeadlineExceededError(f"deadline exceeded: it passed {_seconds(-deadline)} before the job was accepted")
+    else:
+        what = f"deadline of {_seconds(deadline)} exceeded"
+    if course.held:
+        spent = f"held {_seconds(queued)}, because no queue had capacity"
+    else:
+        spent = f"queued {_seconds(queued)} on {course.hardware_class or ARRIVALS}"
+    text = f"{what}: {spent}, ran {_seconds(ran)}" if course.started else f"{what}: {spent}"
+    details = {"deadline": deadline if course.deadline_at else None, "queued": queued, "ran": ran}
+    rounded = {name: None if figure is None else round(figure, 6) for name, figure in details.items()}
+    return DeadlineExceededError(text, **rounded, hardware_class=course.hardware_class)
+
+
+def overdue_call(most: int, lease: float) -> Call:
+    """Takes up to `most` groups of due jobs. Jobs that have not ended after `lease` seconds are returned again."""
+    return Call("jobs/overdue", [DEADLINES], [most, lease])
+
+
+def forget_ended_call(since: str, most: int) -> Call:
+    """Removes up to `most` groups of jobs that have ended from the deadlines."""
+    return Call("jobs/forget_ended", [DEADLINES], [since, most])
+
+
+def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[Overdue], float]:
+    """The number of groups that were due, their jobs, and the next due time; 0 for none."""
+    now, groups, due, *flat = answer
+    jobs = [_overdue(float(now), *(field.decode() for field in flat[n : n + 7])) for n in range(0, len(flat), 7)]
+    return groups, jobs, float(due)
+
+
+def _overdue(
+    now: float, key: str, reply: str, state: str, due: str, accepted: str, hardware_class: str, started: str
+) -> Overdue:
+    course = Course(
+        ended=now,
+        deadline_at=float(due or 0),
+        accepted=float(accepted or 0),
+        hardware_class=hardware_class,
+        held=state == JobState.HELD,
+        started=float(started or 0) if state == JobState.RUNNING else 0.0,
+    )
+    return Overdue(key.removeprefix(job_key("")), reply, course)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{round(seconds, 6):.3g} s"  # clocks have microseconds

@@ -14,8 +14,7 @@ import msgspec
 from broker.port import KEPT_DEAD, DeadLetter, StoredReceipts
 from broker.valkey import Call
 from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
-from broker.valkey.deadlines import Overdue, forget_ended_call, overdue_answer, overdue_call
-from broker.valkey.endings import Ending, finish_call
+from broker.valkey.endings import Ending, Overdue, finish_call, forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.forwarding import (
     Drawn,
     RefusedJob,

@@ -32,8 +32,15 @@ from tasks.ticket import Ticket
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
-from workers.celery_adapter.consumer import ConsumerThread, Inspection
-from workers.celery_adapter.events import AT_MOST, TaskEvent, TaskEvents, event_of, stopped
+from workers.celery_adapter.consumer import (
+    AT_MOST,
+    ConsumerThread,
+    Inspection,
+    TaskEvent,
+    TaskEvents,
+    event_of,
+    stopped,
+)
 from workers.celery_adapter.strategy import (
     ENDED,
     STORED,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from broker.valkey.claims import Claim, YieldRequest
-from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.endings import Course, exceeded
 from broker.valkey.endings import Ending as StoredEnding
 from tasks.models.model import Model
 from tasks.telemetry import ParentSpan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.endings import Course, exceeded
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,15 @@ from tests.builders import a_class, a_ticket, a_topology, recorded
 from tests.celery_double import Endings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, holding, no_store, shared
-from workers.celery_adapter.consumer import SHOW_WAITING, ConsumerThread, Inspection
-from workers.celery_adapter.events import SHOW_EVERY, SILENCE, TaskEvent, TaskEvents
+from workers.celery_adapter.consumer import (
+    SHOW_EVERY,
+    SHOW_WAITING,
+    SILENCE,
+    ConsumerThread,
+    Inspection,
+    TaskEvent,
+    TaskEvents,
+)
 from workers.decide.batcher import BatchPolicy
 from workers.device import WorkerContext, WorkerOptions
 from workers.executor import Executor
