@@ -31,7 +31,7 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import load_catalogue
 from tasks.settings import TREE, cache_directory
 from tests.llama import NAME, llama_server
-from workers.port import Placed, open_pipeline, open_runtime
+from workers.port import Placed, import_runtime, open_pipeline
 
 ROWS, SLOTS, VARIANT = 16, 4, "onnx-int8"
 
@@ -194,7 +194,7 @@ def _loop_rate(seconds: float = 5.0) -> float:
     variant = model.variants[VARIANT]
     files = ArtefactStore(cache_directory(os.environ)).files(model, VARIANT)
     placed = Placed(VARIANT, variant.precision, variant.entry, files, "cpu", 1, folder=model.folder)
-    runtime, pipeline = open_runtime(variant.runtime, placed), open_pipeline(model, variant, placed)
+    runtime, pipeline = import_runtime(variant.runtime)(placed), open_pipeline(model, variant, placed)
     runtime.load()
     (field,) = (spec.name for spec in model.inputs)
     parameters = {name: parameter.default for name, parameter in model.parameters.items()}

@@ -13,9 +13,9 @@ from broker.valkey import Call, as_text, packed, run
 from broker.valkey.claims import Claim, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
-from broker.valkey.queues import TAKES, recover_call, sign_call
+from broker.valkey.queues import SOURCES, TAKES
 from taxiway.contract.job import FINAL
-from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
+from taxiway.contract.keys import ARRIVALS, SESSIONS, WORK, in_flight_key, job_key, session_key, work_cell
 from taxiway.contract.wire import Envelope, encode_envelope
 from tests.narrowing import as_bytes
 from tests.stored import fields_of
@@ -48,7 +48,8 @@ class Store:
 
     def live(self, session: str, *, born: bool = False) -> bool:
         """Show that a session lasts."""
-        return bool(self.run(sign_call(session, 5.0, begins=born))[1])
+        keys = [SESSIONS, session_key(session)]
+        return bool(self.run(Call("fleet/session_sign", keys, [session, 5000, "1" if born else ""]))[1])
 
     def take(self, session: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
         """What is taken under a session."""
@@ -77,7 +78,9 @@ class Store:
 
     def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
-        return int(self.run(recover_call(session, remembered, most)))
+        lists = [in_flight_key(session, source) for source in SOURCES]
+        keys = [SESSIONS, session_key(session), ARRIVALS, *lists]
+        return int(self.run(Call("fleet/session_recover", keys, [session, remembered, most])))
 
     def claim(self, worker: str, *jobs: str, lease: float = LEASE, deadline: float = 0.0) -> list[Claim]:
         """The claims of these jobs."""

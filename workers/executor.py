@@ -43,7 +43,6 @@ from workers.port import (
     RowWatch,
     import_runtime,
     open_pipeline,
-    open_runtime,
 )
 
 logger = logging.getLogger(__name__)
@@ -281,9 +280,9 @@ class Executor(DeviceVariants):
             memory=variant.limits.memory or self._host_memory,
             folder=model.folder,
         )
-        import_runtime(variant.runtime)
+        opener = import_runtime(variant.runtime)
         began = time.monotonic()
-        runtime = open_runtime(variant.runtime, placed)
+        runtime = opener(placed)
         runtime.load()
         try:
             pipeline = open_pipeline(model, variant, placed)

@@ -97,15 +97,6 @@ class ModelLoadError(Exception):
     """A variant cannot be loaded here: a missing package, a bad file, not enough memory."""
 
 
-def open_runtime(runtime: str, placed: Placed) -> Runtime:
-    """The runtime of that name, one of ours or of an installed package, not yet loaded.
-
-    Raises:
-        ModelLoadError: its package is not installed.
-    """
-    return import_runtime(runtime)(placed)
-
-
 def import_runtime(runtime: str) -> Callable[[Placed], Runtime]:
     """What opens variants on the runtime of that name; its packages are imported with it.
 

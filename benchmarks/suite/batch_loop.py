@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.suite.workloads import Plan, payloads, plan_from_environment, row_of
 from tasks.models.folder import load_catalogue
-from workers.port import Placed, Row, open_pipeline, open_runtime
+from workers.port import Placed, Row, import_runtime, open_pipeline
 
 MODELS = "TAXIWAY_MODELS"
 """The variable with the catalogue's folder, the same as the fleet's."""
@@ -42,7 +42,7 @@ class BatchLoop:
         placed = Placed(
             self.workload.variant, variant.precision, variant.entry, files, "cpu", plan.threads, folder=model.folder
         )
-        self._runtime = open_runtime(variant.runtime, placed)
+        self._runtime = import_runtime(variant.runtime)(placed)
         self._runtime.load()
         self._pipeline = open_pipeline(model, variant, placed)
         self._parameters = {name: p.default for name, p in model.parameters.items()}

@@ -113,7 +113,8 @@ class Session:
     async def sign(self) -> bool:
         """Renew the session; False if it has already ended, so that `end` must be called."""
         name, newborn = self.name, self._newborn
-        now, lives = await self._connection.run(sign_call(name, LASTS, begins=newborn))
+        arguments = [name, int(LASTS * 1000), "1" if newborn else ""]
+        now, lives = await self._connection.run(Call("fleet/session_sign", [SESSIONS, session_key(name)], arguments))
         self.set_clock(float(now))
         if name == self.name:
             self._signed, self._newborn = time.monotonic(), False
@@ -139,25 +140,20 @@ class Session:
         return await self._recover_all([name for name in names if name != self.name], remembered=SESSION_REMEMBERED)
 
     async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
-        return sum([int(await self._connection.run(recover_call(session, remembered))) for session in sessions])
+        recovered = 0
+        for session in sessions:
+            lists = [in_flight_key(session, source) for source in SOURCES]
+            keys, arguments = (
+                [SESSIONS, session_key(session), ARRIVALS, *lists],
+                [session, remembered, REMEMBERED_AT_MOST],
+            )
+            recovered += int(await self._connection.run(Call("fleet/session_recover", keys, arguments)))
+        return recovered
 
     def _begin(self) -> None:
         self._number += 1
         self.name = f"{self._router}.{self._number}"
         self._newborn, self._signed = True, -math.inf
-
-
-def sign_call(session: str, lasts: float, *, begins: bool) -> Call:
-    """Renews a session; answers the time, and 0 if the session has ended."""
-    return Call(
-        "fleet/session_sign", [SESSIONS, session_key(session)], [session, int(lasts * 1000), "1" if begins else ""]
-    )
-
-
-def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
-    """Returns the in-flight messages of an ended session to the arrivals; answers their number."""
-    keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
-    return Call("fleet/session_recover", keys, [session, remembered, most])
 
 
 class ValkeyTransport:

@@ -31,7 +31,7 @@ from tasks.models.folder import load_catalogue
 from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from workers.pipelines.text import open_pipeline
-from workers.port import Placed, open_runtime
+from workers.port import Placed, import_runtime
 
 SEED = 20140601  # the month of the data's paper
 HELD_OUT = 0.2
@@ -100,7 +100,7 @@ def embed(model: Model, store: ArtefactStore, texts: Sequence[str]) -> np.ndarra
     files = {role: store.path(model, name) for role, name in roles.items()}
     placed = Placed(model.reference, variant.precision, variant.entry, files, "cpu", threads=1, folder=model.folder)
     pipeline = open_pipeline(model, variant, placed)
-    runtime = open_runtime(variant.runtime, placed)
+    runtime = import_runtime(variant.runtime)(placed)
     runtime.load()
     name = model.inputs[0].name
     items = [pipeline.prepare({name: text}, {}) for text in texts]

@@ -39,6 +39,7 @@ from workers.calling.channel import (
     raw_bytes,
     wide_integer,
 )
+from workers.decide.faults import text_of
 
 CHECKPOINT = "checkpoint"
 """Kind of a message in the course of a call: its form, whether it is portable, and where its bytes lie."""
@@ -205,7 +206,7 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def _failure(error: BaseException) -> list[Any]:
-    text = _cut(_described(error), TEXT)
+    text = _cut(text_of(error), TEXT)
     if isinstance(error, TaxiwayError):
         return [REFUSED, type(error).__name__, text, error.details]
     kind = STARVED if isinstance(error, MemoryError) else RAISED
@@ -219,13 +220,6 @@ def _reply(channel: Channel, answer: list[Any]) -> None:
         channel.send([RAISED, _cut(f"its answer cannot be sent: {error}", TEXT), ""])
     except MemoryError as error:
         channel.send(_failure(error))
-
-
-def _described(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as second:  # an error's text may raise
-        return f"no text: {type(second).__name__}"
 
 
 def _trace(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -49,11 +48,6 @@ class Resuming:
     """Bytes: limits.checkpoint."""
 
 
-def read_checkpoints(kept: Iterable[bytes]) -> list[Checkpoint | str]:
-    """The facts of each checkpoint; why not, where another release wrote them."""
-    return [_read(facts) for facts in kept]
-
-
 def unusable(checkpoint: Checkpoint, row: Resuming) -> str:
     """Why the row cannot go on from the checkpoint, by its facts; empty if it can."""
     if checkpoint.job != row.job:
@@ -95,7 +89,8 @@ def left(fraction: float, since: float, first: float) -> float | None:
     return since * (1.0 - fraction) / (fraction - first)
 
 
-def _read(facts: bytes) -> Checkpoint | str:
+def read_checkpoint(facts: bytes) -> Checkpoint | str:
+    """The facts of a checkpoint; why not, where another release wrote them."""
     try:
         return msgspec.json.decode(facts, type=Checkpoint)
     except msgspec.MsgspecError:

@@ -59,7 +59,7 @@ def text_of(error: BaseException) -> str:
     """
     try:
         return _ADDRESS.sub(r"\1\2", str(error)[: 2 * MAX_ERROR])
-    except Exception as failure:
+    except BaseException as failure:
         return f"(its text cannot be read: {type(failure).__name__})"
 
 

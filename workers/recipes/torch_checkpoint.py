@@ -36,32 +36,16 @@ class UnsafeCheckpointError(ValueError):
     """The file names something that is no part of a tensor, or is no checkpoint at all."""
 
 
-class Storage:
-    """A run of numbers that tensors are views of; its values may arrive after the tensors that name it."""
-
-    def __init__(self, dtype: type[np.generic], count: int) -> None:
-        self.values = np.zeros(count, dtype)
-
-    def fill(self, raw: bytes) -> None:
-        """Take the values, little-endian.
-
-        Raises:
-            UnsafeCheckpointError: more or fewer bytes than the storage was said to have.
-        """
-        if len(raw) != self.values.nbytes:
-            raise UnsafeCheckpointError(f"a storage: expected {self.values.nbytes} bytes, got {len(raw)}")
-        self.values.view(np.uint8)[:] = np.frombuffer(raw, np.uint8)
-
-
 class _TensorUnpickler(pickle.Unpickler):
     """Knows ordered dicts, storages and how a tensor is put together; `storages` are those it met, by key.
 
-    They lie in the file as they are, so that all of them together have at most its `size` in bytes.
+    They are runs of numbers that tensors are views of, and are filled after the tensors that name them. They lie in the
+    file as they are, so that all of them together have at most its `size` in bytes.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file)
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, np.ndarray] = {}
         self._left = size
 
     def find_class(self, module: str, name: str) -> Any:
@@ -73,7 +57,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _STORAGES[name]
         raise UnsafeCheckpointError(f"the checkpoint names {module}.{name}: only plain tensors are read")
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> np.ndarray:
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or dtype not in _STORAGES.values() or any(part is not None for part in view):
             raise UnsafeCheckpointError(f"expected a plain storage, got {pid!r}")
@@ -81,7 +65,7 @@ class _TensorUnpickler(pickle.Unpickler):
             self._left -= count * np.dtype(dtype).itemsize
             if count < 0 or self._left < 0:
                 raise UnsafeCheckpointError("its storages: expected at most the bytes of the file, got more")
-            self.storages[key] = Storage(dtype, count)
+            self.storages[key] = np.zeros(count, dtype)
         return self.storages[key]
 
 
@@ -121,7 +105,7 @@ def _read_archive(path: Path) -> Any:
         reader = _TensorUnpickler(io.BytesIO(archive.read(index)), path.stat().st_size)
         tensors = reader.load()
         for key, storage in reader.storages.items():
-            storage.fill(archive.read(f"{index.removesuffix('data.pkl')}data/{key}"))
+            _fill(storage, archive.read(f"{index.removesuffix('data.pkl')}data/{key}"))
     return tensors
 
 
@@ -138,15 +122,21 @@ def _read_stream(path: Path) -> Any:
         for key in _TensorUnpickler(file, size).load():
             storage = reader.storages[key]
             file.read(8)
-            storage.fill(file.read(storage.values.nbytes))
+            _fill(storage, file.read(storage.nbytes))
     return tensors
 
 
-def _rebuild(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+def _fill(storage: np.ndarray, raw: bytes) -> None:
+    """Give a storage its values, little-endian; they may be more or fewer than it was said to have."""
+    if len(raw) != storage.nbytes:
+        raise UnsafeCheckpointError(f"a storage: expected {storage.nbytes} bytes, got {len(raw)}")
+    storage.view(np.uint8)[:] = np.frombuffer(raw, np.uint8)
+
+
+def _rebuild(storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     """The view of a storage that a tensor is; checked, for strides could reach outside."""
     reach = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if min((offset, *shape, *stride), default=0) < 0 or (0 not in shape and reach >= len(storage.values)):
+    if min((offset, *shape, *stride), default=0) < 0 or (0 not in shape and reach >= len(storage)):
         raise UnsafeCheckpointError(f"a tensor of shape {shape} reaches outside its storage")
-    size = storage.values.itemsize
-    strides = tuple(step * size for step in stride)
-    return np.lib.stride_tricks.as_strided(storage.values[offset:], shape, strides, writeable=False)
+    strides = tuple(step * storage.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)

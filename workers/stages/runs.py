@@ -36,7 +36,7 @@ from workers.decide.checkpoints import (
     damaged,
     left,
     over_limit,
-    read_checkpoints,
+    read_checkpoint,
     unusable,
 )
 from workers.decide.occupation import BATCHES, Occupation, blocking_by_model
@@ -381,7 +381,7 @@ class DeviceRunner:
                 run.times.before, run.times.yields = earlier.ran, earlier.yields
                 if earlier.yielded:
                     run.note(earlier.yielded)
-            for checkpoint in read_checkpoints(earlier.checkpoints):
+            for checkpoint in map(read_checkpoint, earlier.checkpoints):
                 if isinstance(checkpoint, str):
                     run.note(f"refused a checkpoint: {checkpoint}")
                 elif checkpoint.row == wanted.row and self._resumed(run, checkpoint, wanted):

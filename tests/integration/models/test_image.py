@@ -23,7 +23,7 @@ from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines.image import MAX_PIXELS, batch_of, decode
-from workers.port import Item, Pipeline, Placed, Runtime, open_pipeline, open_runtime
+from workers.port import Item, Pipeline, Placed, Runtime, import_runtime, open_pipeline
 from workers.recipes.torch_checkpoint import UnsafeCheckpointError, read_checkpoint
 
 pytestmark = pytest.mark.models
@@ -51,7 +51,7 @@ def opened(store: ArtefactStore, model: Model, name: str) -> tuple[Runtime, Pipe
     if find_spec(variant.runtime if variant.runtime == "torch" else "onnxruntime") is None:
         pytest.skip("torch is not installed")
     placed = Placed(name, variant.precision, variant.entry, store.files(model, name), "cpu", folder=model.folder)
-    runtime = open_runtime(variant.runtime, placed)
+    runtime = import_runtime(variant.runtime)(placed)
     runtime.load()
     return runtime, open_pipeline(model, variant, placed)
 

@@ -16,7 +16,7 @@ from tasks.settings import TREE, Settings, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.builders import recorded
 from tests.working import QUEUES, Tower, worker_process
-from workers.port import ModelLoadError, Pipeline, Placed, Row, Runtime, open_pipeline, open_runtime
+from workers.port import ModelLoadError, Pipeline, Placed, Row, Runtime, import_runtime, open_pipeline
 
 pytestmark = pytest.mark.models
 
@@ -45,7 +45,7 @@ def load(model: Model, name: str, compiled: Path | None = None) -> tuple[Pipelin
     if variant.runtime == "torch":
         pytest.importorskip("torch")
     placed = place(model, name, compiled)
-    runtime = open_runtime(variant.runtime, placed)
+    runtime = import_runtime(variant.runtime)(placed)
     runtime.load()
     return open_pipeline(model, variant, placed), runtime
 
@@ -145,7 +145,7 @@ def test_weights_of_another_network_do_not_load() -> None:
     pytest.importorskip("torch")
     wrong = Placed("torch-fp32", "fp32", "minilm", {"weights": placed.files["head"]}, "cpu")
     with pytest.raises(ModelLoadError, match="torch-fp32: torch cannot load it"):
-        open_runtime("torch", wrong).load()
+        import_runtime("torch")(wrong).load()
 
 
 def test_the_trained_head_is_the_one_that_the_page_describes() -> None:

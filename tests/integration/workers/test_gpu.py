@@ -19,7 +19,7 @@ from tasks.models.model import Model
 from tasks.settings import TREE, cache_directory
 from tests.acceptance.running import start_fleet
 from tests.acceptance.running import taxiway as command_line
-from workers.port import Placed, Row, open_pipeline, open_runtime
+from workers.port import Placed, Row, import_runtime, open_pipeline
 
 pytestmark = [pytest.mark.gpu, pytest.mark.models]
 
@@ -39,7 +39,7 @@ def answers(model: Model, name: str, device: str) -> list[Row]:
     variant = model.variants[name]
     files = ArtefactStore(cache_directory(os.environ)).files(model, name)
     placed = Placed(name, variant.precision, variant.entry, files, device, folder=model.folder)
-    runtime, pipeline = open_runtime(variant.runtime, placed), open_pipeline(model, variant, placed)
+    runtime, pipeline = import_runtime(variant.runtime)(placed), open_pipeline(model, variant, placed)
     runtime.load()
     rows = pipeline.run(runtime, [pipeline.prepare({model.inputs[0].name: text}, {}) for text in TEXTS])
     runtime.unload()

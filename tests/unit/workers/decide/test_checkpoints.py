@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.decide.checkpoints import Checkpoint, Resuming, checksum, damaged, left, read_checkpoints, unusable
+from workers.decide.checkpoints import Checkpoint, Resuming, checksum, damaged, left, read_checkpoint, unusable
 
 ROW = Resuming("j", 0, "digest", "cpu", most=100)
 CONTENT = b"a state"
@@ -56,7 +56,7 @@ def test_no_other_bytes_pass_for_a_checkpoint_s(content: bytes) -> None:
 
 
 def test_what_another_release_wrote_is_refused_and_what_is_before_it_is_read() -> None:
-    refused, read = read_checkpoints([b'{"key":"k"}', msgspec.json.encode(CHECKPOINT)])
+    refused, read = map(read_checkpoint, [b'{"key":"k"}', msgspec.json.encode(CHECKPOINT)])
     assert refused == "another release wrote it"
     assert read == CHECKPOINT
 

@@ -16,7 +16,7 @@ from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
 from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
-from workers.port import ModelLoadError, Placed, Row, Runtime, open_pipeline, open_runtime
+from workers.port import ModelLoadError, Placed, Row, Runtime, import_runtime, open_pipeline
 from workers.recipes.graph_text import save_graph
 from workers.runtimes.onnx import providers
 
@@ -34,7 +34,7 @@ def opened(model: Model) -> tuple[TensorPipeline, Runtime]:
     placed = Placed(model.reference, variant.precision, variant.entry, {}, "cpu", folder=model.folder)
     pipeline = open_pipeline(model, variant, placed)
     assert isinstance(pipeline, TensorPipeline)
-    return pipeline, open_runtime(variant.runtime, placed)
+    return pipeline, import_runtime(variant.runtime)(placed)
 
 
 def answers(model: str, *batches: list[dict[str, Any]]) -> list[Row]:
@@ -53,7 +53,7 @@ def test_an_exported_graph_answers_as_onnxruntime_alone_does(given: int, tmp_pat
     folder = write_model(tmp_path, "exported", graph, **EXPORTED_SPECS)
     model = load_catalogue(tmp_path).resolve("exported")
     placed = Placed("onnx", "fp32", "", {"graph": folder / "graph.onnx"}, "cpu")
-    pipeline, runtime = open_pipeline(model, model.variants["onnx"], placed), open_runtime("onnx", placed)
+    pipeline, runtime = open_pipeline(model, model.variants["onnx"], placed), import_runtime("onnx")(placed)
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     runtime.load()
     found = pipeline.run(runtime, [pipeline.prepare({"x": row}, {}) for row in rows])
@@ -76,7 +76,7 @@ def test_a_paced_batch_takes_five_milliseconds_and_a_tenth_a_row() -> None:
     with pytest.raises(ExecutionError, match="at most 32 rows"):
         answers("paced", [{"payload": index} for index in range(33)])
     named, began = (
-        open_runtime("echo", Placed("s", "none", "paced=0.02+0.01,load=0.02", {}, "cpu")),
+        import_runtime("echo")(Placed("s", "none", "paced=0.02+0.01,load=0.02", {}, "cpu")),
         time.perf_counter(),
     )
     named.load()
@@ -142,7 +142,7 @@ def test_an_undeclared_output_is_an_execution_error(array: np.ndarray | None, me
 
 
 def test_an_onnx_variant_can_be_loaded_again_and_refuses_what_its_graph_cannot_take(doubling: Placed) -> None:
-    runtime = open_runtime("onnx", doubling)
+    runtime = import_runtime("onnx")(doubling)
     batch = {"value": np.ones((2, 3), np.float32)}
     for _ in range(2):
         runtime.load()
@@ -157,7 +157,7 @@ def test_an_onnx_variant_can_be_loaded_again_and_refuses_what_its_graph_cannot_t
         runtime.run({"value": np.ones((2, 3), np.int64)})
     doubling.files["graph"].write_bytes(b"not a graph")
     with pytest.raises(ModelLoadError, match="doubling: onnxruntime cannot open the graph"):
-        open_runtime("onnx", doubling).load()
+        import_runtime("onnx")(doubling).load()
 
 
 def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() -> None:
@@ -169,7 +169,7 @@ def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() 
 @pytest.mark.cases("runtime, entry, message")
 def test_an_entry_reaches_only_what_is_registered(runtime: str, entry: str, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
-        open_runtime(runtime, Placed("v", "fp32", entry, {}, "cpu")).load()
+        import_runtime(runtime)(Placed("v", "fp32", entry, {}, "cpu")).load()
 
 
 @given(st.integers(1, 300))
