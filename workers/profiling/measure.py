@@ -40,7 +40,7 @@ from taxiway.release import version_of
 from workers.device import Device, DeviceMissingError, memory_free
 from workers.executor import Executor
 from workers.learned import Loaded
-from workers.port import Item, ModelLoadError, Pipeline, Row, import_runtime
+from workers.port import Item, ModelLoadError, Row, import_runtime
 from workers.profiling.fit import RunBudget, Timed, fit, grid, repeats, residuals, rounded
 
 
@@ -187,50 +187,6 @@ class SizeError(Exception):
     """No row of that size can be made for the model."""
 
 
-class Samples:
-    """Rows for one model, prepared by its pipeline."""
-
-    def __init__(self, model: Model, pipeline: Pipeline, artefacts: ArtefactStore) -> None:
-        self._model = model
-        self._pipeline = pipeline
-        self._artefacts = artefacts
-
-    def item(self, size: int) -> Item:
-        """A row of the size, or of the nearest that the model allows.
-
-        Raises:
-            SizeError: the model has no example.
-        """
-        if self._model.pipeline == "text":
-            return self._largest(size)
-        return self._from_example(size)
-
-    def _prepared(self, row: Row) -> Item:
-        return self._pipeline.prepare(row, {})
-
-    def _largest(self, size: int) -> Item:
-        """The row with the most words that does not exceed the size; at least one."""
-        low, high = 1, size
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._prepared(self._words(middle)).size <= size:
-                low = middle
-            else:
-                high = middle - 1
-        return self._prepared(self._words(low))
-
-    def _words(self, count: int) -> Row:
-        return {self._model.inputs[0].name: " ".join(_WORDS[i % len(_WORDS)] for i in range(count))}
-
-    def _from_example(self, size: int) -> Item:
-        if not self._model.examples:
-            raise SizeError(f"{self._model.id} has no example to measure with")
-        inputs = self._artefacts.example(self._model, self._model.examples[0])
-        row = dict(bind(self._model, inputs, {}).rows[0])
-        unit = self._model.unit
-        return self._prepared(row | {unit.name: size} if unit.kind == "value" else row)
-
-
 _CORNERS = 4  # points of the grid that are always timed: without them a curve extrapolates
 
 _WARM = 1.1
@@ -256,15 +212,41 @@ class Subject:
         self.load = time.perf_counter() - began
         self.memory = self.peak = self._memory()
 
-    def samples(self) -> Samples:
-        """Makes rows for the variant."""
-        return Samples(self.model, self.loaded.pipeline, self._artefacts)
+    def item(self, size: int) -> Item:
+        """A row of the size, or of the nearest that the model allows.
+
+        Raises:
+            SizeError: the model has no example.
+        """
+        return self._largest(size) if self.model.pipeline == "text" else self._from_example(size)
 
     def run(self, items: list[Item]) -> list[Row]:
         """Run one batch. Raises what the model raises."""
         answers = self.loaded.pipeline.run(self.loaded.runtime, items)
         self.peak = max(self.peak, self._memory())
         return answers
+
+    def _largest(self, size: int) -> Item:
+        """The row with the most words that does not exceed the size; at least one."""
+        low, high = 1, size
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._words(middle).size <= size:
+                low = middle
+            else:
+                high = middle - 1
+        return self._words(low)
+
+    def _words(self, count: int) -> Item:
+        text = " ".join(_WORDS[i % len(_WORDS)] for i in range(count))
+        return self.loaded.pipeline.prepare({self.model.inputs[0].name: text}, {})
+
+    def _from_example(self, size: int) -> Item:
+        if not self.model.examples:
+            raise SizeError(f"{self.model.id} has no example to measure with")
+        inputs = self._artefacts.example(self.model, self.model.examples[0])
+        row, unit = dict(bind(self.model, inputs, {}).rows[0]), self.model.unit
+        return self.loaded.pipeline.prepare(row | {unit.name: size} if unit.kind == "value" else row, {})
 
     def _memory(self) -> int:
         """Bytes that the variant uses, including its own process's."""
@@ -286,11 +268,11 @@ def measure(subject: Subject, plan: RunBudget) -> Measurement:
         TaxiwayError: it cannot run.
     """
     points = grid(subject.model, subject.max_rows)
-    samples, ends = subject.samples(), time.perf_counter() + plan.budget
+    ends = time.perf_counter() + plan.budget
     measured: list[Timed] = []
     kept: list[TimedRun] = []
     for index, (rows, size) in enumerate(points):
-        items = [samples.item(size)] * rows
+        items = [subject.item(size)] * rows
         left = ends - time.perf_counter()
         if index >= _CORNERS and fit(measured).latency(rows, size) * plan.fewest > left:
             continue

@@ -97,12 +97,9 @@ class AdmitStage:
         shutdown: threading.Event,
         counters: WorkerOutcomes,
     ) -> None:
-        self._inbox = shared.admissions
         self._device = device
-        self._finish = shared.endings
         self._variants = variants
-        self._store = shared.store
-        self._held = shared.held
+        self._shared = shared
         self._reader = JobReader(context.folder, context.topology.hardware, self._fetch, context.seal_keys)
         self._counters = counters
         self._shutdown = shutdown
@@ -111,18 +108,18 @@ class AdmitStage:
     def stop(self) -> None:
         """End after the queued deliveries. Thread-safe."""
         self._stopping.set()
-        self._inbox.close()
+        self._shared.admissions.close()
 
     def run(self) -> None:
         """Claim and admit due deliveries, until stopped."""
         while not self._stopping.is_set():
-            due = self._inbox.take()
+            due = self._shared.admissions.take()
             if due:
                 claimed = [delivery for delivery in due if delivery.token and not delivery.lost]
                 self._admit(claimed, time.monotonic())  # they run again
                 with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages will be redelivered
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
-        self._held.requeue(self._inbox.rest())
+        self._shared.held.requeue(self._shared.admissions.rest())
 
     def admit(self, deliveries: Sequence[Delivery], now: float, alone: RunAlone | None = None) -> None:
         """Admit deliveries according to their claims, as of `now` on the store's clock. Thread-safe.
@@ -138,7 +135,7 @@ class AdmitStage:
                 self._not_run(delivery, delivery.claim, now)
             elif delivery.claim.blamed >= MOST_ENDED:
                 self._give_up(delivery, f"{delivery.claim.blamed} workers ended while they held the job")
-            elif delivery.claim.attempts >= (most := delivery.ticket.attempts(self._store.limits.attempts)):
+            elif delivery.claim.attempts >= (most := delivery.ticket.attempts(self._shared.store.limits.attempts)):
                 self._give_up(delivery, f"after {most} attempts that ended without an answer")
             else:
                 able.append(delivery)
@@ -148,28 +145,28 @@ class AdmitStage:
         if not deliveries:
             return
         pairs = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
-        now, claims = insist(lambda: self._store.claim(pairs), self._stopping, Outage(logger, "cannot claim"))
+        now, claims = insist(lambda: self._shared.store.claim(pairs), self._stopping, Outage(logger, "cannot claim"))
         for delivery, claim in zip(deliveries, claims, strict=True):
             delivery.claim, delivery.lost, delivery.yields = claim, False, None
         self.admit(deliveries, now)
 
     def _fetch(self, found: Sequence[Reference]) -> Contents:
         """Fetch the blobs of requests, waiting until the store answers."""
-        return insist(lambda: self._store.blobs(found), self._shutdown, Outage(logger, "cannot fetch inputs"))
+        return insist(lambda: self._shared.store.blobs(found), self._shutdown, Outage(logger, "cannot fetch inputs"))
 
     def _not_run(self, delivery: Delivery, claim: Claim, now: float) -> None:
         if claim.verdict is Verdict.FINAL:
-            self._finish.put([Dropped(delivery)])
+            self._shared.endings.put([Dropped(delivery)])
         elif claim.verdict is Verdict.LATE:
-            self._finish.put([late(delivery, now)])
+            self._shared.endings.put([late(delivery, now)])
         else:
-            self._inbox.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
+            self._shared.admissions.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
 
     def _give_up(self, delivery: Delivery, reason: str) -> None:
         """Fail a job that crashed its workers, and keep its message as a dead letter."""
         error = DeadLetteredError(f"given up: {reason}")
-        self._held.dead_letter(delivery, error.message)
-        self._finish.put([Ended(delivery, error=error)])
+        self._shared.held.dead_letter(delivery, error.message)
+        self._shared.endings.put([Ended(delivery, error=error)])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float, alone: RunAlone | None = None) -> None:
         """Pass the jobs to the device, in groups whose inputs were fetched together.
@@ -199,7 +196,11 @@ class AdmitStage:
 
     def _note_alone(self, delivery: Delivery, *, alone: bool) -> None:
         suspect = [(delivery.job, delivery.token)]
-        insist(lambda: self._store.alone(suspect, alone=alone), self._shutdown, Outage(logger, "cannot note a suspect"))
+        insist(
+            lambda: self._shared.store.alone(suspect, alone=alone),
+            self._shutdown,
+            Outage(logger, "cannot note a suspect"),
+        )
 
     def _prepare(self, job: RunningJob) -> RunningJob:
         loaded = self._variants.ready(job.model, job.variant)
@@ -219,11 +220,11 @@ class AdmitStage:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
                 self._variants.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
-            self._finish.put([Ended(delivery, error=error)])
+            self._shared.endings.put([Ended(delivery, error=error)])
         except Exception as error:  # any failure ends only this request
             logger.exception("request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
-            self._finish.put([Ended(delivery, error=failed)])
+            self._shared.endings.put([Ended(delivery, error=failed)])
         return []
 
 

@@ -142,15 +142,10 @@ class FinishStage:
     def __init__(
         self, shared: Shared, counters: WorkerOutcomes, class_queue: ClassQueue, variants: DeviceVariants
     ) -> None:
-        self._inbox = shared.endings
-        self._admit = shared.admissions
-        self._store = shared.store
-        self._held = shared.held
         self._counters = counters
         self._queue = class_queue
         self._variants = variants
-        self._celery = shared.celery
-        self._seal_keys = shared.seal_keys
+        self._shared = shared
         self._given_up = threading.Event()
         self._outage = Outage(logger, "cannot write results")
         self._started: list[Delivery] = []
@@ -159,7 +154,7 @@ class FinishStage:
     def report_started(self, deliveries: list[Delivery]) -> None:
         """Soon report running jobs to the store, and send pending events. Thread-safe."""
         self._started = deliveries
-        self._inbox.wake()
+        self._shared.endings.wake()
 
     def end_here(self, endings: Sequence[Ending]) -> None:
         """Write a plain job's answer on the caller's thread; anything else is put in the queue. Thread-safe.
@@ -174,38 +169,38 @@ class FinishStage:
             finally:
                 self._writing.release()
         if not written:
-            self._inbox.put(endings)
+            self._shared.endings.put(endings)
 
     def stop(self) -> None:
         """End after the queued endings, or if the store does not answer."""
         self._given_up.set()
-        self._inbox.close()
+        self._shared.endings.close()
 
     def run(self) -> None:
         """Serve until stopped."""
         while True:
-            endings, last = self._inbox.take()
+            endings, last = self._shared.endings.take()
             for start in range(0, len(endings), _ENDINGS_A_WRITE):
                 some = endings[start : start + _ENDINGS_A_WRITE]
                 with self._writing:
                     self._finish(some)
-                self._inbox.wrote(len(some))
+                self._shared.endings.wrote(len(some))
             if self._started or not endings:
                 self._report()
-            self._celery.flush_full_group()
+            self._shared.celery.flush_full_group()
             if last:
-                self._celery.flush_events()
+                self._shared.celery.flush_events()
                 return
 
     def _report(self) -> None:
         started, self._started = [delivery for delivery in self._started if not delivery.ended], []
         try:
-            self._store.start([(delivery.job, delivery.token, delivery.started) for delivery in started])
+            self._shared.store.start([(delivery.job, delivery.token, delivery.started) for delivery in started])
         except BrokerUnavailableError:
             return
         for delivery in started:
             delivery.start_stored = True
-        self._celery.flush_events()
+        self._shared.celery.flush_events()
 
     def _finish(self, endings: Sequence[Ending]) -> None:
         ended = [one for ending in endings if (one := self._outcome(ending)) is not None]
@@ -233,7 +228,7 @@ class FinishStage:
         if isinstance(ending, Ended):
             return self._sealed(ending)
         if delivery.task is not None:
-            self._held.remove(delivery)
+            self._shared.held.remove(delivery)
             delivery.task.revoke()
             return None
         return Ended(delivery, error=JobCancelledError("the job was revoked"))
@@ -241,12 +236,12 @@ class FinishStage:
     def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""
         sealed = job.delivery.sealed
-        inline = self._store.limits.inline
+        inline = self._shared.store.limits.inline
         blobs = Blobs(inline, LARGE, linked=True) if sealed is None else Blobs(sys.maxsize, linked=True)
         try:
             result = answer_of(job, self._variants.device, blobs)
-            if sealed is not None and self._seal_keys is not None:
-                result = self._seal_keys.seal_result(result, sealed)
+            if sealed is not None and self._shared.seal_keys is not None:
+                result = self._shared.seal_keys.seal_result(result, sealed)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
             return Ended(
@@ -265,22 +260,22 @@ class FinishStage:
     def _sealed(self, ended: Ended) -> Ended:
         """The outcome, with its error sealed if the inputs were; not one that says nothing of them."""
         sealed, error = ended.delivery.sealed, ended.error
-        if sealed is None or self._seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
+        if sealed is None or self._shared.seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
             return ended
-        return msgspec.structs.replace(ended, error=self._seal_keys.seal_error(error, sealed))
+        return msgspec.structs.replace(ended, error=self._shared.seal_keys.seal_error(error, sealed))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""
         kept = {ref: content for one in ended for ref, content in one.blobs.items()}
         if kept:
-            self._insist(lambda: self._store.keep_blobs(kept))
+            self._insist(lambda: self._shared.store.keep_blobs(kept))
 
     def _write(self, ended: Sequence[Ended]) -> None:
         """Write the results of jobs without follow-up tasks, in bulk."""
         if not ended:
             return
         endings = [self._ending(one) for one in ended]
-        self._settle(ended, endings, self._insist(lambda: self._store.finish(endings)))
+        self._settle(ended, endings, self._insist(lambda: self._shared.store.finish(endings)))
 
     def _write_once(self, ended: Ended) -> bool:
         """Write a result without blobs; whether the store answered that it is written."""
@@ -288,7 +283,7 @@ class FinishStage:
         if ended.blobs:
             return False
         try:
-            written = self._store.finish([ending])
+            written = self._shared.store.finish([ending])
         except BrokerUnavailableError:
             return False
         if written[0]:
@@ -330,16 +325,16 @@ class FinishStage:
     def _written(self, ended: Ended, ending: StoredEnding) -> None:
         """Report a result that is stored."""
         delivery = ended.delivery
-        removed = self._held.remove(delivery)
+        removed = self._shared.held.remove(delivery)
         if delivery.task is not None:
             delivery.task.finish(ended, delivery.token, ending)
         elif removed:
-            self._celery.report_end(ended)
+            self._shared.celery.report_end(ended)
 
     def _write_again(self, ended: Ended) -> None:
         """Write the result under a new claim, if the store lost the first one in a failover."""
         delivery = ended.delivery
-        _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
+        _, (claim,) = self._insist(lambda: self._shared.store.claim([(delivery.job, 0.0)]))
         if claim.verdict is not Verdict.RUN:
             self._lose(delivery)
             return
@@ -349,34 +344,34 @@ class FinishStage:
     def _lose(self, delivery: Delivery) -> None:
         """Claim a job again whose claim was lost: the new claim shows why, and whether the job runs again."""
         delivery.lost = True
-        self._admit.put(delivery)
+        self._shared.admissions.put(delivery)
 
     def _end_in_celerys_order(self, ended: Ended, task: CeleryTask) -> None:
         """Send a job's follow-up tasks, then write its result, if its claim is still ours or none is needed."""
         delivery = ended.delivery
         claim = [(delivery.job, delivery.token)]
-        if delivery.token and not self._insist(lambda: self._store.renew(claim))[0]:
+        if delivery.token and not self._insist(lambda: self._shared.store.renew(claim))[0]:
             self._lose(delivery)
             return
         if delivery.began and not delivery.start_stored:
-            self._insist(lambda: self._store.start([(delivery.job, delivery.token, delivery.started)]))
-        self._held.remove(delivery)
+            self._insist(lambda: self._shared.store.start([(delivery.job, delivery.token, delivery.started)]))
+        self._shared.held.remove(delivery)
         task.finish(ended, delivery.token, None)
         self._counters.count([ended])
 
     def _drop(self, delivery: Delivery) -> None:
         """Acknowledge a job that had already ended. Its worker may have died before a chord's count."""
-        meta = self._insist(lambda: self._store.result(delivery.job))
+        meta = self._insist(lambda: self._shared.store.result(delivery.job))
         failure = failure_of(meta) if meta is not None else None
         error = error_of_code(failure.code, failure.message) if failure is not None else None
         self._judge([delivery] if _expired(error) else [], expired=True)
         if delivery.task is not None:
-            self._held.remove(delivery)
+            self._shared.held.remove(delivery)
             delivery.task.drop(error)
             return
         self._queue.acknowledge([delivery.tag])
-        if self._held.remove(delivery):
-            self._celery.report_release(delivery, error)
+        if self._shared.held.remove(delivery):
+            self._shared.celery.report_release(delivery, error)
 
     def _bill(self, used: Sequence[Used]) -> None:
         """Count what was used, and charge it to the jobs whose tenants have a budget."""
@@ -387,19 +382,19 @@ class FinishStage:
                 dollars[one.delivery.job] = dollars.get(one.delivery.job, 0.0) + one.dollars + one.time_dollars
         bills = [(job, uuid.uuid4().hex, sum_of) for job, sum_of in dollars.items()]
         if bills:
-            self._insist(lambda: self._store.bill(bills))
+            self._insist(lambda: self._shared.store.bill(bills))
 
     def _return(self, returned: Sequence[Returned]) -> None:
         """Return jobs to their queues. What is kept of them is stored before, and runs that count are counted."""
         kept = [(one.delivery.job, one.delivery.token, one.kept) for one in returned if one.kept is not None]
-        self._insist(lambda: self._store.keep(kept))
+        self._insist(lambda: self._shared.store.keep(kept))
         counted = [one.delivery for one in returned if one.counts]
         unstored = [one for one in counted if not one.start_stored]
-        self._insist(lambda: self._store.start([(one.job, one.token, one.started) for one in unstored]))
-        self._insist(lambda: self._store.release([(one.job, one.token) for one in counted], counts=True))
+        self._insist(lambda: self._shared.store.start([(one.job, one.token, one.started) for one in unstored]))
+        self._insist(lambda: self._shared.store.release([(one.job, one.token) for one in counted], counts=True))
         for delivery in counted:
             delivery.retries += 1
-        self._held.requeue([one.delivery for one in returned])
+        self._shared.held.requeue([one.delivery for one in returned])
 
     def _ending(self, ended: Ended) -> StoredEnding:
         delivery, error = ended.delivery, ended.error
