@@ -50,7 +50,7 @@ from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
-from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, Revoked, RunningJob, Used, late
+from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, RunningJob, Used, late
 from workers.stages.queues import DeviceDriver, DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
@@ -222,14 +222,9 @@ class EndpointStage(DeviceDriver):
     def _sweep(self) -> None:
         """End the tasks of jobs that were revoked, whose claim was lost, or that are to yield."""
         for job, task in list(self._tasks.items()):
-            delivery = job.delivery
             if task.done():
                 continue
-            if self._shared.celery.is_revoked(delivery.job):
-                self._shared.endings.put([Revoked(delivery)])
-            elif delivery.lost:
-                self._shared.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
-            elif not delivery.ended and (not self._yields(job) or task.cancelling()):
+            if self._shared.may_run(job, -math.inf) and (not self._yields(job) or task.cancelling()):
                 continue
             task.cancel()
 
@@ -260,16 +255,12 @@ class EndpointStage(DeviceDriver):
 
     def _taken_in(self, job: RunningJob) -> bool:
         """Whether the job is to run now."""
-        delivery = job.delivery
-        if self._shared.celery.is_revoked(delivery.job):
-            self._shared.endings.put([Revoked(delivery)])
-        elif job.deadline < self._now():
-            self._shared.endings.put([late(delivery, self._now())])
-        elif delivery.lost or not self.variants.is_current(job.model):
-            self._shared.admissions.put(delivery)
-        else:
-            return not delivery.ended
-        return False
+        if not self._shared.may_run(job, self._now()):
+            return False
+        current = self.variants.is_current(job.model)
+        if not current:
+            self._shared.admissions.put(job.delivery)
+        return current
 
     async def _put_off(self, job: RunningJob) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""

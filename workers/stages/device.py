@@ -39,7 +39,7 @@ from workers.decide.faults import RETRIES, Budget
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, named_row, prepare
-from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, Revoked, RunningJob, late
+from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, RunningJob
 from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, Shared, ahead_of
 from workers.stages.runs import BatchUse, DeviceRunner
@@ -362,14 +362,7 @@ class DeviceStage(DeviceDriver):
 
     def _may_run(self, job: RunningJob, now: float) -> bool:
         """Whether the job may run; if not, it is removed."""
-        delivery = job.delivery
-        if self._shared.celery.is_revoked(delivery.job):
-            self._finish([Revoked(delivery)])
-        elif job.deadline < now:
-            self._finish([late(delivery, now)])
-        elif delivery.lost:
-            self._shared.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
-        elif not delivery.ended:
+        if self._shared.may_run(job, now):
             return True
         self._lanes.remove(job)
         return False

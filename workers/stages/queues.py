@@ -31,7 +31,7 @@ from workers.drain import Drain
 from workers.learned import DeviceVariants
 from workers.port import Row
 from workers.stages.held import HeldJobs
-from workers.stages.job import CeleryWorker, Delivery, Ending, RunningJob
+from workers.stages.job import CeleryWorker, Delivery, Ending, Revoked, RunningJob, late
 
 if TYPE_CHECKING:
     from taxiway.sealing import SealKeys
@@ -295,6 +295,19 @@ class Shared:
     drain: Drain
     seal_keys: SealKeys | None = None
     """Opens sealed inputs, and seals what becomes of them."""
+
+    def may_run(self, job: RunningJob, now: float) -> bool:
+        """Whether the job may run, by the store's time; if not, its end is passed on, or it is claimed again."""
+        delivery = job.delivery
+        if self.celery.is_revoked(delivery.job):
+            self.endings.put([Revoked(delivery)])
+        elif job.deadline < now:
+            self.endings.put([late(delivery, now)])
+        elif delivery.lost:
+            self.admissions.put(delivery)  # its next claim shows whether it was cancelled or runs elsewhere
+        else:
+            return not delivery.ended
+        return False
 
 
 class DeviceUse(Protocol):
