@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, TextIO
 
 import msgspec
 import numpy as np
@@ -335,11 +335,6 @@ def _sizes(mean: float, spread: float, count: int, random: Random) -> NDArray[np
     return np.rint(np.maximum(drawn, min(mean, 1.0))).astype(np.int32)
 
 
-def _poisson(figures: Mapping[str, float], random: Random) -> Times:
-    """Arrivals at a constant rate."""
-    return _uniform(figures["rate"], 0.0, figures["duration"], random)
-
-
 def _mmpp(figures: Mapping[str, float], random: Random) -> Times:
     """A Markov-modulated Poisson process of two rates, each kept for `stay` seconds on average (Fischer, 1993)."""
     now, fast, parts = 0.0, False, [np.empty(0)]
@@ -372,7 +367,7 @@ def _uniform(rate: float, begin: float, end: float, random: Random) -> Times:
 
 
 KINDS: Mapping[str, tuple[Callable[[Mapping[str, float], Random], Times], Mapping[str, float]]] = {
-    "poisson": (_poisson, {"rate": 10.0}),
+    "poisson": (lambda figures, random: _uniform(figures["rate"], 0.0, figures["duration"], random), {"rate": 10.0}),
     "mmpp": (_mmpp, {"low": 5.0, "high": 50.0, "stay": 30.0}),
     "diurnal": (_diurnal, {"rate": 10.0, "swing": 0.8, "period": 3600.0}),
     "flash": (_flash, {"rate": 10.0, "peak": 100.0, "at": 120.0, "length": 60.0}),
@@ -409,12 +404,7 @@ def _bounded(sizes: Column) -> Column:
     return bounded
 
 
-class _Lines(Protocol):
-    def write(self, text: str, /) -> object:
-        """Take a line."""
-
-
-def write_arrivals(arrivals: Arrivals, lines: _Lines) -> None:
+def write_arrivals(arrivals: Arrivals, lines: TextIO) -> None:
     """Write arrivals as a generic CSV file, as `read_arrivals` reads it: `trace_of` by its columns.
 
     Models are named without their version, services and localities as the fleet has them.

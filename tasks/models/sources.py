@@ -10,7 +10,6 @@ pooch would replace only `fetch_url`, and neither resumes a download nor bounds 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, cast
 
+from tasks.models.files import file_sha256
 from tasks.models.model import HubFile, LocalFile, UrlFile, WheelMember
 from taxiway.release import version_of
 
@@ -59,12 +59,6 @@ class Network:
     connector: Callable[[], aiohttp.BaseConnector] | None = None
     hub: str | None = None
     limit: int = LARGEST
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advance) -> Path:
