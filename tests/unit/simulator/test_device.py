@@ -74,12 +74,6 @@ def test_a_model_does_not_wait_for_jobs_of_another() -> None:
     assert outcome.latency[9] < 1 < outcome.latency[:9].min()
 
 
-def test_a_class_without_available_devices_serves_nothing_until_it_has_some() -> None:
-    cut = "events: [{at: 0, class: gpu, available: 0}, {at: 3, class: gpu, available: 2}]"
-    run = Simulation(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)
-    assert run.run().latency[0] >= 12  # until 3 s, and a start
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
     work = workload(*((0.2 * n, "image") for n in range(20)))

@@ -48,7 +48,7 @@ from tasks.history import JOB, STATES, Arrivals
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import LATE_USD_PER_HOUR, Planning, Price, Service, parse_topology
+from tasks.topology import Planning, Price, Service, parse_topology
 from taxiway.cli import CommandError
 from tests import builders
 from tests.builders import a_device, a_text_model
@@ -313,10 +313,6 @@ def test_what_endpoints_ask_for_tokens_counts_as_spent() -> None:
     some.jobs["hardware_class"] = 0, 1, 1
     some.jobs["output"] = 100, 100, -1
     assert billed(some, topology) == pytest.approx(2 * 0.5 + 40e-6 + 200 * 10e-6)
-
-
-def test_penalties_are_those_of_queues_yaml_or_by_urgency() -> None:
-    assert found().workload.fleet.penalties == (5.0, LATE_USD_PER_HOUR[1], LATE_USD_PER_HOUR[2])
 
 
 def test_a_plan_for_the_twin_names_the_real_requests_and_is_read_back() -> None:

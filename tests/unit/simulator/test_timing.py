@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lab.fleet_file import Transformer
-from lab.roofline import Roofline, stepping
+from lab.roofline import Roofline
 from tests.unit.simulator.public_data import rows_of
 
 LLAMA: Any = {"intermediate": 11008, "heads": 32, "kv_heads": 32, "vocabulary": 32000}
@@ -20,7 +20,6 @@ MODELS = {
     ),
 }
 DEVICES = {"a40": "NVIDIA A40", "a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100-SXM5-80GB"}
-PHI = MODELS["microsoft/phi-2"].shape()
 A100 = Roofline(peak_flops=312e12, bandwidth=1555e9, host_link=31.5e9)
 
 
@@ -38,11 +37,3 @@ def test_the_roofline_is_near_the_measured_dense_operators(device: str) -> None:
     assert len(errors) == 459
     assert np.median(errors) < 0.12
     assert np.quantile(errors, 0.9) < 0.30
-
-
-def test_an_answer_alone_is_its_prompt_and_its_steps_and_company_makes_it_slower_and_its_device_time_shorter() -> None:
-    timing = stepping(PHI, A100)
-    size, output = np.array([1000.0]), np.array([100.0])
-    alone, together = timing.answer(size, output, 1)[0], timing.answer(size, output, 8)[0]
-    assert alone == pytest.approx(timing.prefill(1000) + 100 * timing.step(1, 1050))
-    assert alone < together < 8 * alone

@@ -179,15 +179,6 @@ def test_a_busy_window_is_sampled_in_pieces_of_its_whole_span(most: int, span: f
     assert len(found.jobs) == pytest.approx(most, rel=0.5, abs=30), "pieces have about the rate of the whole"
 
 
-def test_a_sampled_window_sees_what_changed_long_ago() -> None:
-    busy, quiet = np.linspace(0, 239, 960), np.linspace(240, 449, 105)
-    arrival = np.concatenate([busy, quiet])
-    trace = replace(workload().trace.part(np.zeros(len(arrival), int)), arrival=arrival)
-    found = Window.latest(prepare(trace, parse_fleet(FLEET), seed=1), 450.0, 450.0, most=214)
-    rate = len(found.jobs) / found.span
-    assert rate == pytest.approx(len(arrival) / 450, rel=0.2), "not that of the last seconds alone"
-
-
 @cache
 def first_tuning() -> tuple[Tuner, Twin, Decision]:
     tuner, now = Tuner(seed=1), twin()

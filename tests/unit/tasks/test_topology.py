@@ -18,7 +18,7 @@ from docs.schema import schemas
 from tasks.queues.endpoints import Tariff
 from tasks.queues.hours import Hours, closes_in, flaw, opens_in, serves_in
 from tasks.settings import TREE
-from tasks.topology import Topology, TopologyError, load_topology, parse_topology
+from tasks.topology import Topology, TopologyError, parse_topology
 from tests.unit.strategies import json_values
 
 TEXT = (TREE / "queues.yaml").read_text(encoding="utf-8")
@@ -82,15 +82,6 @@ def test_a_batch_may_take_a_quarter_of_the_tightest_deadline_that_its_class_may_
     assert {one.max_run for one in parse_topology(text).hardware.values()} == {0.0625}
     assert (given.hardware["tpu.bulk"].max_run, given.hardware["cpu.batch"].max_run) == (2, 900)  # bulk alone
     assert endless.hardware["cpu.batch"].runs_at_most == math.inf
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_cannot_be_read_is_a_topology_error(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "queues.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(TopologyError, match="expected a readable file of UTF-8 text"):
-        load_topology(path)
 
 
 @pytest.mark.parametrize("file", sorted(schemas()), ids=lambda file: file.name)

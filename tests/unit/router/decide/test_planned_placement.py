@@ -156,11 +156,6 @@ def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:
     assert tolerance(weigh(table, LIVE, Backlog(table.classes, fleet.work).seconds)) == 0.0
 
 
-def test_a_stored_snapshot_has_its_plan() -> None:
-    fleet = a_fleet(a_plan(a_cell("dear", handover=Handover(former="cheap", devices=1, latest=1.0))))
-    assert unpack_snapshot(pack_snapshot(fleet)) == fleet
-
-
 MOVING = Cell(
     model="m", service="live", classes=("new", "old"), handover=Handover(former="old", devices=2, latest=100.0)
 )

@@ -189,13 +189,6 @@ def test_a_class_that_the_plan_does_not_use_is_emptied_after_the_handover() -> N
     assert clock.target("other") > 0
 
 
-def test_without_a_plan_the_usual_rule_holds_again() -> None:
-    clock = Clock()
-    clock.observe(a_fleet(a_plan(Density(keep=600.0), devices=5)))
-    assert clock.observe(a_fleet(None)) == 5
-    assert clock.observe(a_fleet(None), seconds=10) == 0
-
-
 LENDING = parse_topology(recorded("fleets/lending.yaml"))
 TIMEOUT = 2.0
 

@@ -237,12 +237,6 @@ def test_a_bad_photograph_is_named_by_its_input_and_row_and_no_address(content: 
     assert named(caught.value, 3, 4).startswith(f"inputs.image[3]: {message}")
 
 
-def test_an_error_that_is_not_about_an_input_keeps_its_text_behind_the_row() -> None:
-    assert named(InvalidRequestError("parameters.k: expected more", field="parameters.k"), 1, 2) == (
-        "row 1: parameters.k: expected more"
-    )
-
-
 @pytest.mark.cases("text, shown")
 def test_what_a_library_says_has_no_addresses_of_objects(text: str, shown: str) -> None:
     assert text_of(RuntimeError(text)) == shown
