@@ -137,7 +137,8 @@ def recorded(arrivals: Arrivals, known: KnownFleet, until: float) -> Recorded | 
     if not len(trace):
         return None
     fleet = _fleet(trace, models, known)
-    able = {name for name in trace.models if _has_place(fleet, name)}
+    cells = able_classes(fleet, trace.models)
+    able = {name for n, name in enumerate(trace.models) if all((n, rank) in cells for rank in range(len(SERVICES)))}
     kept = np.flatnonzero(np.array([name in able for name in trace.models])[trace.model])
     if not len(kept):
         return None
@@ -216,13 +217,6 @@ def _waiting(workload: Workload, states: Column, place: Column, now: float, flee
     return np.sort(np.concatenate(found))
 
 
-def _has_place(fleet: Fleet, model: str) -> bool:
-    """Whether some class can run the model for every service: spot capacity is for work that may be interrupted."""
-    firm = not all(fleet.preemptible)
-    places = zip(fleet.timings[model], fleet.classes.values(), strict=True)
-    return any(timing is not None and not (firm and device.spot) for timing, device in places)
-
-
 def urgency(topology: Topology, service: str) -> int:
     """The number of the simulator's service that stands for this one."""
     terms = topology.service[service]
@@ -254,14 +248,19 @@ def _trace(arrivals: Arrivals, known: KnownFleet) -> tuple[Trace, dict[str, tupl
 
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: KnownFleet) -> Fleet:
+    """The fleet as the simulator's. A service there may be interrupted if every one that it stands for may be."""
     topology = known.topology
+    may = [
+        [terms.preemptible for name, terms in topology.service.items() if urgency(topology, name) == rank]
+        for rank in range(len(SERVICES))
+    ]
     timings = {
-        name: _timings(model, locality, _Usual.of(trace.part(np.flatnonzero(trace.model == number))), known)
+        name: _timings(model, locality, _usual(trace.part(np.flatnonzero(trace.model == number))), known)
         for number, (name, (model, locality)) in enumerate(models.items())
     }
     return Fleet(
         classes={name: _device_class(name, hardware, known, models) for name, hardware in topology.hardware.items()},
-        preemptible=tuple(_preemptible(topology, rank) for rank in range(len(SERVICES))),
+        preemptible=tuple(bool(mine) and all(mine) for mine in may),
         rebalance=topology.rebalance,
         timings=timings,
         penalties=penalties(topology),
@@ -275,7 +274,7 @@ def _device_class(
 
     A plan says what a class serves, and routers follow it also where the class is reserved for another service.
     """
-    own = known.snapshot.own(name)
+    own, reserved = known.snapshot.own(name), hardware.reserve_for
     here = len(own)
     scaling = hardware.scaling
     count, minimum = here, here
@@ -295,18 +294,10 @@ def _device_class(
         max_run=hardware.max_run,
         horizon=max(hardware.horizon, 1e-3),
         warm=tuple(twin for twin, (model, _) in models.items() if {model.id, model.name} & {*hardware.warm}),
-        reserve_for=_reserve(known.topology, hardware.reserve_for),
+        reserve_for=None if reserved is None else get_args(ServiceName)[urgency(known.topology, reserved)],
         endpoint=hardware.endpoint is not None,
         rate=Rate() if hardware.endpoint is None else hardware.endpoint.rate,
     )
-
-
-def _reserve(topology: Topology, service: str | None) -> ServiceName | None:
-    """The simulator's service that a class is reserved for."""
-    if service is None:
-        return None
-    found: ServiceName = get_args(ServiceName)[urgency(topology, service)]
-    return found
 
 
 def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Price:
@@ -318,39 +309,24 @@ def _price(own: Sequence[DeviceFacts], name: str, hardware: HardwareClass) -> Pr
     return msgspec.structs.replace(hardware.price, usd_per_hour=mean, spot_usd_per_hour=mean)
 
 
-def _preemptible(topology: Topology, rank: int) -> bool:
-    """Whether a service of the simulator may be interrupted: only if every service that it stands for may be."""
-    mine = [terms for name, terms in topology.service.items() if urgency(topology, name) == rank]
-    return bool(mine) and all(terms.preemptible for terms in mine)
-
-
 def penalties(topology: Topology) -> tuple[float, ...]:
     """What it costs when all of a service of the simulator is late, in US dollars an hour."""
-    return tuple(_penalty(topology, rank) for rank in range(len(SERVICES)))
+    said = [(urgency(topology, name), usd) for name, usd in topology.plan.late_usd_per_hour.items()]
+    return tuple(
+        max((usd for which, usd in said if which == rank), default=usual)
+        for rank, usual in enumerate(LATE_USD_PER_HOUR)
+    )
 
 
-def _penalty(topology: Topology, rank: int) -> float:
-    said = topology.plan.late_usd_per_hour
-    named = [said[name] for name in topology.service if urgency(topology, name) == rank and name in said]
-    return max(named, default=LATE_USD_PER_HOUR[rank])
-
-
-@dataclass(frozen=True, slots=True)
-class _Usual:
+def _usual(requests: Trace) -> tuple[float, float]:
     """The mean size of a model's requests, and the mean tokens that a generation of it has cached."""
-
-    size: float
-    context: float
-
-    @classmethod
-    def of(cls, requests: Trace) -> _Usual:
-        if not len(requests):
-            return cls(1.0, 1.0)
-        size = float(requests.size.mean())
-        return cls(size, max(size + float(requests.output.mean()) / 2, 1.0))
+    if not len(requests):
+        return 1.0, 1.0
+    size = float(requests.size.mean())
+    return size, max(size + float(requests.output.mean()) / 2, 1.0)
 
 
-def _timings(model: Model, locality: str, usual: _Usual, known: KnownFleet) -> tuple[Timing | None, ...]:
+def _timings(model: Model, locality: str, usual: tuple[float, float], known: KnownFleet) -> tuple[Timing | None, ...]:
     """The model's timing on each class, by its fastest variant there; None where it cannot run."""
     constraints = Constraints(locality=locality or None, preemptible=True)
     candidates, _ = classify(model, constraints, known.topology, known.snapshot)
@@ -360,18 +336,18 @@ def _timings(model: Model, locality: str, usual: _Usual, known: KnownFleet) -> t
         mine = [candidate for candidate in candidates if usable and candidate.hardware_class == name]
         timings = [_timing(candidate, model, usual, known.book) for candidate in mine]
         one = np.ones(1)
-        row.append(min(timings, key=lambda timing: float(timing.answer(one * usual.size, one, 8)[0]), default=None))
+        row.append(min(timings, key=lambda timing: float(timing.answer(one * usual[0], one, 8)[0]), default=None))
     return tuple(row)
 
 
-def _timing(candidate: Candidate, model: Model, usual: _Usual, book: ProfileBook) -> Timing:
+def _timing(candidate: Candidate, model: Model, usual: tuple[float, float], book: ProfileBook) -> Timing:
     """The variant's profile at the mean pace that the class's devices learned.
 
     A generation reads its prompt in one step, and takes a step for each token of its answer. A step reads the weights
     and the rows' caches at the same bandwidth: a row's part of it is in proportion to its context, and says how many
     bytes a cached token has.
     """
-    devices = candidate.devices
+    devices, (size, context) = candidate.devices, usual
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
     key = variant_key(model.id, candidate.variant_name)
@@ -379,10 +355,10 @@ def _timing(candidate: Candidate, model: Model, usual: _Usual, book: ProfileBook
     load = profile.load * float(np.mean(expected([each.loading for each in devices], key) or 1.0))
     memory = int(candidate.variant.memory)
     if not generates(model):
-        base = profile.base + profile.step * usual.size
+        base = profile.base + profile.step * size
         return WholeBatches(load, memory, base, profile.slope, profile.floor).slower(pace)
     known = profile.prompt_step is not None  # else the step is over prompt and answer
-    step, per_cached = profile.step if known else profile.step / ANSWER_SHARE, profile.slope / usual.context
+    step, per_cached = profile.step if known else profile.step / ANSWER_SHARE, profile.slope / context
     return Stepping(
         load=load,
         memory=memory,
