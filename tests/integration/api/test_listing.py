@@ -80,10 +80,7 @@ def test_a_job_that_was_refused_is_listed_as_what_it_was(client: Client, jobs: d
     assert (found.id, found.model, found.tenant) == (jobs["refused"], "no-such-model", "b")
 
 
-@pytest.mark.parametrize(
-    ("wrong", "field"),
-    [({"states": ["lost"]}, "state"), ({"limit": 0}, "limit"), ({"limit": 1001}, "limit"), ({"cursor": "x"}, "cursor")],
-)
+@pytest.mark.cases("wrong, field")
 def test_a_wrong_question_is_refused_by_name(
     client: Client, jobs: dict[str, Any], wrong: dict[str, Any], field: str
 ) -> None:

@@ -101,10 +101,7 @@ def test_a_site_that_is_not_started_keeps_its_name_in_the_file() -> None:
     assert parse_topology(text).hardware["cloud"].endpoint.url == "http://127.0.0.1:7"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "cut", "cut moon", "cut cloud lab edge", "delay cloud", "delay cloud -1", "rate cloud 0", "pause cloud"],
-)
+@pytest.mark.cases("text")
 def test_a_command_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ScriptError, match="expected"):
         parse_command(text, SITES)

@@ -141,10 +141,7 @@ def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
     assert two.endpoint.calls == {"m": "x", "m:2": "y", "q": "z"}
 
 
-@pytest.mark.parametrize(
-    ("path", "asked"),
-    [(None, "/v1/models"), ("/health", "/health"), ("health", "/v1/health"), ("http://other/", "/v1/http://other/")],
-)
+@pytest.mark.cases("path, asked")
 def test_probes_go_to_the_servers_root_or_below_its_url_and_never_elsewhere(path: str | None, asked: str) -> None:
     health = {} if path is None else {"path": path}
     endpoint = with_engine(endpoint={"health": health}).hardware["engine"].endpoint

@@ -85,10 +85,7 @@ def test_a_checkout_is_known_by_its_files(tmp_path: Path) -> None:
     assert find_tree([tmp_path, tree]) == tree
 
 
-@pytest.mark.parametrize(
-    ("raw", "value"),
-    [(b'{"a": 1}', {"a": 1}), (b"3.5", 3.5), (b"plain words", "plain words"), (b"\xff\xd8", b"\xff\xd8")],
-)
+@pytest.mark.cases("raw, value")
 def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) -> None:
     assert json_or_text(raw) == value
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.port import Arrival
+from broker.valkey.forwarding import forward_call
 from router.decide.basis import read_basis
 from router.decide.fairness import Tenants, day_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
-from router.service.admission import Place, Rules, sizes_of
+from router.service.admission import Order, Place, Rules, admit, sizes_of
 from router.service.decision import Cancel, Decision, End, GiveUp, end_of, undecidable
 from tasks.heartbeat import DeviceFacts
 from tasks.models.folder import load_catalogue
@@ -125,6 +126,21 @@ def test_the_record_has_where_the_job_is_and_why() -> None:
     assert (record.model, record.hardware_class, record.variant) == ("echo:1", "cpu.batch", "echo")
     assert record.reason and record.reason in outgoing.envelope.headers["kwargsrepr"]
     assert present(read_basis(outgoing.fields["basis"])).needs.deadline == 5
+
+
+def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
+    services = {n: msgspec.structs.replace(s, deadline=None) for n, s in RULES.topology.service.items()}
+    rules = replace(RULES, topology=msgspec.structs.replace(RULES.topology, service=services))
+    request = Request(model="echo", inputs="x")
+    body = wire.request_body(request)
+    order = Order("j1", request, wire.task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
+
+    admitted = admit(order, rules, seen(FLEET))
+    keep = RULES.topology.limits.keep_record
+    assert admitted.outgoing.fields["deadline_at"] == "0.0"
+    assert admitted.ticket.deadline_at == NOW + keep
+    group = msgspec.msgpack.decode(forward_call([admitted.outgoing], keep=keep).args[-1])
+    assert group["deadline"] == NOW + keep  # the time by which it is ended
 
 
 def at(seconds: float) -> str:
