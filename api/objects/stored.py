@@ -13,8 +13,7 @@ from api.inference.infer import Inference
 from api.objects.batch_runner import BatchRunner
 from api.openai.responses.stored import Responses
 from api.routing.router import HttpRouter
-from api.storage.objects import FileRecord, Objects, decode_file, decode_owned, file_path, open_contents
-from broker.valkey.objects import Kind
+from api.storage.objects import FileRecord, Kind, Objects, decode_file, decode_owned, file_path, open_contents
 from taxiway.errors import FleetUnavailable, UnknownObjectError
 from taxiway.running import end
 

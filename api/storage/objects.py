@@ -12,15 +12,15 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from broker.valkey import Call
-from broker.valkey.objects import COUNTED, Grown, Kind, ObjectName, drop_call, put_call
+from broker.valkey import Call, packed
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import (
@@ -36,6 +36,76 @@ from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError, 
 
 if TYPE_CHECKING:
     from api.storage.object_store import StoreContents
+
+
+Kind = Literal["file", "batch", "response"]
+
+Count = Literal["objects", "responses", "files"]
+"""Bytes that are counted: of the records of files and batches, of responses, and of the contents of files."""
+
+COUNTED: Mapping[Kind, Count] = {"file": "objects", "batch": "objects", "response": "responses"}
+"""Where an object's own bytes count."""
+
+
+class Grown(NamedTuple):
+    """Bytes that are added to a count, and the most that it may have then; None: any number."""
+
+    counted: Count
+    by: int
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """An object's kind, name and tenant."""
+
+    kind: Kind
+    name: str
+    tenant: str
+
+    @property
+    def expiring(self) -> str:
+        """Its name among those that expire."""
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def open(self) -> str:
+        """A batch's name among those that have not ended."""
+        return f"{self.name} {self.tenant}"
+
+    @property
+    def keys(self) -> list[str]:
+        """The object, its tenant's objects of the kind, what its tenant's take, and those that expire."""
+        return [
+            object_key(self.kind, self.name),
+            objects_key(self.kind, self.tenant),
+            stored_key(self.tenant),
+            OBJECTS_EXPIRING,
+        ]
+
+
+def put_call(
+    named: ObjectName,
+    before: bytes,
+    after: bytes,
+    grown: Sequence[Grown],
+    *,
+    place: float | None = None,
+    expires: float | None = None,
+    open_batches: int | None = None,
+) -> Call:
+    """Stores an object that is still `before`, empty if it is new.
+
+    `place` is its place among its tenant's objects, and `expires` the time at which it expires, 0 if never; None leaves
+    them. The first of what has `grown` is the object's own bytes. `open_batches` is for a new batch: the most that its
+    tenant may have.
+    """
+    keys = named.keys if open_batches is None else [*named.keys, tenant_batches_key(named.tenant), BATCHES_OPEN]
+    counts = [packed({"field": one.counted, "bytes": one.by, "most": one.most}) for one in grown]
+    placed, expiring, opened = ("" if value is None else str(value) for value in (place, expires, open_batches))
+    facts = [before, after, named.name, named.expiring, placed, expiring, named.open, opened, *counts]
+    return Call("objects/put", keys, facts)
+
 
 CONTENT_BYTES = 2**18
 """Bytes of a file's content read and written at once."""
@@ -220,7 +290,10 @@ class Objects:
 
         Returns the number of its tenant's objects of that kind, and what is counted of them.
         """
-        count, size = await self._connection.run(drop_call(ObjectName(kind, name, tenant), content))
+        named = ObjectName(kind, name, tenant)
+        counts = [COUNTED[kind], "files" if kind == "file" else "", content]
+        call = Call("objects/drop", named.keys, [name, named.expiring, *counts])
+        count, size = await self._connection.run(call)
         return count, size
 
     async def replace(self, kind: Kind, name: str, before: bytes, value: Any) -> bytes | None:

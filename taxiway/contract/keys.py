@@ -284,7 +284,7 @@ def objects_key(kind: str, tenant: str) -> str:
 
 
 stored_key = _prefix("taxiway:stored:")
-"""Hash of the bytes that a tenant's files, batches and responses take (`broker.valkey.objects.Count`)."""
+"""Hash of the bytes that a tenant's files, batches and responses take (`api.storage.objects.Count`)."""
 
 tenant_batches_key = _prefix("taxiway:tenant-batches:")
 """Set of a tenant's batches that have not ended."""
