@@ -383,7 +383,11 @@ class Inspection:
         """
         with self._lock:
             now = time.time()
-            staying = [delivery for delivery in held.all() if _stays(delivery, now)]
+            staying = [
+                delivery
+                for delivery in held.all()
+                if 0 < delivery.began <= now - SHOW_EVERY or delivery.received <= now - SHOW_WAITING
+            ]
             for delivery in staying:
                 if delivery.task is None:
                     self._show(delivery, endings)
@@ -432,8 +436,3 @@ class Inspection:
             self.events.add(TaskEvent("task-started", delivery.job, delivery.began))
             state.total_count[self._task.name] += 1
             state.all_total_count[0] += 1
-
-
-def _stays(delivery: Delivery, now: float) -> bool:
-    """Whether it runs or waits for so long that it is shown."""
-    return 0 < delivery.began <= now - SHOW_EVERY or delivery.received <= now - SHOW_WAITING

@@ -172,14 +172,9 @@ async def request_of(job: RunningJob, item: AskItem, link: EndpointLink, timeout
     except EndpointError as error:
         generation.restart(error.reason)
         return item.ask
-    generation.seam = seam_of(generation.kept.parts, job.key)
+    before = generation.kept.parts[-1].variant if generation.kept.parts else job.key
+    generation.seam = "continued" if before == job.key else f"continued by {job.key} after {before}"  # it may differ
     return ask
-
-
-def seam_of(parts: Sequence[GenerationPart], variant: str) -> str:
-    """How a variant goes on after these parts: another one need not go on as the first would have."""
-    before = parts[-1].variant if parts else variant
-    return "continued" if before == variant else f"continued by {variant} after {before}"
 
 
 def cut(jobs: Collection[RunningJob], reason: str) -> list[Kept]:

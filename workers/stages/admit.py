@@ -327,12 +327,12 @@ class JobReader:
             refers = referred(delivery.body)
             more = sum(reference.bytes for reference in refers)
             if found and more and size + more > FETCHED_BYTES:
-                yield group, self._contents(found)
+                yield group, self._fetch(found)
                 group, found, size = [], [], 0
             group.append(delivery)
             found += refers
             size += more
-        yield group, self._contents(found)
+        yield group, self._fetch(found) if found else {}
 
     def read(self, delivery: Delivery, now: float, contents: Contents) -> RunningJob:
         """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
@@ -349,7 +349,8 @@ class JobReader:
             job, model_id = ticket.job, ticket.model
             request = opened_request(request, delivery.sealed, self._seal_keys, job=job, model=model_id)
         elif may_refer(delivery.body):
-            request = with_blobs(request, contents)
+            inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
+            request = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
         variant = ticket.variants[delivery.hardware_class]
         model, bound = self._bound(ticket.model, variant, request)
         check_stream(model, bound, request.stream)
@@ -401,9 +402,6 @@ class JobReader:
             raise _gone(reference, f"its variant {variant!r} is no longer in the catalogue ({listed})")
         return model
 
-    def _contents(self, found: Sequence[Reference]) -> Contents:
-        return self._fetch(found) if found else {}
-
 
 def _gone(model: str, reason: str) -> ModelUnavailableError:
     return ModelUnavailableError(f"model {model!r} changed: {reason}", model=model, reason=reason)
@@ -417,24 +415,11 @@ def _request(delivery: Delivery) -> Request:
         except msgspec.MsgspecError:
             pass
         else:
-            return _untagged(request) if _TAGGED in delivery.body else request
+            if _TAGGED not in delivery.body:
+                return request
+            inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
+            return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
     return read_request(delivery.body, delivery.content_type)
-
-
-def _untagged(request: Request) -> Request:
-    """The request with encoded bytes decoded. Raises `InvalidRequestError`."""
-    inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
-    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
-
-
-def with_blobs(request: Request, contents: Contents) -> Request:
-    """The request with references replaced by blobs.
-
-    Raises:
-        RequestError: a blob has expired, or differs from the signed digest.
-    """
-    inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
-    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
 
 
 def prepare(job: RunningJob, loaded: Loaded) -> None:

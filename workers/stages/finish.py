@@ -98,13 +98,6 @@ def answer_of(job: RunningJob, device: Device, blobs: Blobs) -> Result:
     )
 
 
-def generated_by(job: RunningJob) -> tuple[int, ...]:
-    """The length of each generated answer; empty for other models."""
-    if not generates(job.model):
-        return ()
-    return tuple(length_of(answer) for answer in job.answers if answer is not None)
-
-
 def _wanted(job: RunningJob) -> list[TensorSpec]:
     """The requested outputs, in request order."""
     specs = {spec.name: spec for spec in job.model.outputs}
@@ -242,7 +235,7 @@ class FinishStage:
             result = answer_of(job, self._variants.device, blobs)
             if sealed is not None and self._shared.seal_keys is not None:
                 result = self._shared.seal_keys.seal_result(result, sealed)
-            meta = success_meta(job.delivery.job, result)
+            meta, answers = success_meta(job.delivery.job, result), [one for one in job.answers if one is not None]
             check_depth({"outputs": result.outputs}, "outputs", meta)
             return Ended(
                 job.delivery,
@@ -251,7 +244,7 @@ class FinishStage:
                 blobs=blobs.contents,
                 rows=len(job.rows),
                 billed=job.billed,
-                generated=generated_by(job),
+                generated=tuple(length_of(answer) for answer in answers) if generates(job.model) else (),
             )
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
