@@ -227,7 +227,9 @@ def _constraints(fleet: Fleet, model: str) -> list[Constraints]:
 def _cached_tokens(fleet: Fleet, model: str) -> Column:
     """Tokens that a device's memory holds beside the model, by class: they bound the rows of a batch."""
     both = zip(fleet.classes.values(), fleet.timings[model], strict=True)
-    return np.array([(d.memory * USABLE - t.memory) / t.cache if isinstance(t, Stepping) else np.inf for d, t in both])
+    return np.array(
+        [(d.memory * USABLE - t.memory) / t.cache if isinstance(t, Stepping) and t.cache else np.inf for d, t in both]
+    )
 
 
 def _late(placement: Placement) -> bool:

@@ -240,15 +240,23 @@ def test_what_devices_learned_of_their_pace_is_in_the_timings() -> None:
     assert paces(known.snapshot, known.topology.hardware) == (3.0, 3.0, 3.0), "the mean of a class's devices"
 
 
-def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_its_answer() -> None:
-    profile = Profile(0.0, slope=1e-5, step=0.01)
+def generating(profile: Profile, memory: int) -> Workload:
     generator = msgspec.structs.replace(
-        a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": profile})),
+        a_text_model(onnx=Variant(runtime="onnx", memory=Size(memory), profiles={"cpu": profile})),
         pipeline="generation",
         parameters={"max_tokens": Parameter(type="integer")},
     )
-    known = replace(a_known(), catalogue=Catalogue({generator.id: generator}))
-    workload = found(known).workload
+    return found(replace(a_known(), catalogue=Catalogue({generator.id: generator}))).workload
+
+
+def test_a_generation_that_takes_no_memory_here_is_placed() -> None:
+    workload = generating(Profile(0.0, slope=1e-5, step=0.01), memory=0)
+    assert played("taxiway", workload, POLICIES["taxiway"](workload, 0), seed=0)[0].requests == len(workload)
+
+
+def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_its_answer() -> None:
+    profile = Profile(0.0, slope=1e-5, step=0.01)
+    workload = generating(profile, memory=2**20)
     timing = workload.fleet.timings["sentiment:1"][0]
     assert isinstance(timing, Stepping)
     long, short = (float(timing.answer(np.array([prompt]), np.array([100.0]), 1)[0]) for prompt in (1000.0, 100.0))
