@@ -279,21 +279,6 @@ PERIODS = 2
 """Periods in a row that are worse than predicted before a plan is dropped."""
 
 
-def measured(
-    usd_per_hour: float, ended: Mapping[Cell, int], late: Mapping[Cell, int], penalties: Sequence[float]
-) -> float:
-    """The score of a period in US dollars an hour, as `Twin.play` counts it: cost, and penalties for what was late.
-
-    `ended` are each cell's requests, and `late` those of them that were late or refused.
-    """
-    score = usd_per_hour
-    for service, penalty in enumerate(penalties):
-        mine = [cell for cell in ended if cell[1] == service]
-        missed = sum(late[cell] for cell in mine)
-        score += penalty * missed / sum(ended[cell] for cell in mine) if missed else 0.0
-    return score + sum(starving(late[cell], ended[cell], penalties) for cell in ended if cell[1] == LIVE)
-
-
 class Trust:
     """Whether the plan in use keeps what it promised. It is judged by periods, the present one since `since`.
 
@@ -313,15 +298,20 @@ class Trust:
         self._ended[cell] += 1
         self._late[cell] += not timely
 
-    def score(self, now: float, spent: float, penalties: Sequence[float]) -> float:
-        """The period's score until now, in US dollars an hour."""
-        return measured((spent - self._spent) / (now - self.since) * 3600, self._ended, self._late, penalties)
-
     def is_lost(self, now: float, spent: float, penalties: Sequence[float], predicted: float) -> bool:
         """End the period: whether the plan, which was to score `predicted`, shall be dropped."""
-        self.worse = self.worse + 1 if self.score(now, spent, penalties) > WORSE * predicted else 0
+        self.worse = self.worse + 1 if self._score(now, spent, penalties) > WORSE * predicted else 0
         self._next_period(now, spent)
         return self.worse >= PERIODS
+
+    def _score(self, now: float, spent: float, penalties: Sequence[float]) -> float:
+        """The period's US dollars an hour, as `Twin.play` counts them: cost, and penalties for what was late."""
+        ended, late, score = self._ended, self._late, (spent - self._spent) / (now - self.since) * 3600
+        for service, penalty in enumerate(penalties):
+            mine = [cell for cell in ended if cell[1] == service]
+            missed = sum(late[cell] for cell in mine)
+            score += penalty * missed / sum(ended[cell] for cell in mine) if missed else 0.0
+        return score + sum(starving(late[cell], ended[cell], penalties) for cell in ended if cell[1] == LIVE)
 
     def _next_period(self, since: float, spent: float) -> None:
         self.since, self._spent = since, spent
