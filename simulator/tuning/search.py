@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
@@ -102,12 +102,11 @@ class Search:
 
     Whole models move first. Then changes are tried in random order, but those first more often that save most by the
     jobs' seconds and prices, or that concern what is late. `able` are the classes that each cell may use, and `costs`
-    what its jobs cost there. `count` is the number of classes. `progress` is called with the number of plays so far.
+    what its jobs cost there. `count` is the number of classes.
     """
 
-    def __init__(self, twin: Twin, seed: int, progress: Callable[[float], None] = lambda plays: None) -> None:
+    def __init__(self, twin: Twin, seed: int) -> None:
         self.twin = twin
-        self._progress = progress
         self._fleet = twin.fleet
         self._random = random.Random(seed)
         self.able = able_classes(self._fleet, twin.window.workload.trace.models)
@@ -255,7 +254,6 @@ class Search:
         known = self._played.get(assignment.key)
         if known is None or (best is None and known.score == math.inf):
             known = self._played[assignment.key] = self.twin.play(assignment, best, hopeless)
-            self._progress(self.twin.plays)
         return known
 
     def _closes(self, now: Assignment, place: int) -> bool:

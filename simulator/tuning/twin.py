@@ -273,14 +273,14 @@ class Window:
         both = replace(self.workload, trace=joined([first.trace, self.workload.trace]), level=level)
         return replace(Window.all(both, self.span), waiting=waiting)
 
-    def redrawn(self, seed: int, span: float = 0.0) -> Window:
+    def redrawn(self, seed: int) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
 
-        They last as long as these, or `span` seconds if that is longer. The same jobs wait.
+        They last as long as these. The same jobs wait.
         """
         first = np.arange(self.waiting)
         waiting = replace(self.workload, trace=self.workload.trace.part(first), level=self.workload.level[first])
-        return self._drawn(seed, span)._after(waiting, self.waiting)
+        return self._drawn(seed, 0.0)._after(waiting, self.waiting)
 
     def _drawn(self, seed: int, span: float) -> Window:
         trace, random = self.workload.trace, np.random.default_rng(seed)
