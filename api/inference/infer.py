@@ -337,6 +337,13 @@ class Inference:
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
                 await store.jobs.drop_blobs(job, order.blobs)
 
+    async def ended(self, running: Running) -> bytes | None:
+        """The stored result of a job, however long it takes: its deadline bounds that; None if the router stops."""
+        while (meta := await running.wait(math.inf)) is None:
+            if self.router.results.hurried.is_set():
+                return None
+        return meta
+
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place, and opened if it is sealed.
 

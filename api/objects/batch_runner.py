@@ -37,7 +37,6 @@ from api.objects.batches import (
     too_late,
 )
 from api.openai.answers import AnswerHead
-from api.openai.calls import awaited
 from api.openai.requests import service_of, tier_for_later, tier_of
 from api.openai_errors import JOB, code_of, param_of
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
@@ -498,7 +497,7 @@ class _Work:
             self._jobs.add(running.job)
             meta = None
             try:
-                meta = await awaited(self._router, running)
+                meta = await self._runner.inference.ended(running)
                 if meta is None:
                     raise BrokerUnavailableError("the router stops")
                 self._jobs.discard(running.job)

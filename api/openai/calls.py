@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from api.described import EVENTS
-from api.gate import Receive
-from api.inference.infer import Accepted, Inference, Running
+from api.gate import AnyRequest, Receive
+from api.inference.infer import Accepted
 from api.inference.progress import MessagePart, StreamProgress
 from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
-from api.jobs import Jobs
-from api.openai.answers import Writer
+from api.openai.answers import AnswerHead, Writer
 from api.openai_errors import JOB
-from api.routing.router import HttpRouter
+from api.services import jobs_of, services_of
+from tasks.models.model import Model
 from taxiway.contract.job import Result
 from taxiway.contract.request import Request
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError
@@ -86,73 +86,75 @@ class Begun:
     stays: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A call as a request; `size` is the size of its body in bytes."""
+
+    request: Request
+    model: Model
+    size: int
+    tier: str
+
+    def head(self, job: str) -> AnswerHead:
+        """The beginning of the answer of its job."""
+        return AnswerHead(job, self.tier, int(time.time()))
+
+
 class Calls:
-    """Runs calls at one router for a caller who may see `jobs`."""
+    """Runs the calls that were `asked` for by an HTTP request."""
 
-    def __init__(self, jobs: Jobs, inference: Inference) -> None:
-        self._router = inference.router
-        self._inference = inference
-        self._streaming = Streaming(jobs, inference)
+    def __init__(self, asked: AnyRequest) -> None:
+        self._inference = services_of(asked).inference
+        self._router = self._inference.router
+        self._streaming = Streaming(jobs_of(asked), self._inference)
+        self._receive, self._path = asked.receive, asked.scope["path"]
 
-    async def run(self, request: Request, size: int, receive: Receive) -> tuple[str, Result]:
-        """Run a request whose body has `size` bytes; returns its job and its result.
+    async def run(self, read: Read) -> tuple[str, Result]:
+        """Run a call; returns its job and its result.
 
         Raises:
             TaxiwayError: the request was refused, or the job's error.
         """
-        with contextlib.closing(await self._inference.run(request, size)) as running:
+        with contextlib.closing(await self._inference.run(read.request, read.size)) as running:
             try:
-                meta = await first_of(self._waited(request, running), _gone(receive))
+                meta = await first_of(self._inference.ended(running), _gone(self._receive))
+                if meta is None:
+                    await self._cancel(read.request, running.job)
+                    raise _stops()
                 return running.job, await self._inference.result(meta)
             except ClientGoneError:
-                await self._cancel(request, running.job)
+                await self._cancel(read.request, running.job)
                 raise JobCancelledError("the client closed its connection") from None
             except TaxiwayError as error:
                 error.details.setdefault(JOB, running.job)
                 raise
 
-    async def stream(
-        self,
-        request: Request,
-        size: int,
-        receive: Receive,
-        *,
-        path: str,
-        begin: Callable[[str], Awaitable[Begun]],
-    ) -> Streamed:
-        """The answer to a request as it is generated, once its first event is there: a part, or a keep-alive.
+    async def stream(self, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> Streamed:
+        """The answer to a call as it is generated, once its first event is there: a part, or a keep-alive.
 
         `begin` decides how an accepted job is answered, by its id.
 
         Raises:
             TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
         """
-        accepted, begun = await self.begin(request, size, begin)
-        return await self._streamed(accepted.job, begun, receive, path, headers_of_placement(accepted), request)
+        accepted, begun = await self.begin(read, begin)
+        return await self._streamed(accepted.job, begun, headers_of_placement(accepted), read.request)
 
-    async def follow(self, job: str, begun: Begun, receive: Receive, *, path: str) -> Streamed:
+    async def follow(self, job: str, begun: Begun) -> Streamed:
         """The answer of a job accepted earlier, from its beginning; the job continues when the client disconnects.
 
         Raises:
             TaxiwayError: the job ended with an error before it had an answer.
         """
-        return await self._streamed(job, begun, receive, path, {}, None)
+        return await self._streamed(job, begun, {}, None)
 
-    async def _streamed(
-        self,
-        job: str,
-        begun: Begun,
-        receive: Receive,
-        path: str,
-        headers: Mapping[str, str],
-        request: Request | None,
-    ) -> Streamed:
+    async def _streamed(self, job: str, begun: Begun, headers: Mapping[str, str], request: Request | None) -> Streamed:
         async def cancel() -> None:
             if request is not None and not begun.stays:
                 await self._cancel(request, job)
 
         async def ends() -> None:
-            await first_of(self._router.results.hurried.wait(), _gone(receive))
+            await first_of(self._router.results.hurried.wait(), _gone(self._receive))
             await cancel()
             raise _stops()
 
@@ -166,30 +168,20 @@ class Calls:
         except TaxiwayError as error:
             error.details.setdefault(JOB, job)
             raise
-        return Streamed(path, {**EVENT_HEADERS, **headers}, first, events, begun.writer, cancel)
+        return Streamed(self._path, {**EVENT_HEADERS, **headers}, first, events, begun.writer, cancel)
 
-    async def begin(
-        self, request: Request, size: int, begin: Callable[[str], Awaitable[Value]]
-    ) -> tuple[Accepted, Value]:
-        """Accept a request and call `begin` with its job; returns both outcomes. The job is cancelled if `begin` fails.
+    async def begin(self, read: Read, begin: Callable[[str], Awaitable[Value]]) -> tuple[Accepted, Value]:
+        """Accept a call and call `begin` with its job; returns both outcomes. The job is cancelled if `begin` fails.
 
         Raises:
             TaxiwayError: the request was refused, or what `begin` raises.
         """
-        accepted = await self._inference.accept(request, size)
+        accepted = await self._inference.accept(read.request, read.size)
         try:
             return accepted, await begin(accepted.job)
         except TaxiwayError:
-            await self._cancel(request, accepted.job)
+            await self._cancel(read.request, accepted.job)
             raise
-
-    async def _waited(self, request: Request, running: Running) -> bytes:
-        """The stored result, however long it takes: the job's deadline bounds the wait."""
-        meta = await awaited(self._router, running)
-        if meta is None:
-            await self._cancel(request, running.job)
-            raise _stops()
-        return meta
 
     async def _cancel(self, request: Request, job: str) -> None:
         """Cancel a job whose client has disconnected, unless an idempotency key lets it request the result again."""
@@ -227,14 +219,6 @@ def _printable(text: str) -> str:
 def _stops() -> FleetUnavailable:
     """The error for a call that this router cannot answer because it stops."""
     return BrokerUnavailableError("the router is stopping: send the request again", retry_after=1.0)
-
-
-async def awaited(router: HttpRouter, running: Running) -> bytes | None:
-    """The stored result of a job, however long it takes; None if the router stops before."""
-    while (meta := await running.wait(math.inf)) is None:
-        if router.results.hurried.is_set():
-            return None
-    return meta
 
 
 async def _gone(receive: Receive) -> NoReturn:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +16,6 @@ from api.answers import json_whole
 from api.described import ASKED, RUN, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.openai.answers import (
-    AnswerHead,
     AnyCall,
     ChatCompletion,
     ChatWriter,
@@ -27,7 +25,7 @@ from api.openai.answers import (
     EmbeddingList,
     written,
 )
-from api.openai.calls import Begun, Calls, headers_of_result
+from api.openai.calls import Begun, Calls, Read, headers_of_result
 from api.openai.requests import (
     Call,
     ChatCall,
@@ -42,7 +40,7 @@ from api.openai.requests import (
     set_service,
     tier_of,
 )
-from api.services import jobs_of, router_of, services_of
+from api.services import router_of
 from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
@@ -97,20 +95,6 @@ def _created(model: Model) -> int:
 def is_used(model: Model) -> bool:
     """Whether one of these calls can use a model."""
     return model.pipeline in _USED or embedding_of(model) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A call as a request; `size` is the size of its body in bytes."""
-
-    request: TaxiwayRequest
-    model: Model
-    size: int
-    tier: str
-
-    def head(self, job: str) -> AnswerHead:
-        """The beginning of the answer of its job."""
-        return AnswerHead(job, self.tier, int(time.time()))
 
 
 @get("/v1/models", opt=needs(), responses=openai_answers(ModelList))
@@ -220,22 +204,10 @@ async def _answer(
         choices = parsed.call.n or 1
         return Begun(writer(read.head(job), read.model.id, choices=choices, usage=usage))
 
-    return await stream(request, read, begin)
+    return await Calls(request).stream(read, begin)
 
 
 async def _whole(request: AnyRequest, call: AnyCall, read: Read) -> ASGIApp:
-    job, result = await calls_of(request).run(read.request, read.size, request.receive)
+    job, result = await Calls(request).run(read)
     content = await beside(read.size, written, call, read.model, read.head(job), result)
     return json_whole(content, headers_of_result(job, result))
-
-
-async def stream(request: AnyRequest, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> ASGIApp:
-    """The answer to a call as it is generated."""
-    return await calls_of(request).stream(
-        read.request, read.size, request.receive, path=request.scope["path"], begin=begin
-    )
-
-
-def calls_of(request: AnyRequest) -> Calls:
-    """Runs calls for the request's caller."""
-    return Calls(jobs_of(request), services_of(request).inference)

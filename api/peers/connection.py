@@ -245,11 +245,8 @@ class PeerConnection:
         return None if result is None else PeerAnswer(key, result.outputs, result.report.cost, result.report.tokens)
 
     async def _waited(self, running: Running) -> Result | None:
-        router = self._desk.router
-        while not router.results.hurried.is_set():
-            if (meta := await running.wait(router.rules.topology.limits.wait)) is not None:
-                return await self._desk.inference.stored(meta)
-        return None
+        meta = await self._desk.inference.ended(running)
+        return None if meta is None else await self._desk.inference.stored(meta)
 
     async def _streamed(self, key: str, job: str) -> Result | None:
         router, inference = self._desk.router, self._desk.inference

@@ -16,8 +16,8 @@ from litestar.types import ASGIApp
 from api.answers import HttpAnswer, json_whole
 from api.described import ASKED, RUN, Evented, deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs
-from api.openai.calls import EVENT_HEADERS, Begun, headers_of_placement, headers_of_result
-from api.openai.endpoints import Read, calls_of, read_body, read_request, stream
+from api.openai.calls import EVENT_HEADERS, Begun, Calls, Read, headers_of_placement, headers_of_result
+from api.openai.endpoints import read_body, read_request
 from api.openai.requests import ParsedCall, tier_for_later
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import (
@@ -62,7 +62,7 @@ async def response_create(request: AnyRequest) -> ASGIApp:
     making = await _Making.asked_by(request)
     call = making.parsed.call
     if call.stream:
-        return await stream(request, making.read, making.begin_stream)
+        return await Calls(request).stream(making.read, making.begin_stream)
     if call.background:
         return await making.later()
     return await making.whole()
@@ -88,8 +88,7 @@ async def response_retrieve(
     async def ended(result: Result) -> None:
         writer.finish(result, _now(request))
 
-    begun = Begun(writer, ended, stays=True)
-    return await calls_of(request).follow(found.job, begun, request.receive, path=request.scope["path"])
+    return await Calls(request).follow(found.job, Begun(writer, ended, stays=True))
 
 
 @posts("/v1/responses/{response:str}/cancel", opt=needs("submit"), responses=openai_answers(Response, 400, 404, 503))
@@ -149,8 +148,7 @@ class _Making:
 
     async def whole(self) -> ASGIApp:
         """The answer of the job, once that has ended."""
-        request = self._request
-        job, result = await calls_of(request).run(self.read.request, self.read.size, request.receive)
+        job, result = await Calls(self._request).run(self.read)
         response = succeeded(self._begun(job), result, _now(self._request))
         if self.parsed.call.stored:
             await self._keep(response)
@@ -158,7 +156,7 @@ class _Making:
 
     async def later(self) -> ASGIApp:
         """The response once its job has been accepted."""
-        accepted, _ = await calls_of(self._request).begin(self.read.request, self.read.size, self._keep_begun)
+        accepted, _ = await Calls(self._request).begin(self.read, self._keep_begun)
         response = self._begun(accepted.job)
         return json_whole(msgspec.json.encode(response), headers_of_placement(accepted))
 
