@@ -8,7 +8,7 @@ release have a name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 
 from api.routing.explanation import Explanation, explain_record, unpack_snapshot
 from api.routing.router import HttpRouter
-from broker.port import Arrival, DeadLetter, Holder
+from broker.port import Arrival, DeadLetter
 from router.decide.basis import read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
@@ -233,29 +233,6 @@ _PAGE = 200  # dead letters read at once
 _NAME = 12  # hexadecimal digits
 
 
-class DeadLetterSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter without its message: why, when (by the writer's clock) and by which process it was written.
-
-    `history` lists the workers that ended while holding its job. `bytes` is the message's size.
-    """
-
-    id: str
-    at: float
-    reason: str
-    by: str
-    job: str
-    history: tuple[Holder, ...]
-    bytes: int
-
-
-class Opened(DeadLetterSummary, frozen=True, kw_only=True):
-    """A dead letter with its message: headers, and body as text. `flaw` says why a message cannot be read."""
-
-    headers: Mapping[str, Any]
-    body: str
-    flaw: str
-
-
 class StoredDeadLetters:
     """The dead letters in a router's store."""
 
@@ -263,23 +240,29 @@ class StoredDeadLetters:
         self._router = router
         self._store = router.store
 
-    async def list(self, most: int) -> list[DeadLetterSummary]:
-        """The latest `most` dead letters, latest first."""
-        found: list[DeadLetterSummary] = []
+    async def list(self, most: int) -> list[dict[str, Any]]:
+        """The latest `most` dead letters, latest first: why, when, by which process, and of which job.
+
+        `history` lists the workers that ended while holding it, and `bytes` is the size of its message.
+        """
+        found: list[dict[str, Any]] = []
         async for raw in self._letters():
             if len(found) == most:
                 break
-            found.append(DeadLetterSummary(**_summary_fields(raw, _read(raw))))
+            found.append(_summary(raw, _read(raw)))
         return found
 
-    async def show(self, name: str) -> Opened:
-        """One dead letter with its message. Raises `UnknownLetterError`."""
+    async def show(self, name: str) -> dict[str, Any]:
+        """One dead letter with the headers and the text of its message, whose `flaw` says why it cannot be read.
+
+        Raises `UnknownLetterError`.
+        """
         raw = await self._find(name)
         dead_letter = _read(raw)
         envelope, flaw = _open(dead_letter)
         headers, body = ({}, dead_letter.message) if envelope is None else (envelope.headers, envelope.payload())
         text = body.decode(errors="replace")
-        return Opened(**_summary_fields(raw, dead_letter), headers=headers, body=text, flaw=flaw)
+        return {**_summary(raw, dead_letter), "headers": headers, "body": text, "flaw": flaw}
 
     async def replay(self, name: str) -> str:
         """Submit the message's job again as if it arrived now, and clear its dead-lettered end; returns the job.
@@ -339,8 +322,8 @@ def _read(raw: bytes) -> DeadLetter:
     return msgspec.json.decode(raw, type=DeadLetter)
 
 
-def _summary_fields(raw: bytes, dead_letter: DeadLetter) -> dict[str, Any]:
-    """The fields of `DeadLetterSummary`; dead letters of older releases do not name their job."""
+def _summary(raw: bytes, dead_letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter without its message; those of older releases do not name their job."""
     fields = {name: getattr(dead_letter, name) for name in ("at", "reason", "by", "history")}
     envelope, _ = _open(dead_letter) if not dead_letter.job else (None, "")
     named = envelope.headers.get("id") if envelope is not None else dead_letter.job
