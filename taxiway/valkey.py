@@ -219,20 +219,6 @@ _VALUE = ord("$")
 _LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
 
 
-class Value:
-    """A value that is read into its own memory; `missing` is what has not arrived of it and its line end."""
-
-    def __init__(self, length: int, begin: Buffer) -> None:
-        whole = memoryview(bytearray(length + len(END)))
-        self.content = whole[:length].toreadonly()
-        self.missing = whole[len(begin) :]
-        whole[: len(begin)] = begin
-
-    def received(self, count: int) -> None:
-        """Record that `count` bytes were written to `missing`."""
-        self.missing = self.missing[count:]
-
-
 def packed(command: Sequence[Any]) -> Iterator[Buffer]:
     """The bytes of a command; each large value separately, without a copy."""
     if not any(map(is_large, command)):
@@ -278,17 +264,21 @@ def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
 
 
 class AnswerParser:
-    """Parses received bytes into answers; an error from the server is a value."""
+    """Parses received bytes into answers; an error from the server is a value.
+
+    A large value is read into its own memory.
+    """
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(replyError=ServerError)
         self._read = memoryview(bytearray(READ))
-        self._large: Value | None = None
+        self._large: memoryview | None = None  # a large value that has begun, with its line end
+        self._at = 0  # what has arrived of it, in bytes
         self._midway = False  # whether the reader has parsed the start of an answer
 
     def buffer(self) -> memoryview:
         """The buffer for the next bytes."""
-        return self._read if self._large is None else self._large.missing
+        return self._read if self._large is None else self._large[self._at :]
 
     def received(self, count: int) -> Iterator[Any]:
         """The answers that are complete once `count` bytes were written to `buffer`.
@@ -301,10 +291,10 @@ class AnswerParser:
             if self._large is None:
                 yield from self._parsed(at, count)
         else:
-            self._large.received(count)
-        if self._large is not None and not self._large.missing:
-            content, self._large = self._large.content, None
-            yield content
+            self._at += count
+        if self._large is not None and self._at == len(self._large):
+            content, self._large = self._large[: -len(END)], None
+            yield content.toreadonly()
 
     def _values(self, count: int) -> Generator[Any, None, int]:
         """Yield the leading values, up to a large incomplete one; returns the index of the rest."""
@@ -314,7 +304,8 @@ class AnswerParser:
             length, begin = int(head[1:]) if found else 0, at + len(head) + len(END)
             end = begin + length + len(END)
             if end > count and length > LARGE:
-                self._large = Value(length, self._read[begin:count])
+                self._large, self._at = memoryview(bytearray(length + len(END))), count - begin
+                self._large[: self._at] = self._read[begin:count]
             if not found or end >= count or length < 0:
                 break
             yield bytes(self._read[begin : begin + length])

@@ -17,15 +17,14 @@ from api.inference.infer import Inference
 from api.inference.protocol import answer_of
 from api.jobs import Jobs
 from tasks.large_bodies import beside
-from taxiway.contract.job import JobStatus, Result, RunProgress
+from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.limits import LARGE
 from taxiway.contract.stream import (
+    EVENT_KINDS,
     Event,
     Following,
-    Lost,
     Part,
     Progress,
-    Restarted,
     StreamEntry,
     follow,
     read_progress_at,
@@ -43,6 +42,7 @@ STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffe
 _QUIET = 10.0  # seconds without an event after which a comment keeps the connection alive
 _RETRY_PAUSE = 0.25  # seconds between retries while the store is unavailable
 
+_KINDS = {kind: name for name, kind in EVENT_KINDS.items()}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -121,15 +121,9 @@ def _progress(last: str | None) -> Progress:
 
 
 def _encoded(event: Event, named: Mapping[str, str], position: Progress) -> bytes:
-    match event:
-        case Restarted(attempt):
-            return _event("restarted", _encode({"attempt": attempt}), position)
-        case Lost(characters):
-            return _event("lost", _encode({"characters": characters}), position)
-        case RunProgress():
-            return _event("progress", _encode(event), position)
-        case text:
-            return _event("", _encode({**named, "text_output": text}), position)
+    if isinstance(event, str):
+        return _event("", _encode({**named, "text_output": event}), position)
+    return _event(_KINDS[type(event)], _encode(event), position)
 
 
 def _event(kind: str, content: bytes, position: Progress | None = None) -> bytes:

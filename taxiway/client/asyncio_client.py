@@ -364,7 +364,7 @@ class AsyncClient:
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
-        return await self._transport.fleet()
+        return await self._transport.administer("GET", "/v2/fleet")
 
     async def drain(self) -> dict[str, Any]:
         """Hand the fleet's work to other fleets, as far as it may leave and they offer to run it in time.

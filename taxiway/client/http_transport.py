@@ -17,11 +17,11 @@ import msgspec
 
 from taxiway.client import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, HttpLink, HttpResponse, NotAStreamError
-from taxiway.contract.job import JobStatus, Result, RunProgress, RunReport
+from taxiway.contract.job import JobStatus, Result, RunReport
 from taxiway.contract.limits import Buffer
 from taxiway.contract.request import TERMS, Request, Terms, new_id
 from taxiway.contract.server_events import ServerEvent
-from taxiway.contract.stream import Event, EventStream, Lost, Restarted
+from taxiway.contract.stream import EVENT_KINDS, Event, EventStream
 from taxiway.contract.tensors import (
     HEADER,
     OCTETS,
@@ -190,7 +190,7 @@ class HttpClientTransport:
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job was placed where it is."""
-        return _read_json(await self._answer("GET", f"{_job_path(receipt.job)}/placement"))
+        return await self.administer("GET", f"{_job_path(receipt.job)}/placement")
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
@@ -215,10 +215,6 @@ class HttpClientTransport:
         with _understood():
             return msgspec.convert(_read_json(await self._answer("GET", "/v2/models"))["models"], list[dict[str, Any]])
 
-    async def fleet(self) -> dict[str, Any]:
-        """The fleet's classes and devices now."""
-        return _read_json(await self._answer("GET", "/v2/fleet"))
-
     async def infer_line(self, request: Request) -> tuple[str, bytes]:
         """The path of an infer request, and its body as one line of JSON."""
         path, fields, tensors, _ = await self._parts(request)
@@ -236,8 +232,9 @@ class HttpClientTransport:
         return bytes(response.body)
 
     async def administer(self, verb: str, path: str) -> dict[str, Any]:
-        """The router's answer."""
-        return _read_json(await self._link.ask(verb, path, once=verb != "GET"))
+        """The router's answer; what changes something is asked once."""
+        asked = self._answer(verb, path) if verb == "GET" else self._link.ask(verb, path, once=True)
+        return _read_json(await asked)
 
     def _decode_event(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """Decode an event of a job's stream; an error event raises the job's error."""
@@ -247,11 +244,8 @@ class HttpClientTransport:
             content = msgspec.json.decode(event.data)
             if event.kind == "error":
                 raise error_of_code(content["code"], content["error"], content["details"])
-            if event.kind == "restarted":
-                return Restarted(content["attempt"])
-            if event.kind == "progress":
-                return msgspec.convert(content, RunProgress)
-            return Lost(content["characters"]) if event.kind == "lost" else str(content["text_output"])
+            kind = EVENT_KINDS.get(event.kind)
+            return str(content["text_output"]) if kind is None else msgspec.convert(content, kind)
 
     async def close(self) -> None:
         """Close all connections."""

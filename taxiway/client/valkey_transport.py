@@ -221,10 +221,6 @@ class ValkeyClientTransport:
         events: list[dict[str, Any]] = msgspec.json.decode(raw)
         return events
 
-    async def fleet(self) -> dict[str, Any]:
-        """Not supported at a broker. Raises `InvalidRequestError`."""
-        raise _needs_http("fleet")
-
     async def administer(self, verb: str, path: str) -> dict[str, Any]:
         """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http(f"{verb} {path}")

@@ -188,6 +188,13 @@ StreamEntry = Piece | RunProgress
 Event = str | Restarted | Lost | RunProgress
 """An event for a reader: text, a restart, a gap, or a report."""
 
+EVENT_KINDS: Mapping[str, type[Restarted | Lost | RunProgress]] = {
+    "restarted": Restarted,
+    "lost": Lost,
+    "progress": RunProgress,
+}
+"""Events besides text, as a router names them in its answers."""
+
 EventStream = AsyncGenerator[Event | Result, None]
 """All events for a reader, then the result."""
 
