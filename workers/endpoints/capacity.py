@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -194,19 +195,19 @@ class EndpointPlaces:
         self.now = make(endpoint, variants.device, self._announced)
         self.use = EndpointUse(endpoint.slots, self.now.health)
         self.gone = ""
-        self._edit: Endpoint | None = None
+        self._edits: deque[Endpoint] = deque(maxlen=1)
         self._move: asyncio.Task[None] | None = None
         self._left: set[asyncio.Task[None]] = set()
 
     def follow(self, edit: Endpoint) -> None:
         """Go by what queues.yaml says now: elsewhere after a probe; what runs ends where it began. Thread-safe."""
-        self._edit = edit
+        self._edits.append(edit)
         self._wake()
 
     def turn(self) -> None:
         """Begin to go by the last edit, once the one before is done with."""
-        if self._edit is not None and (self._move is None or self._move.done()):
-            self._move, self._edit = asyncio.create_task(self._go(self._edit)), None
+        if self._edits and (self._move is None or self._move.done()):
+            self._move = asyncio.create_task(self._go(self._edits.popleft()))
 
     async def close(self) -> None:
         """Disconnect."""
@@ -228,6 +229,8 @@ class EndpointPlaces:
         except EndpointConfigError as error:
             logger.error("endpoint is used as it was", extra={"reason": str(error)})
             return
+        if endpoint.rate == self.now.endpoint.rate:
+            place.gate = self.now.gate  # what was sent counts there, too
         await place.health.probe_alone()
         await place.health.open()
         leaving = asyncio.create_task(self.now.leave())
