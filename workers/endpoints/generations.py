@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from broker.valkey.worker_store import WorkerStore, insist
-from tasks.heartbeat import Yieldable, three_digits
+from tasks.heartbeat import Yieldable
 from tasks.models.model import Profile
 from tasks.models.profiles import ANSWER_BOUND
 from taxiway.backoff import Outage
@@ -75,25 +75,16 @@ class Generations:
 
     def _described(self, job: RunningJob, exchange: Exchange, seat: Seat, curve: Profile, now: float) -> Yieldable:
         """A running generation; its answer counts with all the tokens that it may have."""
-        generation, item, delivery = job.generation, job.items[0], job.delivery
+        generation, item = job.generation, job.items[0]
         before = 0 if generation is None else generation.kept.tokens
         written = before if exchange.reader is None else exchange.reader.written
         rows, prompt = float(max(self._use.running, 1)), item.size - int(item.parameters[ANSWER_BOUND])
         read, left = prompt + written, max(int(item.parameters[ANSWER_BOUND]) - written, 0)
-        redo = curve.latency(rows, read, read)
-        run = now - seat.since
+        redo, run = curve.latency(rows, read, read), now - seat.since
+        rest = curve.latency(rows, read + left, read) - redo
         can_go_on = isinstance(item, AskItem) and item.go_on is not None
-        return Yieldable(
-            job=delivery.job,
-            token=delivery.token,
-            tag=delivery.tag,
-            level=job.ticket.level,
-            due=delivery.deadline_at,
-            run=three_digits(run),
-            left=three_digits(curve.latency(rows, read + left, read) - redo),
-            redo=three_digits(redo if can_go_on else redo + run),
-            cuts=0 if generation is None else len(generation.kept.parts),
-        )
+        cuts = 0 if generation is None else len(generation.kept.parts)
+        return job.delivery.yieldable(run, rest, redo if can_go_on else redo + run, cuts=cuts)
 
     def can_yield(self, job: RunningJob) -> bool:
         """Whether the job's answer has no more than text so far, and can be cut."""

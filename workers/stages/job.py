@@ -12,6 +12,7 @@ import msgspec
 from broker.valkey.claims import Claim, YieldRequest
 from broker.valkey.endings import Course, exceeded
 from broker.valkey.endings import Ending as StoredEnding
+from tasks.heartbeat import Yieldable, three_digits
 from tasks.models.model import Model
 from tasks.telemetry import ParentSpan
 from tasks.ticket import Ticket
@@ -130,6 +131,11 @@ class Delivery(msgspec.Struct, eq=False):
         """The earlier deadline of its message and its record, on the store's clock; 0 if it has none."""
         recorded = self.claim.deadline_at if self.claim is not None else 0.0
         return min(filter(None, (self.ticket.deadline_at, recorded)), default=0.0)
+
+    def yieldable(self, run: float, left: float, redo: float, *, cuts: int, kind: str = "") -> Yieldable:
+        """The job as one that can yield; the seconds are as there."""
+        seconds = (three_digits(run), three_digits(left), three_digits(redo))
+        return Yieldable(self.job, self.token, self.tag, self.ticket.level, self.deadline_at, *seconds, cuts, kind)
 
     @property
     def suspect(self) -> bool:

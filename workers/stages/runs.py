@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from broker.valkey.worker_store import RunUpdate, insist
-from tasks.heartbeat import Yieldable, three_digits
+from tasks.heartbeat import Yieldable
 from taxiway.backoff import Outage
 from taxiway.contract.job import RunProgress
 from taxiway.contract.keys import blob_key
@@ -109,18 +109,8 @@ class RowRun(FollowedRun):
         useful, left = self.useful, self._ends - time.monotonic()
         if not 0.0 < left < math.inf:  # it reports too seldom to tell
             left = max(self._expected - useful, useful)
-        return Yieldable(
-            job=delivery.job,
-            token=delivery.token,
-            tag=delivery.tag,
-            level=delivery.ticket.level,
-            due=delivery.deadline_at,
-            run=three_digits(useful),
-            left=three_digits(left),
-            redo=three_digits(self.times.ran + max(useful - saved.useful, 0.0) + 2 * self._transfer),  # also read again
-            cuts=self.times.yields,
-            kind=saved.kind,
-        )
+        redo = self.times.ran + max(useful - saved.useful, 0.0) + 2 * self._transfer  # it is also read again
+        return delivery.yieldable(useful, left, redo, cuts=self.times.yields, kind=saved.kind)
 
     def resume(self, checkpoint: Checkpoint, content: Buffer) -> None:
         """Go on from a checkpoint."""
