@@ -19,7 +19,6 @@ class SettingsError(ValueError):
 
     def __init__(self, variable: str, expected: str, value: object) -> None:
         super().__init__(f"{variable}: expected {expected}, got {value!r}")
-        self.variable = variable
 
 
 @dataclass(frozen=True, slots=True)

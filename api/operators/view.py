@@ -15,7 +15,7 @@ from broker.port import Moved, QueueHead
 from router.decide.plan import SCARCE, STALE, Cell, Followed, LatestTuning, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
-from router.upkeep.timeline import FleetSample, spending_of, utilisation_of
+from router.upkeep.timeline import FleetSample, utilisation_of
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour, held_of, is_emulated, median_of
 from tasks.models.folder import ProcessReport
 from tasks.topology import HardwareClass, Price
@@ -258,7 +258,7 @@ def view_class(
         emulated=sum(is_emulated(device.kind, hardware) for device in devices),
         usd_per_hour=sum(prices) / len(prices),
         price=hardware.price,
-        spending=spending_of(fleet, name, hardware),
+        spending=fleet.spending(name, hardware),
         utilisation=utilisation_of(devices),
         depth=head.depths,
         oldest=oldest,

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from router.decide.plan import Plan
-from tasks.heartbeat import ANY, DeviceFacts
+from tasks.heartbeat import ANY, DeviceFacts, dollars_per_hour
+from tasks.topology import HardwareClass
 from taxiway.contract.keys import LEVELS
 
 
@@ -54,6 +55,11 @@ class FleetSnapshot:
         """A class's own live devices that are not draining, whatever they serve now, by name."""
         own = (d for d in self.devices if d.hardware_class == hardware_class and not d.draining)
         return tuple(sorted(own, key=lambda d: d.worker))
+
+    def spending(self, name: str, hardware: HardwareClass) -> float:
+        """What a class's own devices cost, in US dollars an hour."""
+        own = self.own(name)
+        return sum(dollars_per_hour(own, name, hardware)) if own else 0.0
 
 
 def with_hosts(devices: Sequence[DeviceFacts]) -> tuple[DeviceFacts, ...]:

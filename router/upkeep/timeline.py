@@ -12,9 +12,9 @@ from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
 from router.upkeep.leader import Duty
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, dollars_per_hour
+from tasks.heartbeat import HEARTBEAT, DeviceFacts
 from tasks.history import ServiceLatency
-from tasks.topology import HardwareClass, Topology
+from tasks.topology import Topology
 
 EVERY = 5.0
 """Seconds between two samples."""
@@ -117,12 +117,6 @@ def utilisation_of(devices: Sequence[DeviceFacts]) -> float:
     return sum(device.utilisation for device in devices) / len(devices) if devices else 0.0
 
 
-def spending_of(fleet: FleetSnapshot, name: str, hardware: HardwareClass) -> float:
-    """What a class's own devices cost, in US dollars an hour."""
-    own = fleet.own(name)
-    return sum(dollars_per_hour(own, name, hardware)) if own else 0.0
-
-
 def _classes(
     fleet: FleetSnapshot, topology: Topology, waiting: Mapping[str, int], busy: Sequence[Mapping[str, float]]
 ) -> dict[str, ClassSample]:
@@ -131,7 +125,7 @@ def _classes(
             waiting=depth,
             utilisation=round(sum(seen.get(name, 0.0) for seen in busy) / len(busy), 3),
             devices=len(fleet.of_class(name)),
-            dollars=round(spending_of(fleet, name, topology.hardware[name]), 4),
+            dollars=round(fleet.spending(name, topology.hardware[name]), 4),
         )
         for name, depth in waiting.items()
     }

@@ -433,8 +433,4 @@ def billed(arrivals: Arrivals, topology: Topology) -> float:
 
 def spending(known: KnownFleet) -> float:
     """US dollars an hour of the devices that are there."""
-    return sum(
-        sum(dollars_per_hour(own, name, hardware))
-        for name, hardware in known.topology.hardware.items()
-        if (own := known.snapshot.own(name))
-    )
+    return sum(known.snapshot.spending(name, hardware) for name, hardware in known.topology.hardware.items())
