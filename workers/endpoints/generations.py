@@ -19,8 +19,8 @@ from taxiway.contract.job import GenerationPart
 from taxiway.contract.stream import CutGeneration
 from taxiway.errors import BrokerUnavailableError
 from workers.device import Device
-from workers.endpoints.capacity import EndpointUse, Seat
 from workers.endpoints.http import EndpointLink
+from workers.endpoints.places import EndpointUse, Seat
 from workers.endpoints.protocol import AskItem, EndpointError, EngineRequest, Exchange
 from workers.endpoints.variants import EndpointVariants
 from workers.port import Row

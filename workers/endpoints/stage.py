@@ -32,10 +32,9 @@ from taxiway.contract.stream import NOTHING, CutGeneration, Delta, Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
 from workers.device import Device
-from workers.endpoints.capacity import EndpointPlace, EndpointPlaces, EndpointUse, pieces_of
 from workers.endpoints.generations import Generations, cut, dollars, request_of
-from workers.endpoints.health import EndpointHealth, is_full
 from workers.endpoints.peers import Origin, open_link
+from workers.endpoints.places import EndpointHealth, EndpointPlace, EndpointPlaces, EndpointUse, is_full, pieces_of
 from workers.endpoints.protocol import (
     AskItem,
     Behalf,

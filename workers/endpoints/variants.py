@@ -25,7 +25,7 @@ from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 
 if TYPE_CHECKING:
-    from workers.endpoints.health import EndpointHealth
+    from workers.endpoints.places import EndpointHealth
 
 
 class EndpointVariants(DeviceVariants):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.decide.faults import FAILURES, PROBES, STARTING_PROBE, Breaker, State
-from workers.endpoints.capacity import EndpointUse, Seat
+from workers.endpoints.places import EndpointUse, Seat
 
 Step = tuple[Literal["answered", "failed", "unreached", "starting", "probed"], float]
 _EVENTS = ["answered", "failed", "unreached", "starting", "probed"]

@@ -17,8 +17,8 @@ from tasks.topology import Topology, parse_topology
 from tests.builders import recorded
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints import openai
-from workers.endpoints.health import EndpointHealth, is_full, read_metrics, read_slots
 from workers.endpoints.http import EndpointLink, OneAddress
+from workers.endpoints.places import EndpointHealth, is_full, read_metrics, read_slots
 from workers.endpoints.protocol import EndpointError, FaultKind
 
 TEXT = recorded("documents/replicas.yaml")
