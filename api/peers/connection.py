@@ -132,21 +132,28 @@ class PeerConnection:
         self._let_on()
         self._jobs: dict[str, _PeerJob] = {}
         self._cancels: set[asyncio.Task[None]] = set()
+        self._early: list[ToSite] = []  # what came with the peer's first frame
 
     async def first(self, receive: ReceiveMessage, within: float | None = HELLO_WITHIN) -> ToSite | None:
         """What the peer says first; None if it leaves.
 
         Raises:
-            PeerError: it cannot be read, or did not come within so many seconds.
+            PeerError: it cannot be read, did not come within so many seconds, or was said unasked.
         """
         try:
-            async with asyncio.timeout(within):
-                while (message := await receive()) is not None:
-                    if frames := list(self._frames(message)):
-                        return frames[0]
+            frames = await asyncio.wait_for(self._first_frames(receive), within)
         except TimeoutError as error:
             raise PeerError(WRONG_FRAME, f"no hello within {within:g} s") from error
-        return None
+        if len(frames) > 1 and isinstance(frames[0], PeerServe):
+            raise PeerError(WRONG_FRAME, "expected nothing before hello")
+        self._early = frames[1:]
+        return frames[0] if frames else None
+
+    async def _first_frames(self, receive: ReceiveMessage) -> list[ToSite]:
+        while (message := await receive()) is not None:
+            if frames := list(self._frames(message)):
+                return frames
+        return []
 
     async def serve(self, first: ToSite | None, receive: ReceiveMessage) -> None:
         """Serve until the peer leaves. Its jobs go on: it comes back for their answers, or cancels them.
@@ -158,6 +165,8 @@ class PeerConnection:
             return
         hello = self._greet(first)
         try:
+            for frame in self._early:
+                self._take(frame)
             await first_of(self._read(receive), self._write(), self._offer(hello))
         finally:
             await end([job.task for job in self._jobs.values()])

@@ -191,6 +191,14 @@ def test_who_speaks_another_version_or_out_of_turn_is_refused_by_name(
         return await caller.closed()
 
     assert speak(site, talk, frames[0]) == (code, reason)
+    assert speak(site, Caller.closed, *frames) == (code, reason), "in one message"
+
+
+def test_what_comes_in_one_message_with_hello_is_answered(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> None:
+        assert (await caller.hear(PeerAnswer)).key == "early#1.0"
+
+    speak(site, talk, HELLO, submit("early#1.0"))
 
 
 @pytest.mark.parametrize(
