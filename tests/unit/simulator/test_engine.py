@@ -234,13 +234,6 @@ def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() ->
     assert float(outcome.latency.max()) < 33  # the devices were never idle meanwhile
 
 
-def test_what_is_held_past_its_deadline_is_turned_away() -> None:
-    late = [{"arrival": 0.5, "model": "m", "deadline": 20.0} for _ in range(60)]
-    outcome = play(work := workload(MINUTE + late, horizon=2), Taxiway(work))
-    assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
-    assert (outcome.state != ANSWERED).any()
-
-
 @pytest.mark.cases("terms, moves, longest")
 def test_waiting_work_is_levelled(terms: dict[str, Any], moves: tuple[int, int], longest: tuple[float, float]) -> None:
     work = workload(MINUTE, horizon=1000, **terms)

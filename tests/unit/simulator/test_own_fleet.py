@@ -29,7 +29,6 @@ from simulator.policies.taxiway import POLICIES
 from simulator.traces import arrivals_of, read_arrivals
 from simulator.tuning.real_fleet import (
     NODES,
-    UNBOUNDED,
     KnownFleet,
     Recorded,
     Shortage,
@@ -212,14 +211,6 @@ def test_the_twin_cannot_place_private_data_elsewhere_nor_firm_work_on_spot_capa
     assert able[0, 0] == [0, 1]
     assert able[0, 2] == [0, 1, 2]
     assert able[1, 0] == able[1, 2] == [1]
-
-
-def test_a_class_has_the_devices_that_it_may_have() -> None:
-    startable = {name: device.count for name, device in found().workload.fleet.classes.items()}
-    assert startable == {"cloud": UNBOUNDED, "edge": 3, "spot": UNBOUNDED}
-    fixed = found(a_known(startable=())).workload.fleet.classes
-    bounds = {name: (device.minimum, device.count) for name, device in fixed.items()}
-    assert bounds == {"cloud": (2, 2), "edge": (1, 1), "spot": (1, 1)}
 
 
 def test_a_class_costs_the_twin_what_its_devices_were_told_that_their_nodes_cost() -> None:
