@@ -52,15 +52,15 @@ def open_transport(
     """
     scheme = urlsplit(url).scheme
     if scheme in _ROUTERS:
-        from taxiway.client.http_transport import open_router  # imported only where it is used, as its library is
+        from taxiway.client.http_transport import HttpClientTransport  # imported only where it is used, with aiohttp
 
-        return open_router(url, connect_timeout, show, key, confirmed_by)
+        return HttpClientTransport(url, connect_timeout, show, key, confirmed_by)
     from taxiway.valkey import SCHEMES  # the same
 
     if scheme in SCHEMES:
-        from taxiway.client.valkey_transport import open_broker
+        from taxiway.client.valkey_transport import ValkeyClientTransport
 
-        return open_broker(url, connect_timeout, show, key, confirmed_by)
+        return ValkeyClientTransport(url, connect_timeout, show, key, confirmed_by)
     expected, got = "://, ".join((*SCHEMES, *_ROUTERS)), f"{scheme}://…" if scheme else "no scheme"  # never a password
     raise invalid("url", f"an address that starts with {expected}://", got)
 

@@ -92,23 +92,18 @@ class _InferRequest:
     single: bool
 
 
-def open_router(
-    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int
-) -> HttpClientTransport:
-    """The transport at `url`, authenticated with `key`.
+class HttpClientTransport:
+    """Requests to a router. A model's metadata is fetched once; it gives plain inputs their names and datatypes.
+
+    `key` authenticates the caller.
 
     Raises:
         InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
-    if confirmed_by:
-        raise invalid("durability", "none for a router, whose limits.durability decides", "'replicated'")
-    return HttpClientTransport(url, connect_timeout, show, key)
 
-
-class HttpClientTransport:
-    """Requests to a router. A model's metadata is fetched once; it gives plain inputs their names and datatypes."""
-
-    def __init__(self, url: str, connect_timeout: float, show: Show, key: str | None = None) -> None:
+    def __init__(self, url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> None:
+        if confirmed_by:
+            raise invalid("durability", "none for a router, whose limits.durability decides", "'replicated'")
         self._link = HttpLink(url, connect_timeout, key)
         self._show = show
         self._accepts = {"accept": OCTETS} if show is array else {}

@@ -58,28 +58,21 @@ _RETRY_PAUSE = 0.1
 """Seconds between attempts to read a large value during an outage."""
 
 
-def open_broker(
-    url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int
-) -> ValkeyClientTransport:
-    """The transport at `url`; `key` signs the messages written there.
+class ValkeyClientTransport:
+    """Writes arrivals with pipelined LPUSH, and receives all results on one subscription. `key` signs the arrivals.
 
     Raises:
         InvalidRequestError: the key is not hexadecimal, or too short.
     """
-    try:
-        signing = None if key is None else read_key(key)
-    except ValueError as error:
-        raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
-    return ValkeyClientTransport(ValkeyLink(url, connect_timeout, confirmed_by), show, signing)
 
-
-class ValkeyClientTransport:
-    """Writes arrivals with pipelined LPUSH, and receives all results on one subscription."""
-
-    def __init__(self, link: ValkeyLink, show: Show, key: bytes | None) -> None:
-        self._link = link
+    def __init__(self, url: str, connect_timeout: float, show: Show, key: str | None, confirmed_by: int) -> None:
+        try:
+            self._key = None if key is None else read_key(key)
+        except ValueError as error:
+            message = f"key: at a broker, the producers' signing key: {error}"
+            raise InvalidRequestError(message, field="key") from None
+        self._link = link = ValkeyLink(url, connect_timeout, confirmed_by)
         self._show = show
-        self._key = key
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link, reply_channel(self._name), reconnected=self._submit_again)

@@ -262,20 +262,10 @@ class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Success(msgspec.Struct, frozen=True):
-    """A stored result whose values need no untagging."""
+    """A stored result, whose values are not untagged."""
 
     status: Literal["SUCCESS"]
     result: Result
-
-
-class _Reported(msgspec.Struct, frozen=True):
-    report: RunReport
-
-
-class _Ran(msgspec.Struct, frozen=True):
-    """A stored result without its outputs."""
-
-    result: _Reported
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -286,7 +276,6 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
-_decode_ran = msgspec.json.Decoder(_Ran).decode
 _decode_success = msgspec.json.Decoder(_Success).decode
 
 
@@ -358,7 +347,7 @@ def state_of(error: TaxiwayError) -> JobState:
 def report_of(meta: bytes) -> RunReport | None:
     """How the job of a stored result ran; None if it has no answer."""
     try:
-        return _decode_ran(meta).result.report
+        return _decode_success(meta).result.report
     except msgspec.MsgspecError:
         return None
 
