@@ -152,10 +152,10 @@ def completion(ctx: click.Context, *, shell: str, as_json: bool) -> None:
 
 
 COMMANDS = {
-    "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
-    "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
-    "join": ("taxiway.cli.fleet", "Serve a class of a fleet elsewhere from this machine."),
-    "doctor": ("taxiway.cli.fleet", "Report what this machine has, what is missing, and how to install it."),
+    "up": ("local up", "Start a complete fleet on this machine."),
+    "down": ("local down", "Stop the fleet on this machine."),
+    "join": ("local join", "Serve a class of a fleet elsewhere from this machine."),
+    "doctor": ("local doctor", "Report what this machine has, what is missing, and how to install it."),
     "submit": ("taxiway.cli.jobs", "Send a request to a model and print its answer."),
     "array": ("taxiway.cli.arrays", "Send each line of a file to a model, as one array."),
     "result": ("taxiway.cli.jobs", "Print a job's answer."),
@@ -163,21 +163,21 @@ COMMANDS = {
     "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),
     "top": ("taxiway.cli.show", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
-    "audit": ("taxiway.cli.fleet", "Show where labelled work was placed, export it, or verify an export."),
+    "audit": ("router.audit", "Show where labelled work was placed, export it, or verify an export."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
     "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
     "models": ("taxiway.cli.jobs", "List what the fleet can run."),
-    "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
+    "check": ("workers.check", "Check queues.yaml and the models."),
     "drain": ("taxiway.cli.jobs", "Hand the fleet's work to other fleets."),
-    "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP API."),
-    "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
-    "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
-    "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
-    "diff-config": ("taxiway.cli.fleet", "Show what a history would have cost under another configuration."),
-    "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
+    "keys": ("api.keys_file", "Create, list and revoke API keys of the HTTP API."),
+    "profile": ("workers.profiling", "Measure how models run on this machine."),
+    "simulate": ("simulator simulate", "Replay a trace on a modelled fleet."),
+    "history": ("simulator.own_fleet.history", "Show what arrived and what became of it, or export it as a trace."),
+    "diff-config": ("simulator diff-config", "Show what a history would have cost under another configuration."),
+    "plan": ("simulator plan", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli", "Print a shell's completion script."),
 }
-"""For each verb, the module with the command of the same name (`_` for `-`), and its help text."""
+"""For each verb, the module with the command of the same name, or what runs it of the fleet, and its help text."""
 
 
 class Root(click.Group):
@@ -191,8 +191,13 @@ class Root(click.Group):
         """The verb's command; None for an unknown verb."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
-        return command
+        home, _ = COMMANDS[cmd_name]
+        if home.startswith("taxiway."):
+            command: click.Command = getattr(importlib.import_module(home), cmd_name)
+            return command
+        from taxiway.cli.fleet import FleetVerb
+
+        return FleetVerb(cmd_name, home)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table of verbs."""

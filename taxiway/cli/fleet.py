@@ -22,11 +22,15 @@ _SHOWN_AS = "_TAXIWAY_SHOWN_AS"  # the name to show in usage lines, for the proc
 
 
 class FleetVerb(click.Command):
-    """A verb of a module of the fleet, which parses the arguments after `first` and prints the help."""
+    """A verb that a module of the fleet runs, which parses the arguments and prints the help.
 
-    def __init__(self, verb: str, module: str, *first: str) -> None:
+    `run_by` is the module, and its own verb if it has several: `local up`.
+    """
+
+    def __init__(self, verb: str, run_by: str) -> None:
         super().__init__(verb)
-        self._verb, self._module, self._first = verb, module, first
+        self._verb = verb
+        self._module, *self._first = run_by.split()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Leave all arguments as they are."""
@@ -45,20 +49,6 @@ class FleetVerb(click.Command):
         except ImportError:
             return []
         return ShellComplete(module.main, {}, self._verb, "").get_completions([*self._first, *ctx.args], incomplete)
-
-
-up = FleetVerb("up", "local", "up")
-down = FleetVerb("down", "local", "down")
-join = FleetVerb("join", "local", "join")
-doctor = FleetVerb("doctor", "local", "doctor")
-check = FleetVerb("check", "workers.check")
-keys = FleetVerb("keys", "api.keys_file")
-profile = FleetVerb("profile", "workers.profiling")
-simulate = FleetVerb("simulate", "simulator", "simulate")
-diff_config = FleetVerb("diff-config", "simulator", "diff-config")
-plan = FleetVerb("plan", "simulator", "plan")
-audit = FleetVerb("audit", "router.audit")
-history = FleetVerb("history", "simulator.own_fleet.history")
 
 
 def find_tree(places: Iterable[Path]) -> Path:

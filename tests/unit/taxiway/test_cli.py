@@ -31,7 +31,7 @@ def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
     assert all(meaning in shown for meaning in EXIT_CODES.values())
 
 
-@pytest.mark.parametrize("verb", [verb for verb, (module, _) in COMMANDS.items() if module != "taxiway.cli.fleet"])
+@pytest.mark.parametrize("verb", [verb for verb, (module, _) in COMMANDS.items() if module.startswith("taxiway.")])
 def test_every_verb_has_help_that_begins_as_the_table_says(cli: CommandLine, verb: str) -> None:
     answer = cli(verb, "--help")
     assert answer.exit_code == 0
