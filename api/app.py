@@ -6,7 +6,6 @@ from litestar import Litestar
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from api import described
 from api.access import TenantRates
 from api.bodies import BodyLimits, Inflated
 from api.described import document
@@ -58,7 +57,6 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
         logging_config=None,
     )
     inference = store.inference
-    app.state[described.VERSION] = release()
     app.state[SERVICES] = store
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)

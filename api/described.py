@@ -148,6 +148,3 @@ FIELDS = dict[str, Any]
 
 NONE: list[dict[str, list[str]]] = [{}]
 """The security of an endpoint that needs no key."""
-
-VERSION = "version"
-"""Key of the version in the application's state."""

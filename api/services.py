@@ -38,8 +38,3 @@ def router_of(request: AnyRequest) -> HttpRouter:
 def jobs_of(request: AnyRequest) -> Jobs:
     """The jobs that the caller may see."""
     return Jobs(router_of(request), tenant_of(request))
-
-
-def most_elements(request: AnyRequest) -> int:
-    """The most elements that a request's tensors may have."""
-    return router_of(request).rules.topology.limits.elements

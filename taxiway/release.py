@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import cache
 
 
 def version_of(distribution: str) -> str | None:
@@ -13,6 +14,7 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
+@cache
 def release() -> str:
     """The version of taxiway here."""
     return version_of("taxiway") or "unknown"

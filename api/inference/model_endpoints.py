@@ -12,7 +12,7 @@ from api.described import ASKED, EVENTS, FIELDS, KEYED, RUN, TERMS, ServerSentEv
 from api.gate import AnyRequest, json_answer, needs, take_terms
 from api.inference.protocol import InferAnswer, InferRequest, read_infer
 from api.inference.streaming import STREAM_HEADERS, Streaming
-from api.services import JsonResponse, jobs_of, most_elements, router_of, services_of
+from api.services import JsonResponse, jobs_of, router_of, services_of
 from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.model_list import model_list
@@ -127,8 +127,8 @@ async def job_stream(request: AnyRequest, job: str) -> Stream:
 
 
 async def _read(request: AnyRequest) -> InferRequest:
-    body = await request.body()
-    infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), most_elements(request))
+    body, most = await request.body(), router_of(request).rules.topology.limits.elements
+    infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), most)
     take_terms(request.scope, infer.parameters)
     return infer
 

@@ -129,10 +129,10 @@ async def upload(request: AnyRequest) -> Response[bytes]:
     """Upload a file, as `multipart/form-data`."""
     stored = services_of(request)
     form, name, now = _Form(request), new_name("file-"), stored.router.store.clock.stored_now()
-    purpose = await form.begin()
+    await form.begin()
     await stored.objects.expect_content(name, now)
     async with _deleted_on_error(stored.contents, name):
-        record = await _written(request, form, name, purpose)
+        record = await _written(request, form, name)
         await stored.objects.add_file(record, now)
     return json_answer(file_answer(record))
 
@@ -151,13 +151,13 @@ async def _deleted_on_error(contents: Contents, name: str) -> AsyncIterator[None
         raise FleetUnavailable(message, retry_after=5.0) from error
 
 
-async def _written(request: AnyRequest, form: _Form, name: str, purpose: str) -> FileRecord:
+async def _written(request: AnyRequest, form: _Form, name: str) -> FileRecord:
     """The file in a form, once its content is written."""
     stored, tenant = services_of(request), owner_of(tenant_of(request))
     now, room = int(stored.router.store.clock.stored_now()), await stored.objects.room(tenant)
     most = (stored.limit, "file") if stored.limit <= room else (room, "files")
     size = await stored.contents.write(file_path(name), bounded(form.content(), *most))
-    purpose = await form.end(purpose)
+    purpose = await form.end()
     return FileRecord(
         id=name,
         tenant=tenant,
@@ -347,12 +347,11 @@ class _Form:
         self._events = self._parsed()
         self._fields: dict[str, bytes] = {}
 
-    async def begin(self) -> str:
-        """Read up to the file; the purpose, if that came before it."""
+    async def begin(self) -> None:
+        """Read up to the file."""
         await self._read_fields()
         if not self.filename:
             raise InvalidRequestError("file: expected a file with a name", field="file")
-        return self._purpose()
 
     async def content(self) -> AsyncIterator[bytes]:
         """The file's content."""
@@ -362,12 +361,12 @@ class _Form:
             if not isinstance(event, MultipartSegment):
                 yield bytes(event)
 
-    async def end(self, purpose: str) -> str:
-        """Read what follows the file; the purpose."""
+    async def end(self) -> str:
+        """Read what follows the file; the purpose, which may have come before it."""
         filename = self.filename
         await self._read_fields()
         self.filename = filename
-        purpose = purpose or self._purpose()
+        purpose = self._fields.get("purpose", b"").decode(errors="replace")
         if purpose not in PURPOSES:
             raise wrong_field("purpose", f"one of {list(PURPOSES)}", purpose)
         return purpose
@@ -381,9 +380,6 @@ class _Form:
             return now + msgspec.convert(given, ExpiresAfter, strict=False).seconds
         except msgspec.ValidationError as error:
             raise unreadable(error, "expires_after") from error
-
-    def _purpose(self) -> str:
-        return self._fields.get("purpose", b"").decode(errors="replace")
 
     async def _read_fields(self) -> None:
         """Read fields up to the file, or to the end."""

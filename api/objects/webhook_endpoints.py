@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from litestar import Response, get
-from litestar.openapi.spec import Operation
 from litestar.params import Parameter
 
 from api.described import deletes, openai_answers, posts, takes
@@ -129,10 +128,6 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
 
 
-def _takes(body: type[Any]) -> type[Operation]:
-    return takes(body, {})
-
-
 _CALLED = (400, 404, 413, 415)
 _READ = needs("read", "admin")
 _PATH = "/v1/webhook_endpoints/{endpoint:str}"
@@ -147,7 +142,7 @@ async def event_types() -> Response[bytes]:
 @posts(
     "/v1/webhook_endpoints",
     responses=openai_answers(EndpointAnswer, *_CALLED, 503),
-    operation_class=_takes(EndpointCall),
+    operation_class=takes(EndpointCall, {}),
 )
 async def endpoint_create(request: AnyRequest) -> Response[bytes]:
     """Register an endpoint of a tenant. Its secret is shown this once."""
@@ -179,7 +174,7 @@ async def endpoint(request: AnyRequest, endpoint: str) -> Response[bytes]:
     return await _shown(request, await _webhooks(request).get(endpoint, _seen_by(request)))
 
 
-@posts(_PATH, responses=openai_answers(EndpointAnswer, *_CALLED, 503), operation_class=_takes(EndpointChange))
+@posts(_PATH, responses=openai_answers(EndpointAnswer, *_CALLED, 503), operation_class=takes(EndpointChange, {}))
 async def endpoint_change(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Change an endpoint's name, address or events. What waits goes to the new address."""
     call = await _read(request, EndpointChange)
@@ -199,7 +194,7 @@ async def endpoint_delete(request: AnyRequest, endpoint: str) -> Response[bytes]
 @posts(
     f"{_PATH}/rotate_secret",
     responses=openai_answers(EndpointAnswer, *_CALLED, 503),
-    operation_class=_takes(RotateCall),
+    operation_class=takes(RotateCall, {}),
 )
 async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Make a new secret, which is shown this once."""
@@ -210,7 +205,7 @@ async def endpoint_rotate(request: AnyRequest, endpoint: str) -> Response[bytes]
     )
 
 
-@posts(f"{_PATH}/test", responses=openai_answers(TestAnswer, *_CALLED, 503), operation_class=_takes(TestCall))
+@posts(f"{_PATH}/test", responses=openai_answers(TestAnswer, *_CALLED, 503), operation_class=takes(TestCall, {}))
 async def endpoint_test(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send a sample event at once, and say what the endpoint answered."""
     call, webhooks = await _read(request, TestCall), _webhooks(request)
@@ -230,7 +225,7 @@ async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100)
 @posts(
     f"{_PATH}/dead_letters/replay",
     responses=openai_answers(Replayed, *_CALLED, 503),
-    operation_class=_takes(ReplayCall),
+    operation_class=takes(ReplayCall, {}),
 )
 async def endpoint_replay(request: AnyRequest, endpoint: str) -> Response[bytes]:
     """Send dead letters again, after the events that wait."""

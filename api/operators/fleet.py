@@ -16,7 +16,7 @@ from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.response import Stream
 
-from api.described import EVENTS, FIELDS, KEYED, NONE, VERSION, ServerSentEvent, answers, deletes, posts
+from api.described import EVENTS, FIELDS, KEYED, NONE, ServerSentEvent, answers, deletes, posts
 from api.gate import AnyRequest, json_answer, needs
 from api.inference.streaming import STREAM_HEADERS
 from api.operators.metrics import CONTENT_TYPE, exposition
@@ -30,6 +30,7 @@ from router.decide.snapshot import FleetSnapshot
 from router.upkeep.timeline import EVERY, SAMPLES, FleetSample
 from tasks.models.folder import APART
 from taxiway.errors import BrokerUnavailableError, UnplaceableError, quoted
+from taxiway.release import release
 
 _decode = msgspec.json.Decoder(FleetSample).decode
 
@@ -124,9 +125,9 @@ _EACH = 1.0  # seconds between two events of the fleet's stream
 
 
 @get("/v2", opt=needs(), responses=answers(FIELDS, *KEYED))
-async def server_metadata(request: AnyRequest) -> JsonResponse:
+async def server_metadata() -> JsonResponse:
     """Name and version of the server."""
-    return Response({"name": "taxiway", "version": request.app.state[VERSION], "extensions": EXTENSIONS})
+    return Response({"name": "taxiway", "version": release(), "extensions": EXTENSIONS})
 
 
 @get("/v2/health/live", opt=needs(), responses=answers(FIELDS, 500), security=NONE)

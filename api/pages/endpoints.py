@@ -13,9 +13,10 @@ from litestar import MediaType, Request, Response, get
 from litestar.exceptions import NotFoundException
 
 from api.access import UNAUTHENTICATED
-from api.described import FIELDS, NONE, VERSION, answers
+from api.described import FIELDS, NONE, answers
 from api.gate import PAGE_FILES, caller_of, needs
 from taxiway.errors import quoted
+from taxiway.release import release
 
 PAGE = answers(str, 403, 500, media=MediaType.HTML)
 PAGE_OR_JSON = answers(FIELDS, 403, 500)
@@ -51,7 +52,7 @@ async def root(request: Request[Any, Any, Any]) -> Response[Any]:
     content = {"name": "taxiway", "about": _ABOUT}
     # without a key no version is shown: it would help to look up known vulnerabilities
     if caller_of(request.scope) is not UNAUTHENTICATED:
-        content["version"] = request.app.state[VERSION]
+        content["version"] = release()
     return Response({**content, "links": _LINKS}, headers={"vary": "accept"})
 
 
