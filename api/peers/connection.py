@@ -55,7 +55,7 @@ from taxiway.contract.peers import (
     read_one_to_site,
     read_to_site,
 )
-from taxiway.contract.request import Request, Terms, check_content, check_terms
+from taxiway.contract.request import Request, Terms, parse_request
 from taxiway.contract.stream import Piece, StreamEntry
 from taxiway.errors import (
     UNREADABLE,
@@ -378,23 +378,19 @@ def _request(submit: PeerSubmit, tenant: str, locality: str | None) -> Request:
     except UNREADABLE as error:
         raise unreadable(error, "content") from error
     terms = submit.terms
-    request = Request(
-        model=submit.model,
-        inputs=content.inputs,
-        parameters=content.parameters,
-        deadline=terms.left,
-        service=terms.service,
-        priority=terms.priority,
-        budget=terms.budget,
-        stream=terms.stream or None,
-        outputs=terms.outputs,
-        tenant=tenant,
-        idempotency_key=submit.key,
-        locality=locality,
-    )
-    check_terms(request)
-    check_content(request)
-    return request
+    same = ("service", "priority", "budget", "outputs")
+    fields = {
+        "model": submit.model,
+        "inputs": content.inputs,
+        "parameters": content.parameters,
+        "deadline": terms.left,
+        "stream": terms.stream or None,
+        "tenant": tenant,
+        "idempotency_key": submit.key,
+        "locality": locality,
+        **{name: getattr(terms, name) for name in same},
+    }
+    return parse_request(fields)
 
 
 def _failure(key: str, error: TaxiwayError) -> PeerFailure:

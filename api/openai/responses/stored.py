@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 import msgspec
 
@@ -24,12 +23,9 @@ from api.openai.responses.response import (
 from api.storage.objects import Objects
 from taxiway.contract.job import JobStatus, is_answer
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError, UnknownObjectError
-from taxiway.running import end
-
-logger = logging.getLogger(__name__)
 
 _RESPONSES_A_CALL = 256  # of them looked for by one call
-_CHECK_EVERY = 2.0  # seconds between two looks for responses that ended while no router waited for them
+_CHECK_EVERY = 0.5  # seconds between two looks for responses that ended
 
 decode_response = msgspec.json.Decoder(StoredResponse).decode
 
@@ -37,8 +33,7 @@ decode_response = msgspec.json.Decoder(StoredResponse).decode
 class Responses:
     """The stored responses. One in the background ends with its job, even if no client polls it.
 
-    The router that accepted it waits for the job. Every router looks for those that ended unnoticed, because theirs
-    was stopped or killed.
+    Every router looks for those whose jobs have ended.
     """
 
     def __init__(self, inference: Inference, objects: Objects) -> None:
@@ -47,21 +42,11 @@ class Responses:
         self._jobs = Jobs(router)
         self._objects = objects
         self._limits = router.rules.topology.limits
-        self._waits: dict[str, asyncio.Task[None]] = {}
 
     async def keep(self, stored: StoredResponse) -> None:
         """Store a response; one that has not ended will end with its job."""
-        name, opened = stored.response.id, not stored.response.ended
-        await self._objects.keep_response(
-            name,
-            stored.tenant,
-            stored,
-            self._router.store.clock.stored_now(),
-            opened=opened,
-        )
-        if opened and name not in self._waits:
-            task = self._waits[name] = asyncio.create_task(self._wait(name, stored.response.job))
-            task.add_done_callback(lambda _: self._waits.pop(name, None))
+        response, now = stored.response, self._router.store.clock.stored_now()
+        await self._objects.keep_response(response.id, stored.tenant, stored, now, opened=not response.ended)
 
     async def conversation(self, previous: str, tenant: str) -> Conversation:
         """A response and those before it.
@@ -118,35 +103,20 @@ class Responses:
 
     async def run(self) -> None:
         """Work until cancelled; another router continues what this one leaves."""
-        try:
-            while True:
-                with contextlib.suppress(FleetUnavailable):
-                    await self._look()
-                await asyncio.sleep(_CHECK_EVERY)
-        finally:
-            await end(self._waits.values())
+        while True:
+            with contextlib.suppress(TaxiwayError):  # or it was deleted meanwhile
+                await self._look()
+            await asyncio.sleep(_CHECK_EVERY)
 
     async def _look(self) -> None:
-        """End the responses whose jobs have ended, if no caller here waits for them."""
+        """End the responses whose jobs have ended."""
         names = await self._objects.open_responses(self._router.store.clock.stored_now() - self._limits.keep_response)
-        names = [name for name in names if name not in self._waits]
         for start in range(0, len(names), _RESPONSES_A_CALL):
             page = names[start : start + _RESPONSES_A_CALL]
             metas = await self._router.jobs.results([name.removeprefix(PREFIX) for name in page])
             for name, meta in zip(page, metas, strict=True):
                 if meta is not None:
                     await self._settle(name, meta)
-
-    async def _wait(self, name: str, job: str) -> None:
-        """Wait for a response's job, and end it."""
-        try:
-            found: JobStatus | bytes | None = None
-            while not isinstance(found, bytes) and not self._router.results.hurried.is_set():
-                found = await self._jobs.result(job, wait=self._limits.wait)
-            if isinstance(found, bytes):
-                await self._settle(name, found)
-        except TaxiwayError as error:  # it is found by a look
-            logger.info("response left", extra={"response": name, "error": str(error)})
 
     async def _settle(self, name: str, meta: bytes) -> None:
         try:
