@@ -48,7 +48,8 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
         return taxiway_error(request, InvalidRequestError(message, field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
         most: Any = request.app.request_max_body_size
-        return taxiway_error(request, over_limit(most, _length_in(request)), _TOO_LARGE)
+        length = request.headers.get("content-length", "")  # of a body that was not read
+        return taxiway_error(request, over_limit(most, int(length) if length else "more"), _TOO_LARGE)
     message = f"{request.method} {path}: {error.detail}"
     if error.status_code == _NOT_FOUND:
         message += _hint(path, {route.path for route in request.app.routes})
@@ -66,12 +67,6 @@ def _hint(path: str, known: Set[str]) -> str:
 def over_limit(limit: int, got: int | str) -> RequestTooLargeError:
     """The error for a body of `got` bytes, worded as for messages that arrive by the broker."""
     return RequestTooLargeError(too_large(limit, got), limit="payload", most=limit, got=got)
-
-
-def _length_in(request: Request[Any, Any, Any]) -> int | str:
-    """The declared length of a body that was not read."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length else "more"
 
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -119,19 +119,15 @@ def _workers(
     name: str, hardware: HardwareClass, machine: Machine, *, emulated: bool, count: int | None
 ) -> list[WorkerPlan]:
     kind = "cpu" if emulated else hardware.device
-    if count is None:
-        count = _usual_count(hardware, machine, kind)
     most = devices_of(hardware, machine, kind)
-    if kind != "cpu" and count > most:
+    if count is None and kind == "cpu":
+        count = machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
+    elif count is None:
+        count = most
+    elif kind != "cpu" and count > most:
         raise StartPlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
     engine = hardware.endpoint is not None and hardware.endpoint.starts
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
-
-
-def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
-    if kind != "cpu":
-        return devices_of(hardware, machine, kind)
-    return machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
 
 
 def devices_of(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:

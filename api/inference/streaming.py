@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -67,7 +68,7 @@ class Streaming:
 
     def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:
         """What a job's stream tells after `progress`, and then its result. Raises the job's error."""
-        return follow(self._reader(job), self._result(job), progress)
+        return follow(partial(self._pieces, job), self._result(job), progress)
 
     async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")
@@ -89,15 +90,12 @@ class Streaming:
         served = self._router.rules.model_of(result.model)
         return (await beside(LARGE + 1, answer_of, served, job, result, lambda _: False)).body
 
-    def _reader(self, job: str) -> Any:
-        async def read(after: str) -> list[tuple[str, StreamEntry]]:
-            try:
-                return await self._router.values.pieces(job, after)
-            except BrokerUnavailableError:
-                await asyncio.sleep(_RETRY_PAUSE)
-                return []
-
-        return read
+    async def _pieces(self, job: str, after: str) -> list[tuple[str, StreamEntry]]:
+        try:
+            return await self._router.values.pieces(job, after)
+        except BrokerUnavailableError:
+            await asyncio.sleep(_RETRY_PAUSE)
+            return []
 
     async def _result(self, job: str) -> Result:
         """A job's result; waits for it, even while the store is unavailable."""

@@ -28,12 +28,9 @@ def offers_of(
     The service without a name is the default one. Services that this fleet does not have are left out.
     """
     known = ["", *(name for name in services if name in topology.service)]
-    made = {name: _offer(model, _with_service(terms, name), topology, working) for name in known}
+    asked = {name: Terms(tenant=terms.tenant, locality=terms.locality, service=name or None) for name in known}
+    made = {name: _offer(model, one, topology, working) for name, one in asked.items()}
     return {name: offer for name, offer in made.items() if offer is not None}
-
-
-def _with_service(terms: Terms, service: str) -> Terms:
-    return Terms(tenant=terms.tenant, locality=terms.locality, service=service or None)
 
 
 def _offer(model: Model, terms: Terms, topology: Topology, working: WorkingSnapshot) -> SiteOffer | None:

@@ -213,14 +213,12 @@ class Results:
         await self._look_up(jobs)
         absent = set[str]()
         with suppress(BrokerUnavailableError):
-            for some in _slices([job for job in jobs if self._is_open(job)]):
+            waited = [job for job in jobs if not all(future.done() for future in self._waiting.get(job, ()))]
+            for some in _slices(waited):
                 absent |= await self._jobs.without_record(some)
         for job in absent & self._absent:
             self._fail(job)
         self._absent = absent | (self._absent.difference(jobs) & self._waiting.keys())
-
-    def _is_open(self, job: str) -> bool:
-        return any(not future.done() for future in self._waiting.get(job, ()))
 
     def _fail(self, job: str) -> None:
         text = f"the state store lost job {job} when it was stopped: send the request again"

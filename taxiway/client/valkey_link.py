@@ -108,7 +108,7 @@ class ValkeyLink:
                     settle(refusal("state store", error))
             else:
                 for (_, settle), answer in zip(commands, answers, strict=False):
-                    settle(_as_outcome(answer))
+                    settle(refusal("state store", answer) if isinstance(answer, Exception) else answer)
                 pushed = self._pushed(answers[len(commands) :]) if messages else None
                 for _, settle in messages:
                     settle(pushed)
@@ -144,8 +144,3 @@ class ValkeyLink:
                 if clock() + pause >= until:
                     raise ConnectionError(str(error) or f"no answer within {self.connect_timeout:g} s") from error
             await asyncio.sleep(pause)
-
-
-def _as_outcome(answer: Any) -> Any:
-    """The answer; a server's error becomes taxiway's."""
-    return refusal("state store", answer) if isinstance(answer, Exception) else answer

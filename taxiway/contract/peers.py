@@ -290,7 +290,8 @@ class Outbox:
     def messages(self) -> Iterator[bytes]:
         """Each message that is to be sent next, until nothing is left; frames may be added meanwhile."""
         while self._frames or self._parted:
-            yield _list_of([*self._small(), *self._part()])
+            frames = [*self._small(), *self._part()]
+            yield b"".join((b"\xdc", len(frames).to_bytes(2, "big"), *frames))  # a list, as MessagePack has it
 
     def _small(self) -> Iterator[bytes]:
         """Frames for half a message, so that the other half is left to a part."""
@@ -345,7 +346,3 @@ class Inbox(Generic[Frame]):
             if frame.last:
                 whole, self._parts = self._parts, bytearray()
                 yield self._read_one(whole)
-
-
-def _list_of(frames: list[bytes]) -> bytes:
-    return b"".join((b"\xdc", len(frames).to_bytes(2, "big"), *frames))
