@@ -49,7 +49,6 @@ _OWN_SITE = (b"same-origin", b"none")
 
 _HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9.-]{1,253}))(?::[0-9]{0,5})?")
 _CALLER = "taxiway.caller"
-_TENANT = "taxiway.tenant"
 _NEEDS = "needs"
 _BEARER = b"bearer "
 _encode = msgspec.json.Encoder().encode
@@ -95,7 +94,7 @@ class Gate:
         caller = keys.caller(_secret(scope["headers"]))
         if caller is None:
             raise UnauthenticatedError("authorization: expected `Bearer` and a known key that has not expired")
-        scope[_TENANT] = caller.tenant or ""
+        scope[_CALLER] = caller
         wait = self._rates.wait(caller.tenant or "", time.monotonic())
         if wait > 0:
             limit = self._rates.limit(caller.tenant or "")
@@ -107,8 +106,8 @@ class Gate:
 
     async def _send_with_rate(self, scope: Mapping[str, Any], send: Send, message: Message) -> None:
         """Send part of an answer, with OpenAI's rate limit headers at its start if the tenant is known."""
-        if message["type"] == "http.response.start" and _TENANT in scope:
-            limit, left, full_in = self._rates.left(scope[_TENANT], time.monotonic())
+        if message["type"] == "http.response.start" and _CALLER in scope:
+            limit, left, full_in = self._rates.left(caller_of(scope).tenant or "", time.monotonic())
             figures = {"limit": f"{limit}", "remaining": f"{left}", "reset": f"{full_in:.3f}s"}
             headers = [(f"x-ratelimit-{name}-requests".encode(), text.encode()) for name, text in figures.items()]
             message = {**message, "headers": [*message["headers"], *headers]}
