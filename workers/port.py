@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 
 from tasks.models.files import runtime_code
 from tasks.models.model import Model, Variant
-from workers.calling.child import FollowedRun
+
+if TYPE_CHECKING:  # a process without workers has no psutil
+    from workers.calling.child import FollowedRun
 
 Arrays = Mapping[str, np.ndarray]
 
