@@ -123,11 +123,6 @@ class Accepted:
     job: str
     placement: Placement | None = None
 
-    @property
-    def location(self) -> str:
-        """The path at which its state is read."""
-        return f"/v2/jobs/{self.job}"
-
 
 @dataclass(slots=True)
 class Running:
@@ -168,8 +163,9 @@ class Inference:
             got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return HttpAnswer(200, got.headers, got.pieces)
-        content = {"id": got.job, "state": "queued", "location": got.location}
-        return HttpAnswer(202, {**JSON, "location": got.location}, (_encode(content),))
+        location = f"/v2/jobs/{got.job}"
+        content = {"id": got.job, "state": "queued", "location": location}
+        return HttpAnswer(202, {**JSON, "location": location}, (_encode(content),))
 
     async def accept(self, request: Request, size: int = 0) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.

@@ -36,7 +36,7 @@ from api.storage.objects import (
     file_path,
     new_name,
     owner_of,
-    page_before,
+    page_of,
 )
 from api.terms import HEADERS, terms_in
 from router.decide.classify import service_of
@@ -187,7 +187,7 @@ async def files(
         records += [one for one in found if purpose in ("", one.purpose) and not _is_over(request, one)]
         after = found[-1].id if found else after
     answers = [file_answer(record) for record in records[:limit]]
-    return json_answer(page_before(answers, more or len(records) > limit))
+    return json_answer(page_of(answers, more or len(records) > limit))
 
 
 @get("/v1/files/{file:str}", opt=needs("read"), responses=openai_answers(FileAnswer, 404, 503))
@@ -272,7 +272,7 @@ async def batches(request: AnyRequest, limit: _Batches = 20, after: _After = "")
     found, more = await services_of(request).objects.page(
         "batch", owner_of(tenant_of(request)), after=after, most=limit, latest_first=True
     )
-    return json_answer(page_before([batch_answer(decode_batch(raw)) for raw in found], more))
+    return json_answer(page_of([batch_answer(decode_batch(raw)) for raw in found], more))
 
 
 @get("/v1/batches/{batch:str}", opt=needs("read"), responses=openai_answers(BatchAnswer, 404, 503))

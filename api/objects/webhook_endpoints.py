@@ -163,9 +163,9 @@ async def endpoints(request: AnyRequest, limit: _Limit = 20, after: _After = "")
     webhooks = _webhooks(request)
     found = await webhooks.all(_seen_by(request))
     begin = next((place + 1 for place, one in enumerate(found) if one.id == after), 0)
-    page = found[begin : begin + limit + 1]
-    figures = await webhooks.view(page)
-    return json_answer(page_of([_answer(one, *its) for one, its in zip(page, figures, strict=True)], limit))
+    page = found[begin : begin + limit]
+    answers = [_answer(one, *its) for one, its in zip(page, await webhooks.view(page), strict=True)]
+    return json_answer(page_of(answers, len(found) > begin + limit))
 
 
 @get(_PATH, opt=_READ, responses=openai_answers(EndpointAnswer, 404, 503))
@@ -219,7 +219,7 @@ async def endpoint_dead(request: AnyRequest, endpoint: str, limit: _Limit = 100)
     """The latest events that an endpoint did not take in time."""
     webhooks = _webhooks(request)
     found = await webhooks.dead((await webhooks.get(endpoint, _seen_by(request))).id, limit + 1)
-    return json_answer(page_of([_dead_answer(one) for one in found], limit))
+    return json_answer(page_of([*map(_dead_answer, found[:limit])], len(found) > limit))
 
 
 @posts(

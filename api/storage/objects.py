@@ -167,12 +167,7 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = True
 
 
-def page_of(found: Sequence[Any], limit: int, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
-    """The first `limit` of the objects as a page."""
-    return page_before(found[:limit], len(found) > limit, id_of)
-
-
-def page_before(data: Sequence[Any], more: bool, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
+def page_of(data: Sequence[Any], more: bool, id_of: Callable[[Any], str] = attrgetter("id")) -> Page:
     """The objects as a page, after which there are `more`."""
     first, last = (id_of(data[0]), id_of(data[-1])) if data else (None, None)
     return Page(data=[*data], first_id=first, last_id=last, has_more=more)

@@ -116,7 +116,7 @@ async def response_input(
     listed = items if order == "asc" else items[::-1]
     names = [item["id"] for item in listed]
     begin = names.index(after) + 1 if after in names else 0
-    return json_answer(page_of(listed[begin:], limit, itemgetter("id")))
+    return json_answer(page_of(listed[begin : begin + limit], len(listed) > begin + limit, itemgetter("id")))
 
 
 class _Making:
