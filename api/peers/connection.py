@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from api.errors import unforeseen
 from api.inference.infer import Inference, Running, continue_trace
 from api.inference.streaming import Streaming
 from api.jobs import Jobs
-from api.peers.offers import offers_of
+from api.peers.offers import changed, offers_of
 from api.routing.router import HttpRouter
 from tasks.large_bodies import beside
 from tasks.queues.endpoints import HOME
@@ -28,6 +29,7 @@ from taxiway.contract.peers import (
     MOST_OFFERS,
     OFFER_EVERY,
     PATH,
+    STALE,
     VERSION,
     WRONG_FRAME,
     WRONG_VERSION,
@@ -277,10 +279,16 @@ class PeerConnection:
             await Jobs(router, self._tenant).cancel(named)
 
     async def _offer(self, hello: PeerHello) -> None:
+        """Send offers once they change, and often enough that the peer does not take them for stale."""
+        sent: dict[str, dict[str, SiteOffer]] = {}
+        at = -math.inf
         while True:
             if not self._valid():
                 raise PeerError(WRONG_FRAME, "the key has ended")
-            self._tell(self._signed(PeerOffers(await self._offers(hello), time.time()), hello.site))
+            offers = await self._offers(hello)
+            if changed(sent, offers) or time.monotonic() - at > STALE / 3:
+                sent, at = offers, time.monotonic()
+                self._tell(self._signed(PeerOffers(sent, time.time()), hello.site))
             await asyncio.sleep(OFFER_EVERY)
 
     def _signed(self, offers: PeerOffers, caller: str) -> PeerOffers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from router.decide.classify import Needs, needs_of
@@ -78,3 +78,19 @@ def _rate(placed: Placement) -> float:
     """Rows like it that its class serves in a second, in full batches."""
     work = work_in_full_batches(placed.table, placed.needs, placed.table.limit)[placed.index]
     return three_digits(min(float(placed.table.servers[placed.index]) / max(float(work), 1e-9), _FASTEST))
+
+
+def changed(before: Mapping[str, Mapping[str, SiteOffer]], after: Mapping[str, Mapping[str, SiteOffer]]) -> bool:
+    """Whether a peer should hear of it: a model or service came or went, or a figure changed by more than a tenth."""
+    return _names(before) != _names(after) or any(
+        _differs(offer, after[model][service]) for model, made in before.items() for service, offer in made.items()
+    )
+
+
+def _names(offers: Mapping[str, Mapping[str, SiteOffer]]) -> set[tuple[str, str]]:
+    return {(model, service) for model, made in offers.items() for service in made}
+
+
+def _differs(one: SiteOffer, other: SiteOffer) -> bool:
+    pairs = ((getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
+    return any(abs(before - after) > 0.1 * max(before, after) for before, after in pairs)

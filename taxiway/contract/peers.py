@@ -36,10 +36,10 @@ BESIDE = 2**16
 """Bytes of a message besides the request or the answer in it."""
 
 OFFER_EVERY = 1.0
-"""Seconds between two lists of offers."""
+"""Seconds between two lists of offers, at least."""
 
 STALE = 5.0
-"""Seconds without a list of offers after which there are none."""
+"""Seconds without a list of offers after which there are none: a site without changes repeats its last one sooner."""
 
 WRONG_VERSION, WRONG_FRAME = 4001, 4002
 """Codes with which a connection is closed (RFC 6455, 7.4.2)."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.peers.offers import offers_of
+from api.peers.offers import changed, offers_of
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.cost import estimate_figures, has_capacity
@@ -347,6 +347,14 @@ def test_nothing_is_offered_that_would_be_held_refused_or_is_unknown() -> None:
     assert offers_of(model, Terms(), (), topology, nobody) == {}
     labelled = Terms(locality="ward")
     assert offers_of(model, labelled, (), topology, far_fleet(0.0)[2]) == {}
+
+
+def test_small_changes_are_not_told() -> None:
+    before = {"mood": {"": OFFER}}
+    assert not changed(before, {"mood": {"": SiteOffer(0.21, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 70.0)}})
+    assert changed(before, {"mood": {"": SiteOffer(0.4, 0.01, 0.05, 1.5, 0.001, 0.0001, 0.0, 70.0)}})
+    assert changed(before, {"mood": {"": OFFER, "live": OFFER}})
+    assert changed(before, {})
 
 
 def test_while_the_site_drains_other_fleets_alone_get_what_they_offer_to_run() -> None:
