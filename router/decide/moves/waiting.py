@@ -30,18 +30,20 @@ Q = TypeVar("Q", bound=Queued)
 def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
     """The classes with more work than they serve within a tick; empty if all work is on the only live class.
 
-    Of a site that drains, all classes with work.
+    Of a site that drains, all classes with work: also such as should be done by now, and waits behind a long job.
     """
     devices = {name: working.fleet.serving(name) for name in working.backlog.classes}
-    least = {name: 0.0 if working.fleet.draining else tick * live for name, live in devices.items()}
-    behind = [name for name in devices if sum(working.backlog.levels(name)) > least[name]]
+    if working.fleet.draining:
+        behind = [name for name in devices if sum(working.fleet.work.get(name, ())) > 0]
+    else:
+        behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 
 def abandoned(working: WorkingSnapshot) -> list[str]:
     """Classes that queues.yaml no longer has, with work in their queues that no live device serves."""
     fleet, known = working.fleet, working.backlog.classes
-    behind = (name for name, levels in fleet.work.items() if name not in known and sum(levels) > TOLERANCE)
+    behind = (name for name, levels in fleet.work.items() if name not in known and sum(levels) > 0)
     return sorted(name for name in behind if not fleet.of_class(name))
 
 

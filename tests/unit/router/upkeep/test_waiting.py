@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from broker.port import Peeked
-from router.decide.moves.waiting import abandoned
+from router.decide.moves.waiting import abandoned, backlogged
 from router.decide.snapshot import FleetSnapshot
 from router.service.append_only_file import leaves_holes
 from router.upkeep.waiting import WaitingJob, moves_of_abandoned
@@ -21,6 +21,14 @@ def test_a_class_is_abandoned_if_queues_yaml_lacks_it_and_no_device_serves_what_
     work = {"gone": (0.0, 1.0, 0.0, 0.0), "empty": (0.0,) * 4, "served": (1.0,) * 4, HERE: (1.0,) * 4}
     devices = (*FLEET.devices, device("served"))
     assert abandoned(seen(FleetSnapshot(devices=devices, work=work))) == ["gone"]
+
+
+def test_a_site_that_drains_hands_on_also_what_should_be_done_by_now() -> None:
+    work, devices = {HERE: (0.0, 0.0, 0.002, 0.0)}, (*FLEET.devices, device("gpu.realtime"))
+    stays, drains = (seen(FleetSnapshot(devices=devices, work=work, draining=drains)) for drains in (False, True))
+    for working in (stays, drains):
+        working.advance(1.0)  # a long job may be before it all the same
+    assert (backlogged(stays, 1.0), backlogged(drains, 1.0)) == ([], [HERE])
 
 
 def waiting(count: int) -> list[WaitingJob]:
