@@ -104,7 +104,7 @@ class Responses:
     async def run(self) -> None:
         """Work until cancelled; another router continues what this one leaves."""
         while True:
-            with contextlib.suppress(TaxiwayError):  # or it was deleted meanwhile
+            with contextlib.suppress(FleetUnavailable):
                 await self._look()
             await asyncio.sleep(_CHECK_EVERY)
 
@@ -121,10 +121,9 @@ class Responses:
     async def _settle(self, name: str, meta: bytes) -> None:
         try:
             stored = decode_response(await self._objects.get("response", name, None))
+            await self._end(name, await self._answer(stored.response, meta))
         except UnknownObjectError:  # deleted
             await self._objects.close_response(name)
-            return
-        await self._end(name, await self._answer(stored.response, meta))
 
     async def _current(self, stored: StoredResponse) -> StoredResponse:
         response = stored.response
