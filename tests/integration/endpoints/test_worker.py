@@ -371,7 +371,7 @@ def test_no_number_of_a_request_or_of_an_engine_ends_the_worker(
             tower.result(tower.order("talk", chat("hi", **{limit: vast}), **VARIANT, level=3))
     with pytest.raises(DeviceFaultError, match="malformed: at most 5 tokens do not end"):
         tower.result(order(tower, "endless", parameters={"max_tokens": 5}))
-    assert rss(worker) - memory < 150e6
+    assert rss(worker) - memory < 256e6  # a few answers of 16 MiB, in pieces and joined
     most = most_tokens(chat("one two"))
     assert most is not None
     engine.usage = {"prompt_tokens": vast, "completion_tokens": 10**15}
