@@ -140,15 +140,12 @@ class Session:
         return await self._recover_all([name for name in names if name != self.name], remembered=SESSION_REMEMBERED)
 
     async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
-        recovered = 0
-        for session in sessions:
-            lists = [in_flight_key(session, source) for source in SOURCES]
-            keys, arguments = (
-                [SESSIONS, session_key(session), ARRIVALS, *lists],
-                [session, remembered, REMEMBERED_AT_MOST],
-            )
-            recovered += int(await self._connection.run(Call("fleet/session_recover", keys, arguments)))
-        return recovered
+        return sum(await asyncio.gather(*(self._recover(session, remembered) for session in sessions)))
+
+    async def _recover(self, session: str, remembered: float) -> int:
+        keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
+        arguments = [session, remembered, REMEMBERED_AT_MOST]
+        return int(await self._connection.run(Call("fleet/session_recover", keys, arguments)))
 
     def _begin(self) -> None:
         self._number += 1
