@@ -378,17 +378,19 @@ def _request(submit: PeerSubmit, tenant: str, locality: str | None) -> Request:
     except UNREADABLE as error:
         raise unreadable(error, "content") from error
     terms = submit.terms
-    same = ("service", "priority", "budget", "outputs")
     fields = {
         "model": submit.model,
         "inputs": content.inputs,
         "parameters": content.parameters,
         "deadline": terms.left,
+        "service": terms.service,
+        "priority": terms.priority,
+        "budget": terms.budget,
         "stream": terms.stream or None,
+        "outputs": terms.outputs,
         "tenant": tenant,
         "idempotency_key": submit.key,
         "locality": locality,
-        **{name: getattr(terms, name) for name in same},
     }
     return parse_request(fields)
 
