@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from tests.listening import listening
+
 _HEAD = "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{more}\r\n"
 
 
@@ -66,7 +68,7 @@ class Engine:
         vars(self).update(vars(Engine(port=self.port, scheme=self.scheme)))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError), _aborted_if_cancelled(writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 path, headers = head[0].split(" ")[1], dict(line.lower().split(": ", 1) for line in head[1:] if line)
@@ -110,15 +112,18 @@ class Engine:
             hearing = asyncio.ensure_future(reader.read(1))
             telling.add_done_callback(_ended)
             hearing.add_done_callback(_ended)
-            await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
-            if not telling.done():
-                self.aborts[prompt] = time.monotonic()
+            try:
+                await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
+                if not telling.done():
+                    self.aborts[prompt] = time.monotonic()
+                    return False
+                hearing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await hearing
+                return telling.result()
+            finally:
                 telling.cancel()
-                return False
-            hearing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await hearing
-            return telling.result()
+                hearing.cancel()
 
     def _counted(self) -> contextlib.ExitStack:
         """Count a chat as running until this is closed."""
@@ -245,54 +250,12 @@ def _ended(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-_TURNS = 20
-"""Turns of the loop in which its transports open or close, those of TLS after some messages."""
-
-
-async def _turns() -> None:
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)
-
-
-@contextlib.contextmanager
-def _aborted_if_cancelled(writer: asyncio.StreamWriter) -> Iterator[None]:
-    """Close the connection at once if the server stops: TLS would wait for the other side."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        writer.transport.abort()
-
-
 @contextlib.contextmanager
 def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engine]:
     """The engine on its port, a free one at first, until the context ends; it may then be served again."""
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-    stopped = asyncio.Event()
-
-    async def run() -> None:
-        server = await asyncio.start_server(engine.serve, "127.0.0.1", engine.port, ssl=tls)
-        engine.port = server.sockets[0].getsockname()[1]
+    with listening(engine.serve, engine.port, ssl=tls) as engine.port:
         engine.scheme = "http" if tls is None else "https"
-        ready.set()
-        await stopped.wait()
-        server.close()
-        await _turns()  # the tasks of accepted connections begin
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
-        await _turns()  # aborted connections close their sockets
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    try:
-        assert ready.wait(60)
         yield engine
-    finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join()
-        loop.close()
 
 
 def main(port: int) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import redis
 from broker.accounts import passwords_from, valkey_accounts
 from local.embedded import find_binary, free_port
 from tests.certificates import authority
+from tests.listening import listening
 
 _FILES = {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"}
 _STARTED_WITHIN = 180.0  # seconds
@@ -65,55 +65,35 @@ save ""
         process = subprocess.Popen([find_binary(), folder / "valkey.conf"], stdout=log, stderr=log)
     try:
         _await_port(process, port)
-        with TlsFront(port, folder) as front:
-            yield Guarded(front.port, folder, passwords)
+        with tls_front(port, folder) as front:
+            yield Guarded(front, folder, passwords)
     finally:
         process.terminate()
         process.wait()
 
 
-class TlsFront:
-    """TLS before a server of this machine: it lets in who shows a certificate of the authority in `folder`."""
+@contextmanager
+def tls_front(target: int, folder: Path) -> Iterator[int]:
+    """TLS before a server of this machine: it lets in who shows a certificate of the authority in `folder`.
 
-    def __init__(self, target: int, folder: Path) -> None:
-        self._target = target
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
-        self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
-        self._context.verify_mode = ssl.CERT_REQUIRED
-        self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._carry, "localhost", 0, family=socket.AF_INET, ssl=self._context)
-        )
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+    Yields its port.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
 
-    def __enter__(self) -> TlsFront:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(60)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.1)  # aborted connections close their sockets
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
         try:
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-        except (OSError, asyncio.CancelledError):
+        except OSError:
             pass
         finally:
             for end in (writer, far_writer):
                 end.transport.abort()
+
+    with listening(carry, ssl=context) as port:
+        yield port
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

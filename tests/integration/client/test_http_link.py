@@ -15,6 +15,7 @@ import pytest
 from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, HttpResponse
 from taxiway.client.sync_client import Client
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
+from tests.listening import accepting
 from tests.waiting import Blocking
 
 T = TypeVar("T")
@@ -29,11 +30,9 @@ class Server:
         self.answers = list(answers)
         self.requests: list[bytes] = []
         self.connections = 0
-        self.open: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self.open.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
@@ -59,16 +58,14 @@ def linked(
 ) -> Iterator[Any]:
     """A link to the server, which serves while the link is asked."""
     with asyncio.Runner() as runner:
-        listening = runner.run(asyncio.start_server(server.serve, "127.0.0.1", 0))
-        port = listening.sockets[0].getsockname()[1]
+        serving = accepting(server.serve)
+        port = runner.run(serving.__aenter__())
         link = Blocking(runner, HttpLink(f"http://{account}127.0.0.1:{port}{path}", timeout, silence=silence))
         try:
             yield link
         finally:
             link.close()
-            for writer in server.open:
-                writer.close()
-            listening.close()
+            runner.run(serving.__aexit__(None, None, None))
 
 
 def test_one_connection_serves_one_call_after_the_other() -> None:
@@ -139,7 +136,6 @@ def test_a_response_over_the_most_bytes_is_an_error_of_the_fleet(monkeypatch: py
 def test_a_response_that_comes_byte_by_byte_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dripping(Server):
         async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.open.add(writer)
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
             with suppress(ConnectionError):
@@ -170,7 +166,6 @@ def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
 def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again(size: int) -> None:
     class Forgetful(Server):
         async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.open.add(writer)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             asked = [request for request in self.requests if b"/a" in request]
             if self.requests[-1] not in asked:
