@@ -86,7 +86,7 @@ async def leave(router: HttpRouter, server: HttpServer, parting: float, at_once:
     await router.retire()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(at_once.wait(), parting)
-    await server.stop(at_once, router.results.hurry)
+    await server.stop(at_once, router.results.hurried.set)
     await router.stop()
 
 

@@ -66,7 +66,7 @@ class AsyncConnection:
         self._address = parse(url)
         self._errors = fleet_errors(server)
         self._answer = answer
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self._wire: _Wire | None = None
         self._opening: asyncio.Task[_Wire] | None = None
 
@@ -161,11 +161,11 @@ class AsyncConnection:
         failed: Exception = OSError()
         for place in places:
             try:
-                async with asyncio.timeout(self._connect_timeout / len(places)):
+                async with asyncio.timeout(self.connect_timeout / len(places)):
                     self._wire = await self._reach(place)  # set here, because the caller may have been cancelled
                     return self._wire
             except (OSError, ServerError) as error:
-                failed = error if str(error) else TimeoutError(f"no connection within {self._connect_timeout:g} s")
+                failed = error if str(error) else TimeoutError(f"no connection within {self.connect_timeout:g} s")
         raise failed
 
     async def _reach(self, place: Place) -> _Wire:
@@ -335,6 +335,7 @@ def settle(future: asyncio.Future[Any], answer: Any) -> None:
         return
     if isinstance(answer, Exception):
         future.set_exception(answer)
+        future.exception()  # avoids asyncio's warning if nothing awaits it
     else:
         future.set_result(answer)
 

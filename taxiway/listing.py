@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from taxiway.contract.job import JobRecord, JobState, record_from
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import wrong_field
+
+if TYPE_CHECKING:
+    from taxiway.valkey import Calls
 
 LISTED_JOBS = 1000
 """Most jobs of a page."""
@@ -27,9 +30,6 @@ _GROUPS = 64  # groups of jobs per read
 _FIELDS = tuple(name for name in JobRecord.__struct_fields__ if name != "id")
 _STATES = frozenset(JobState)
 _CURSOR = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,20})?)-([0-9]{1,9})")
-
-Ask = Callable[[Sequence[Sequence[str | int]]], Awaitable[list[Any]]]
-"""Pipelines commands to the state store; returns their RESP 2 answers, or raises an error among them."""
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +81,7 @@ def states_of(names: Iterable[str]) -> frozenset[JobState]:
     return frozenset(found)
 
 
-async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:
+async def list_jobs(calls: Calls, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:
     """A page of the jobs that match `wanted`, from `cursor` on. Jobs that no router has seen yet are not listed.
 
     Raises:
@@ -92,10 +92,10 @@ async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: 
     place, looked = _place_at(cursor), 0
     found: list[JobRecord] = []
     while looked < LOOKED:
-        ahead = await _ahead(ask, place)
+        ahead = await _ahead(calls, place)
         if not ahead:
             return JobPage(jobs=tuple(found))
-        records = await ask([("HMGET", key, *_FIELDS) for key, _ in ahead])
+        records = await calls(*(("HMGET", key, *_FIELDS) for key, _ in ahead))
         for (key, here), values in zip(ahead, records, strict=True):
             place, record = here, _record(key, values)
             if record is not None and record.accepted == place.at and wanted.passes(record):
@@ -106,12 +106,12 @@ async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: 
     return JobPage(jobs=tuple(found), next=place.cursor)
 
 
-async def _ahead(ask: Ask, place: _Place) -> list[tuple[str, _Place]]:
+async def _ahead(calls: Calls, place: _Place) -> list[tuple[str, _Place]]:
     """The keys of the next jobs, each with the position after it; empty at the end."""
     most = _GROUPS
     while True:
         command = ("ZREVRANGEBYSCORE", ACCEPTED, repr(place.at), "-inf", "WITHSCORES", "LIMIT", 0, most)
-        ((*flat,),) = await ask([command])
+        ((*flat,),) = await calls(command)
         ahead = _places(flat, place)
         if ahead or len(flat) < 2 * most:
             return ahead

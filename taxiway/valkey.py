@@ -11,7 +11,7 @@ answers with is a `ServerError`. Celery and kombu have connections of their own.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -27,6 +27,9 @@ Place = str | tuple[str, int]
 """The path of a Unix socket, or a host and a port."""
 
 Command = Sequence[Any]
+
+Calls = Callable[..., Awaitable[list[Any]]]
+"""Sends commands together; returns their answers as RESP 2 has them, or raises an error among them."""
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 """The schemes of addresses."""

@@ -14,7 +14,7 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -126,14 +126,10 @@ class Accepted:
 
 @dataclass(slots=True)
 class Running:
-    """An accepted request: its job, and a bounded wait for its stored result.
-
-    The wait returns None if it takes longer. Nothing is awaited for it after `close`.
-    """
+    """An accepted request: its job, and a bounded wait for its stored result, which returns None if it takes longer."""
 
     job: str
     wait: Callable[[float], Awaitable[bytes | None]]
-    close: Callable[[], None]
 
 
 class Inference:
@@ -179,7 +175,7 @@ class Inference:
         return Accepted(order.job, admitted.placement if admitted is not None and fresh else None)
 
     async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
-        """Accept a request as `accept` does, and listen for its result until that is closed.
+        """Accept a request as `accept` does, and listen for its result.
 
         `notify` is whether webhook endpoints are notified of its end.
 
@@ -189,13 +185,8 @@ class Inference:
         order, blobs = await self._prepared(request, size, reply=self.router.name, notify=notify)
         job, admitted = order.job, await self._placed(order, blobs)
         expected = self.router.results.expect(job)
-        try:
-            fresh = await self._forward(order, admitted)
-        except BaseException:
-            expected.close()
-            raise
-        wait = partial(self._own, expected.future, job) if fresh else partial(self._earlier, job)
-        return Running(job, wait, expected.close)
+        fresh = await self._forward(order, admitted)
+        return Running(job, partial(self._own, expected, job) if fresh else partial(self._earlier, job))
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -207,8 +198,8 @@ class Inference:
         """
         model = self.router.rules.catalogue.resolve(reference)
         request = await self._converted(reference, infer, size)
-        with closing(await self.run(request, size)) as running:
-            meta = await running.wait(min(longest, self._limits.wait))
+        running = await self.run(request, size)
+        meta = await running.wait(min(longest, self._limits.wait))
         if meta is None:
             return Accepted(running.job)
         result, size = await self._read(meta)
@@ -373,7 +364,7 @@ class Inference:
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job just forwarded."""
         try:
-            return await self.router.wait_timeouts.wait(future, wait)
+            return await self.router.results.within(wait, future)
         except TimeoutError:
             return await self.router.jobs.result(job)
 

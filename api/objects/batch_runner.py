@@ -493,20 +493,20 @@ class _Work:
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result | FleetUnavailable]:
         """The job of a request, and its result: also the fleet's error that it ended with, as its key has no other."""
-        with contextlib.closing(await self._runner.inference.run(request, size, notify=False)) as running:
-            self._jobs.add(running.job)
-            meta = None
-            try:
-                meta = await self._runner.inference.ended(running)
-                if meta is None:
-                    raise BrokerUnavailableError("the router stops")
-                self._jobs.discard(running.job)
-                return running.job, await self._runner.inference.result(meta)
-            except TaxiwayError as error:
-                error.details.setdefault(JOB, running.job)
-                if isinstance(error, FleetUnavailable) and meta is not None and not is_answer(meta):
-                    return running.job, error
-                raise
+        running = await self._runner.inference.run(request, size, notify=False)
+        self._jobs.add(running.job)
+        meta = None
+        try:
+            meta = await self._runner.inference.ended(running)
+            if meta is None:
+                raise BrokerUnavailableError("the router stops")
+            self._jobs.discard(running.job)
+            return running.job, await self._runner.inference.result(meta)
+        except TaxiwayError as error:
+            error.details.setdefault(JOB, running.job)
+            if isinstance(error, FleetUnavailable) and meta is not None and not is_answer(meta):
+                return running.job, error
+            raise
 
     async def _finish(self) -> None:
         """Join the parts to the output and error files, and end the batch."""

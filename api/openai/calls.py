@@ -115,19 +115,19 @@ class Calls:
         Raises:
             TaxiwayError: the request was refused, or the job's error.
         """
-        with contextlib.closing(await self._inference.run(read.request, read.size)) as running:
-            try:
-                meta = await first_of(self._inference.ended(running), _gone(self._receive))
-                if meta is None:
-                    await self._cancel(read.request, running.job)
-                    raise _stops()
-                return running.job, await self._inference.result(meta)
-            except ClientGoneError:
+        running = await self._inference.run(read.request, read.size)
+        try:
+            meta = await first_of(self._inference.ended(running), _gone(self._receive))
+            if meta is None:
                 await self._cancel(read.request, running.job)
-                raise JobCancelledError("the client closed its connection") from None
-            except TaxiwayError as error:
-                error.details.setdefault(JOB, running.job)
-                raise
+                raise _stops()
+            return running.job, await self._inference.result(meta)
+        except ClientGoneError:
+            await self._cancel(read.request, running.job)
+            raise JobCancelledError("the client closed its connection") from None
+        except TaxiwayError as error:
+            error.details.setdefault(JOB, running.job)
+            raise
 
     async def stream(self, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> Streamed:
         """The answer to a call as it is generated, once its first event is there: a part, or a keep-alive.

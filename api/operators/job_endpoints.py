@@ -104,7 +104,7 @@ async def jobs(
         model=router.rules.catalogue.resolve(model).id if "@" in model else model,
         tenant=filters.get("tenant", ""),
     )
-    return json_answer(await list_jobs(router.values.ask, wanted, limit=limit, cursor=cursor))
+    return json_answer(await list_jobs(router.values.calls, wanted, limit=limit, cursor=cursor))
 
 
 @get("/v2/dead", responses=_DEAD)

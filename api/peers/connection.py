@@ -215,8 +215,7 @@ class PeerConnection:
             del submit  # its body is not kept while it runs
             job.accepted.set()
             self._tell(PeerTaken(key))
-            with contextlib.closing(running):
-                last = await self._ending(key, running, streams=streams)
+            last = await self._ending(key, running, streams=streams)
         except FleetUnavailable as error:
             after = error.details.get("retry_after") or _RETRY_AFTER
             last = PeerRefused(key, cut(error.message), float(after))

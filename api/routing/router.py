@@ -43,7 +43,7 @@ class HttpRouter(Router):
         self.values = ValueStore(settings.broker, self.store.calls)
         self.jobs = StoredJobs(self.store.calls)
         self.operators = OperatorStore(self.store.calls, self.store.clock)
-        self.results = Results(settings.broker, self.jobs, name)
+        self.results = Results(settings.broker, self.store.calls.calls, name)
         self.wait_timeouts = WaitTimeouts()
         self.registry = WebhookRegistry(self.webhooks, rules, self.store.clock)
         self.scaler = Scaler(rules.topology)

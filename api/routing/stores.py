@@ -25,7 +25,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine
 from taxiway.contract.stream import Piece, StreamEntry, read_entries
 from taxiway.contract.values import BLOB_KEPT
-from taxiway.valkey import stored
+from taxiway.valkey import Command, stored
 
 LINE_KEPT_EVERY = 3
 """Seconds after which a connection that waits for work is to be kept again."""
@@ -89,7 +89,7 @@ class ValueStore:
         """Have workers find a connection that waits for work, for a while."""
         await self._calls.call("SET", keys.line_key(peer), msgspec.json.encode(line), "EX", 2 * LINE_KEPT_EVERY)
 
-    async def ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+    async def calls(self, *commands: Command) -> list[Any]:
         """The answers to commands with long answers, beside the calls that others wait for."""
         return await next(self._carriers).calls(*commands)
 

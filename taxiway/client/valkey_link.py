@@ -15,7 +15,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.values import BLOB_KEPT
 from taxiway.contract.wire import check_confirmed, confirming, refusal
 from taxiway.errors import FleetUnavailable, invalid
-from taxiway.valkey import ServerError, stored
+from taxiway.valkey import Command, ServerError, stored
 
 _MOST_MESSAGES = 512
 """Arrivals per LPUSH: small enough not to delay the server's other clients (about 0.3 ms)."""
@@ -57,6 +57,10 @@ class ValkeyLink:
             BrokerUnavailableError: the server does not answer, or refuses.
         """
         return await self._queued(self._commands, command)
+
+    async def calls(self, *commands: Command) -> list[Any]:
+        """The answers to commands that are sent together. Raises as `call` does."""
+        return await asyncio.gather(*(self.call(*command) for command in commands))
 
     async def push(self, message: bytes, blobs: Mapping[str, Buffer] = _NO_BLOBS) -> None:
         """Push a message to the arrivals queue, after the blobs that it references.

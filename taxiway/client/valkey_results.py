@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
-from weakref import WeakValueDictionary
+from contextlib import suppress
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+
+import msgspec
 
 from taxiway.client.valkey_link import ValkeyLink
-from taxiway.connection import settle
+from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import FINAL, expired, job_in, result_in, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.stream import StreamEntry, read_entries
-from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
+from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, TaxiwayError
 from taxiway.running import end
-from taxiway.valkey import ServerError
+from taxiway.valkey import Calls, ServerError
+
+T = TypeVar("T")
 
 POLL_PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""
@@ -28,6 +33,9 @@ MOST_PER_PASS = 2048
 
 _PINGS = 3
 """Pings sent to a silent server within the link's `connect_timeout`."""
+
+_IDLE = 60.0
+"""Seconds of silence after which a server is pinged although nothing waits: networks forget idle connections."""
 
 _CHECKS = 12
 """Checks per `connect_timeout`: a caller learns that it has run out at most this fraction late."""
@@ -96,51 +104,60 @@ class PieceReader:
 
 
 class Replies:
-    """Resolves a future for each job when its result is announced.
+    """Resolves a future for each job when its result is announced; a job is dropped when its future is collected.
 
-    A job is dropped when its future is garbage-collected. After each subscribe, the stored results of jobs that may
-    have been announced earlier are read, so none is missed at the start or after a disconnection. Every `pause` seconds
-    the stored results of waiting jobs are read again. For watched jobs the records are read too: a job may have ended
-    so long ago that its result is gone, or may not exist. `reconnected` is called each time the client's channel is
-    resubscribed.
+    Jobs are announced on one channel, and those that are watched on their own. After each subscribe, and every `pause`
+    seconds, the stored results of waiting jobs are read, so none is missed at the start or after a disconnection. With
+    them are read the records of watched jobs, and of others that must have one: a job may have ended so long ago that
+    its result is gone, or may be missing. `read` gives the answers to commands that are sent together. `lost` is called
+    with each failure of the subscription, and `again` when the channel is subscribed to after that.
     """
 
     def __init__(
         self,
-        link: ValkeyLink,
+        connection: AsyncConnection,
+        read: Calls,
         channel: str,
         *,
         pause: float = POLL_PAUSE,
-        reconnected: Callable[[], None] = lambda: None,
+        missing: Callable[[str], TaxiwayError] = unknown,
+        lost: Callable[[Exception], object] = lambda _: None,
+        again: Callable[[], object] = lambda: None,
     ) -> None:
-        self._link = link
-        self._reconnected = reconnected
-        self._connection = link.connection()
+        self._connection = connection
+        self._read = read
         self._channel = channel
         self._pause = pause
+        self._missing, self._lost, self._again = missing, lost, again
+        self._connect_timeout = connection.connect_timeout
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
         self._submitted: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
+        self._recorded: WeakSet[asyncio.Future[bytes]] = WeakSet()  # of jobs whose records are read
+        self._absent: WeakKeyDictionary[asyncio.Future[bytes], float] = WeakKeyDictionary()  # when a record first was
         self._watches: Counter[str] = Counter()
-        self._foreign: dict[str, float] = {}  # jobs not submitted here: when each was first watched
         self._to_check: set[str] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._listening: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._sole_waits: dict[asyncio.Future[bytes], float] = {}
+        self._unlimited: dict[asyncio.Future[bytes], float] = {}  # waits without a timeout: when each began
         self._closed = False
         self._last_received = 0.0
-        self._subscribed = False
         self._unavailable = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
 
-    def expect(self, job: str) -> asyncio.Future[bytes]:
-        """The future of the stored result of a job submitted here, announced on the client's own channel."""
-        future = self._submitted[job] = self._future(job)
+    def expect(self, job: str, *, recorded: bool = False) -> asyncio.Future[bytes]:
+        """The future of the stored result of a job submitted here, announced on the own channel.
+
+        With `recorded`, the job has a record within `UNKNOWN_AFTER` seconds, or is missing.
+        """
+        future = self._future(job)
+        if recorded:
+            self._recorded.add(future)
+        else:
+            self._submitted[job] = future
         return future
 
     def _future(self, job: str) -> asyncio.Future[bytes]:
-        if not self._tasks:
-            forever = (self._listen(), self._ping(), self._poll())
-            self._tasks = [asyncio.create_task(task) for task in forever]
+        self.start()
         future = self._waiting.get(job)
         if future is None:
             future = self._waiting[job] = asyncio.get_running_loop().create_future()
@@ -157,25 +174,18 @@ class Replies:
             ResultExpiredError: the job ended and its result has expired.
             UnknownJobError: it was not `submitted` here, and no router recorded it within `UNKNOWN_AFTER`.
         """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        judging: asyncio.TimerHandle | None = None
-        if not submitted and not self.expects(job):
-            self._foreign.setdefault(job, started)
-            judging = loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
-        future = self._future(job)
+        started = asyncio.get_running_loop().time()
+        future = self.expect(job) if submitted else self._future(job)
+        self._recorded.add(future)
         self._watches[job] += 1
         try:
             self._connection.send(("SUBSCRIBE", result_key(job)))
             await self._poll_once(future, job)
             return await self.wait(future, timeout, started)
         finally:
-            if judging is not None:
-                judging.cancel()
             self._watches[job] -= 1
             if not self._watches[job]:
                 del self._watches[job]
-                self._foreign.pop(job, None)
                 self._connection.send(("UNSUBSCRIBE", result_key(job)))
 
     async def wait(self, future: asyncio.Future[bytes], timeout: float | None, started: float | None = None) -> bytes:
@@ -183,65 +193,61 @@ class Replies:
 
         Raises:
             ResultTimeoutError: `timeout` seconds passed.
-            BrokerUnavailableError: the server was silent for the link's `connect_timeout` (without `timeout`), or is
+            BrokerUnavailableError: the server was silent for the `connect_timeout` (without `timeout`), or is
                 unavailable when `timeout` ends.
         """
-        clock = asyncio.get_running_loop().time
-        started = clock() if started is None else started
-        while not future.done():
-            silent_since = max(started, self._last_received)
-            until = silent_since + self._link.connect_timeout if timeout is None else started + timeout
-            if clock() >= until:
-                raise self._timeout_error(timeout)
-            await asyncio.wait((future,), timeout=until - clock())
-        if future.cancelled():
-            raise RuntimeError("this client was closed while it waited")
-        return future.result()
-
-    async def wait_alone(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
-        """The value of a future with no other waiter; a wait that fails ends the future. Raises as `wait` does."""
-        loop, timer = asyncio.get_running_loop(), None
+        loop, timer, waiter = asyncio.get_running_loop(), None, shared(future)
+        started = loop.time() if started is None else started
         if timeout is None:
-            self._sole_waits[future] = loop.time()
+            self._unlimited[waiter] = started
         else:  # `asyncio.timeout` takes 2 µs more
-            timer = loop.call_later(timeout, lambda: settle(future, self._timeout_error(timeout)))
+            timer = loop.call_at(started + timeout, lambda: settle(waiter, self._timeout_error(timeout)))
         try:
-            return await future
+            return await waiter
         except asyncio.CancelledError:
             if self._closed:
                 raise RuntimeError("this client was closed while it waited") from None
             raise
         finally:
-            self._sole_waits.pop(future, None)
+            self._unlimited.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
+
+    def start(self) -> asyncio.Task[None]:
+        """Listen until closed, from the first call on; the task that does."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._run())
+        return self._listening
 
     async def close(self) -> None:
         """Stop listening."""
         self._closed = True
         for future in list(self._waiting.values()):
             future.cancel()
-        await end((*self._tasks, self._checking))
-        self._tasks = []
+        await end((self._listening, self._checking))
 
     def _timeout_error(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
         if timeout is None or self._unavailable:
             return BrokerUnavailableError("the state store does not answer; the job continues")
         return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as together:
+            for one in (self._listen(), self._ping(), self._poll()):
+                together.create_task(one)
+
     async def _listen(self) -> None:
+        """Read announcements; reconnects when the connection is lost or given up."""
         while True:
             try:
-                await self._read()
-            except (ServerError, OSError):
+                await self._connection.connect()
+                self._pinged = 0.0
+                channels = (self._channel, *map(result_key, self._watches))
+                await self._connection.listen([("SUBSCRIBE", *channels)], self._receive)
+            except (ServerError, OSError) as error:
                 self._unavailable = True
+                self._lost(error)
                 await asyncio.sleep(_RETRY_PAUSE)
-
-    async def _read(self) -> None:
-        """Read announcements until the connection is lost or given up, then raise."""
-        await self._connection.connect()
-        self._pinged, self._unavailable = 0.0, False
-        await self._connection.listen([("SUBSCRIBE", self._channel, *map(result_key, self._watches))], self._receive)
 
     def _receive(self, answer: Any) -> None:
         if isinstance(answer, Exception):  # the server's error reply
@@ -249,21 +255,24 @@ class Replies:
             return
         self._last_received, self._pinged = asyncio.get_running_loop().time(), 0.0
         if answer[0] == b"message":
-            self._resolve(answer[2])
+            with suppress(msgspec.MsgspecError):  # others may publish there
+                self._resolve(answer[2])
         elif answer[0] == b"subscribe":
             self._check_again(answer[1].decode())
 
     def _resolve(self, meta: bytes) -> None:
         future = self._waiting.get(job_in(meta))
-        if future is not None and not future.done():
-            future.set_result(meta)
+        if future is not None:
+            settle(future, meta)
 
     def _check_again(self, channel: str) -> None:
-        mine = channel == self._channel
-        if mine and self._subscribed:
-            self._reconnected()
-        self._subscribed |= mine
-        self._check([job for job in list(self._waiting) if mine or result_key(job) == channel])
+        if channel != self._channel:
+            self._check([channel.removeprefix(result_key(""))])
+            return
+        if self._unavailable:
+            self._unavailable = False
+            self._again()
+        self._check(list(self._waiting))
 
     async def _poll(self) -> None:
         """Periodically read the stored results of jobs that have waited since the previous pass."""
@@ -281,57 +290,74 @@ class Replies:
     def _check(self, jobs: Sequence[str]) -> None:
         """Add these jobs to those whose stored results are being read."""
         self._to_check.update(jobs)
-        if self._to_check and (self._checking is None or self._checking.done()):
+        if self._to_check and not self._closed and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._read_stored())
 
     async def _read_stored(self) -> None:
         while self._to_check:
             jobs = [self._to_check.pop() for _ in range(min(_MOST_RESULTS, len(self._to_check)))]
+            recorded = [job for job in jobs if self._waiting.get(job) in self._recorded]
+            # States first: a final one is written together with the result, so if that is missing, it has expired
+            reads = [("HGET", job_key(job), "state") for job in recorded]
             try:
-                stored = await self._link.call("MGET", *map(result_key, jobs))
-                results = [result_in(raw) for raw in stored]
-                for meta in filter(None, results):
-                    self._resolve(meta)
-                watched = [
-                    job for job, meta in zip(jobs, results, strict=True) if meta is None and job in self._watches
-                ]
-                await asyncio.gather(*map(self._check_record, watched))
+                *states, stored = await self._read(*reads, ("MGET", *map(result_key, jobs)))
             except BrokerUnavailableError:
                 self._connection.close()  # the next subscription checks again
                 return
+            for meta in filter(None, map(result_in, stored)):
+                self._resolve(meta)
+            for job, state in zip(recorded, states, strict=True):
+                self._judge(job, state)
 
-    async def _check_record(self, job: str) -> None:
-        """Fail the wait for a job whose result has expired, or that is unknown."""
-        # One pipeline, in this order: a final state is written together with the result. If the state is final and the
-        # result is missing, the result has expired.
-        state, raw = await asyncio.gather(
-            self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
-        )
-        meta = result_in(raw)
-        future, now = self._waiting.get(job), asyncio.get_running_loop().time()
-        if meta is not None:
-            self._resolve(meta)
-        elif future is None:
+    def _judge(self, job: str, state: bytes | None) -> None:
+        """End the wait for a job that has no result: because it has expired, or because the job is missing twice."""
+        future, loop = self._waiting.get(job), asyncio.get_running_loop()
+        if future is None or future.done():
             return
-        elif state is not None and state.decode() in FINAL:
-            settle(future, expired(job))
-        elif state is None and now - self._foreign.get(job, now) >= UNKNOWN_AFTER:
-            settle(future, unknown(job))
+        if state is not None:
+            if state.decode() in FINAL:
+                settle(future, expired(job))
+        elif job not in self._submitted:
+            first = self._absent.setdefault(future, now := loop.time())
+            if now - first >= UNKNOWN_AFTER:
+                settle(future, self._missing(job))
+            elif first == now:
+                loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
 
     async def _ping(self) -> None:
-        """Ping a silent server while calls wait, and drop the connection if it does not answer."""
+        """Ping a silent server, often while calls wait, and drop the connection if it does not answer.
+
+        Time for which the event loop stood still does not count.
+        """
         clock = asyncio.get_running_loop().time
-        step = self._link.connect_timeout / _PINGS
+        step = self._connect_timeout / _PINGS
         while True:
-            await asyncio.sleep(self._link.connect_timeout / _CHECKS)
+            due = clock() + self._connect_timeout / _CHECKS
+            await asyncio.sleep(due - clock())
             now = clock()
-            for future, started in list(self._sole_waits.items()):
-                if now >= max(started, self._last_received) + self._link.connect_timeout:
-                    settle(future, self._timeout_error(None))
-            if not self._connection.connected or not len(self._waiting):
+            self._last_received += max(now - due, 0.0)
+            for waiter, started in list(self._unlimited.items()):
+                if now >= max(started, self._last_received) + self._connect_timeout:
+                    settle(waiter, self._timeout_error(None))
+            if not self._connection.connected:
                 continue
-            if not self._pinged and now - self._last_received >= step:
+            if not self._pinged and now - self._last_received >= (step if len(self._waiting) else _IDLE):
                 self._pinged = now
                 self._connection.send(("PING",))
-            elif self._pinged and now - self._pinged >= self._link.connect_timeout - step:
+            elif self._pinged and now - self._pinged >= self._connect_timeout - step:
                 self._connection.close()
+
+
+def shared(future: asyncio.Future[T]) -> asyncio.Future[T]:
+    """A future that ends as another does, unless it is ended before: so one wait of several can end alone."""
+    waiter: asyncio.Future[T] = future.get_loop().create_future()
+
+    def pass_on(_: asyncio.Future[T]) -> None:
+        if future.cancelled():
+            waiter.cancel()
+        else:
+            settle(waiter, future.exception() or future.result())
+
+    future.add_done_callback(pass_on)
+    waiter.add_done_callback(lambda _: future.remove_done_callback(pass_on))
+    return waiter

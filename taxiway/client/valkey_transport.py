@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -75,7 +75,7 @@ class ValkeyClientTransport:
         self._show = show
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
-        self._replies = Replies(link, reply_channel(self._name), reconnected=self._submit_again)
+        self._replies = Replies(link.connection(), link.calls, reply_channel(self._name), again=self._submit_again)
         self._unconfirmed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
 
     async def submit(self, request: Request) -> Receipt:
@@ -132,7 +132,7 @@ class ValkeyClientTransport:
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace)
             self._link.post(message, blobs, partial(_fail_unpushed, reply))
-        return await self._read(await self._replies.wait_alone(reply, timeout), until)
+        return await self._read(await self._replies.wait(reply, timeout), until)
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
         """The job's answer, decoded at each call."""
@@ -200,7 +200,7 @@ class ValkeyClientTransport:
 
     async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
         """A page of the jobs that match `wanted`, most recent first. A producer's broker account may not list jobs."""
-        return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
+        return await list_jobs(self._link.calls, wanted, limit=limit, cursor=cursor)
 
     async def models(self) -> list[dict[str, Any]]:
         """The models that the routers last published.
@@ -238,9 +238,6 @@ class ValkeyClientTransport:
                 break
         whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
         return whole
-
-    async def _ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
-        return await asyncio.gather(*(self._link.call(*command) for command in commands))
 
     async def _record(self, receipt: Receipt) -> JobRecord:
         """The job's record; once it has expired, a record rebuilt from the result.

@@ -3,13 +3,12 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 
 import pytest
 import redis
 
 from api.routing.results import Results
-from api.routing.stores import StoredJobs
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
@@ -33,7 +32,7 @@ def name() -> str:
 @asynccontextmanager
 async def router_results(url: str, name: str) -> AsyncIterator[Results]:
     store = RouterStore(url, Limits())
-    results = Results(url, StoredJobs(store.calls), name, pause=PAUSE)
+    results = Results(url, store.calls.calls, name, pause=PAUSE)
     listening = asyncio.create_task(results.run())
     try:
         yield results
@@ -47,7 +46,7 @@ async def router_results(url: str, name: str) -> AsyncIterator[Results]:
 @asynccontextmanager
 async def client_replies(url: str, name: str) -> AsyncIterator[Replies]:
     link = ValkeyLink(url, 1.5)
-    replies = Replies(link, reply_channel(name), pause=PAUSE)
+    replies = Replies(link.connection(), link.calls, reply_channel(name), pause=PAUSE)
     try:
         yield replies
     finally:
@@ -67,11 +66,11 @@ async def test_a_router_finds_a_result_that_was_never_announced(
 ) -> None:
     async with router_results(settings.broker, name) as results:
         await subscribed(store, name)
-        with closing(results.expect("j")) as expected:
-            store.hset(job_key("j"), "state", "queued")
-            await asyncio.sleep(PAUSE)  # what was looked up at the start is over
-            store.set(result_key("j"), META)
-            assert await asyncio.wait_for(expected.future, SOON) == META
+        expected = results.expect("j")
+        store.hset(job_key("j"), "state", "queued")
+        await asyncio.sleep(PAUSE)  # what was looked up at the start is over
+        store.set(result_key("j"), META)
+        assert await results.within(SOON, expected) == META
 
 
 async def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
@@ -80,11 +79,11 @@ async def test_a_router_ends_the_wait_for_a_job_that_the_store_has_lost(
     async with router_results(settings.broker, name) as results:
         await subscribed(store, name)
         store.hset(job_key("kept"), "state", "queued")
-        with closing(results.expect("lost")) as lost, closing(results.expect("kept")) as kept:
-            with pytest.raises(BrokerUnavailableError, match="lost job lost"):
-                await asyncio.wait_for(lost.future, SOON)
-            store.set(result_key("kept"), META.replace(b'"j"', b'"kept"'))
-            assert b"kept" in await asyncio.wait_for(kept.future, SOON)
+        lost, kept = results.expect("lost"), results.expect("kept")
+        with pytest.raises(BrokerUnavailableError, match="lost job lost"):
+            await results.within(SOON, lost)
+        store.set(result_key("kept"), META.replace(b'"j"', b'"kept"'))
+        assert b"kept" in await results.within(SOON, kept)
 
 
 async def test_a_client_finds_a_result_that_was_never_announced(
@@ -102,10 +101,12 @@ def test_a_router_gives_up_a_subscription_that_has_become_silent(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
     async def scenario(cable: Cable, url: str) -> None:
-        async with router_results(url, name):
+        async with router_results(url, name) as results:
             await subscribed(store, name)
+            waited_for = results.expect("j")
             cable.forget()
             await subscribed(store, name, times=2)  # the server knows nothing of the first one's end
+            assert not waited_for.done()
 
     with cable_to(settings.broker) as (cable, url):
         asyncio.run(scenario(cable, url))
