@@ -23,7 +23,7 @@ import redis
 from benchmarks.harness.measure import answer, cpu_seconds, say
 from benchmarks.harness.processes import Interfaces, fleet
 from broker.valkey import run
-from broker.valkey.presence import heartbeat_call
+from broker.valkey.processes import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.settings import TREE

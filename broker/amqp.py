@@ -34,7 +34,7 @@ from aio_pika.exceptions import (
 )
 
 from broker.port import TAKE_BYTES, DeadLetter
-from broker.valkey.leases import Leadership
+from broker.valkey.processes import Leadership
 from tasks.large_bodies import beside
 from taxiway.backoff import Outage
 from taxiway.connection import ANSWER_WITHIN, AsyncConnection

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.presence import heartbeat_call
+from broker.valkey.processes import heartbeat_call
 from local.autoscaler import Ask, Autoscaler, Replanner, WorkerBounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet

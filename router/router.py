@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
+from broker.valkey.processes import Leadership
 from broker.valkey.queues import ValkeyTransport
 from router.decide.prefixes import Prefixes
 from router.service.admission import Place, Rules

@@ -19,7 +19,7 @@ import redis
 from broker.valkey import run
 from broker.valkey.claims import Verdict, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
-from broker.valkey.presence import heartbeat_call
+from broker.valkey.processes import heartbeat_call
 from tasks.settings import Settings
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, Result, success_meta

@@ -15,8 +15,7 @@ from broker.port import KEPT_DEAD, DeadLetter, Holder
 from broker.valkey import Call, packed
 from broker.valkey.claims import Claim, YieldRequest, claim_answer, claim_call, read_history, renewed
 from broker.valkey.endings import Ending, finish_call
-from broker.valkey.leases import LeaseHolder, lease_answer, lease_call
-from broker.valkey.presence import heartbeat_call, watch_answer, watch_call
+from broker.valkey.processes import LeaseHolder, heartbeat_call, lease_answer, lease_call, watch_answer, watch_call
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from taxiway.backoff import Outage

@@ -26,7 +26,7 @@ from broker.valkey.forwarding import (
     survey_answer,
     survey_call,
 )
-from broker.valkey.presence import watch_answer, watch_call
+from broker.valkey.processes import watch_answer, watch_call
 from router.decide.facts import FleetFacts, figures, named
 from router.decide.fairness import day_of
 from router.decide.plan import PLAN_AT_MOST

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 
-from broker.valkey.leases import Leadership
+from broker.valkey.processes import Leadership
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import msgspec
 
 from broker.port import Moved, MoveStep, Peeked
 from broker.valkey.claims import YieldAnswer, YieldAsk
-from broker.valkey.leases import Leadership
 from broker.valkey.mover import ValkeyQueueMover
+from broker.valkey.processes import Leadership
 from router.decide.moves.rebalance import Flows, Move, rebalance
 from router.decide.moves.waiting import abandoned, backlogged, window_per_level
 from router.decide.working_snapshot import WorkingSnapshot

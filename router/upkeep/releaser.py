@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from broker.valkey.forwarding import Drawn
-from broker.valkey.leases import Leadership
+from broker.valkey.processes import Leadership
 from broker.valkey.queues import ValkeyTransport
 from router.decide.cost import has_capacity
 from router.decide.facts import BEAT

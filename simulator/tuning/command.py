@@ -28,8 +28,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from broker.valkey.leases import lease_answer, lease_call
-from broker.valkey.presence import plan_call
+from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
 from simulator.own_fleet.history import LAG, History, day_of

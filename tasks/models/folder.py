@@ -5,7 +5,7 @@ A model whose files beside model.yaml are not what that says is disabled, with t
 A change is detected by sizes, times and inodes of the files behind links, so that a mounted folder whose links are
 swapped (a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
 
-Each process calls `broker.valkey.presence.watch_call` once per second, with its report if that changed. A report
+Each process calls `broker.valkey.processes.watch_call` once per second, with its report if that changed. A report
 expires a minute after its process's last call.
 """
 

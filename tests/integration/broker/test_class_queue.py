@@ -12,7 +12,7 @@ import tests.recorded
 from broker.valkey import run
 from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, TakenMessages
-from broker.valkey.presence import heartbeat_call
+from broker.valkey.processes import heartbeat_call
 from taxiway.contract.keys import UNACKED, job_key, priority_list
 from tests.scripting import Store
 from tests.waiting import until

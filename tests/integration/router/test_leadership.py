@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from broker.port import MoveStep, Peeked
 from broker.valkey import run
 from broker.valkey.forwarding import draw_answer, draw_call
-from broker.valkey.leases import Leadership
 from broker.valkey.mover import move_call
+from broker.valkey.processes import Leadership
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD, job_key, priority_list

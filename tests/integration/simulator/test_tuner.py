@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from broker.valkey import run
-from broker.valkey.leases import lease_answer, lease_call
-from broker.valkey.presence import plan_call
+from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError

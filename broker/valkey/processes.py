@@ -1,8 +1,9 @@
-"""Leases: the leading router, the tuner at work and the process that has a worker's name are one at a time.
+"""The fleet's processes: what they report of themselves and follow, and the leases that one at a time has.
 
-A holder that is silent loses its lease, by the server's clock. Where its writes must not come after those of the next
-holder, they carry its fencing token, which the store checks. A batch has its owner in its own record, and a router's
-session is never taken up again once it ended: neither is a lease of this kind.
+The leading router, the tuner at work and the process that has a worker's name are one at a time. A holder that is
+silent loses its lease, by the server's clock. Where its writes must not come after those of the next holder, they carry
+its fencing token, which the store checks. A batch has its owner in its own record, and a router's session is never
+taken up again once it ended: neither is a lease of this kind.
 """
 
 from __future__ import annotations
@@ -14,9 +15,31 @@ from math import inf
 from typing import Any, NamedTuple
 
 from broker.valkey import Call
+from tasks.models.folder import Watched
 from taxiway.connection import AsyncConnection
-from taxiway.contract.keys import LEAD, LEADS
+from taxiway.contract.keys import CATALOGUES, CATALOGUES_SEEN, DEVICES, HEARTBEATS, LEAD, LEADS, PLAN
 from taxiway.errors import BrokerUnavailableError
+
+
+def heartbeat_call(worker: str, facts: bytes) -> Call:
+    """Publishes a device's facts under the server's time; without facts, removes the device."""
+    return Call("fleet/heartbeat", [DEVICES, HEARTBEATS], [worker, facts])
+
+
+def plan_call(before: bytes, plan: bytes) -> Call:
+    """Replaces the stored plan if it is still `before`, empty if there was none; answers 1 if so, else 0."""
+    return Call("fleet/replace", [PLAN], [before, plan])
+
+
+def watch_call(arguments: Sequence[str | bytes]) -> Call:
+    """Reports what a process serves, as a `Reporter` has it; `watch_answer` reads the answer."""
+    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN], arguments)
+
+
+def watch_answer(answer: Sequence[Any]) -> Watched:
+    """Whether the store has this process's report, and its time."""
+    known, now = answer
+    return Watched(bool(known), float(now))
 
 
 class LeaseHolder(NamedTuple):
