@@ -11,9 +11,8 @@ from typing import Any, NoReturn, TypeVar
 from api.described import EVENTS
 from api.gate import AnyRequest, Receive
 from api.inference.infer import Accepted
-from api.inference.progress import MessagePart, StreamProgress
 from api.inference.streaming import STREAM_HEADERS, Streaming, kept_alive
-from api.openai.answers import AnswerHead, Writer
+from api.openai.answers import AnswerHead, MessagePart, StreamProgress, Writer
 from api.openai_errors import JOB
 from api.services import jobs_of, services_of
 from tasks.models.model import Model

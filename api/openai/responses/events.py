@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from api.inference.progress import MessagePart
+from api.openai.answers import MessagePart
 from api.openai.responses.response import (
     Item,
     Response,

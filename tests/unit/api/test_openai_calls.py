@@ -12,10 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.inference.progress import MessagePart, StreamProgress
 from api.objects.batches import MOST_LINES, lines_of
 from api.openai import requests
-from api.openai.answers import AnswerHead, ChatWriter, embeddings, text_logprobs, usage_of
+from api.openai.answers import AnswerHead, ChatWriter, MessagePart, StreamProgress, embeddings, text_logprobs, usage_of
 from api.openai.responses.events import ResponseWriter, replay
 from api.openai.responses.response import ResponseCall, begun, input_items, messages_of, response_fields
 from api.openai_errors import content, param_of
