@@ -1,9 +1,16 @@
-"""The synchronous client: the asyncio client, on an event loop that the caller runs, or else a background thread."""
+"""The synchronous client: the asyncio client, on an event loop of a background thread.
+
+`gevent.monkey` may have replaced threads and locks by those of greenlets. The event loop then still runs on a thread of
+the operating system: in a greenlet it would be the running loop of all greenlets. gevent's locks lose wake-ups between
+such threads, so a greenlet waits for its hub's watcher instead.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
@@ -23,7 +30,6 @@ from taxiway.client.asyncio_client import (
     no_progress,
 )
 from taxiway.client.forking import PerProcess
-from taxiway.client.greenlets import new_loop, result_of, start_thread
 from taxiway.contract.job import Result
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
@@ -49,9 +55,9 @@ class LoopThread:
 
     def __init__(self, last: Last) -> None:
         self._process = os.getpid()
-        self._loop = new_loop()
+        self._loop = _new_loop()
         ended: Future[None] = Future()
-        start_thread(partial(_serve, self._loop, ended))
+        _start_thread(partial(_serve, self._loop, ended))
         self._stop = weakref.finalize(self, _stop, self._loop, ended, self._process, last)
 
     @property
@@ -66,7 +72,7 @@ class LoopThread:
             raise RuntimeError("this client was called from within its own call")
         future = self.start(coroutine)
         try:
-            return result_of(future)
+            return _result_of(future)
         except CancelledError as error:
             raise RuntimeError("this client was closed while it waited") from error
         finally:
@@ -102,13 +108,62 @@ def _stop(loop: asyncio.AbstractEventLoop, ended: Future[None], process: int, la
     ending = asyncio.run_coroutine_threadsafe(_end(last), loop)
     ending.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
     if asyncio._get_running_loop() is not loop:  # else it was collected where the loop runs: no wait can end there
-        result_of(ending)
-        result_of(ended)
+        _result_of(ending)
+        _result_of(ended)
 
 
 async def _end(last: Last) -> None:
     await last()
     await end(asyncio.all_tasks() - {asyncio.current_task()})
+
+
+def _monkey() -> Any:
+    """The module `gevent.monkey` if it has replaced threads by greenlets, else None."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey if monkey is not None and monkey.is_module_patched("threading") else None
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop for a thread of its own."""
+    if (monkey := _monkey()) is None:
+        return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop(monkey.get_original("selectors", "DefaultSelector")())
+
+
+def _start_thread(target: Callable[[], None]) -> None:
+    """Run `target` on a daemon thread of the operating system."""
+    if (monkey := _monkey()) is None:
+        threading.Thread(target=target, name="taxiway-client", daemon=True).start()
+    else:
+        monkey.get_original("_thread", "start_new_thread")(target, ())
+
+
+def _result_of(future: Future[T]) -> T:
+    """Wait for the future's result."""
+    if (monkey := _monkey()) is not None:
+        _wait(future, monkey)
+    return future.result()
+
+
+def _wait(future: Future[Any], monkey: Any) -> None:
+    """Wait in a greenlet, while others run, for what ends on a thread of the operating system."""
+    gevent, lock = sys.modules["gevent"], monkey.get_original("_thread", "allocate_lock")()
+    came, watcher = gevent.event.Event(), gevent.get_hub().loop.async_()
+    watcher.start(came.set)
+    waiting = [watcher]
+
+    def wake(_: Future[Any]) -> None:
+        with lock:
+            for one in waiting:
+                one.send()
+
+    future.add_done_callback(wake)
+    try:
+        came.wait()
+    finally:
+        with lock:
+            waiting.clear()
+            watcher.close()
 
 
 class _OnLoop(Generic[Own]):
@@ -248,10 +303,10 @@ class Client(_OnLoop[AsyncClient]):
             for one in inputs:
                 running.append(self._loop.start(infer_one(one)))
                 if len(running) >= window:
-                    yield result_of(running.popleft())
+                    yield _result_of(running.popleft())
                     progress(count := count + 1)
             while running:
-                yield result_of(running.popleft())
+                yield _result_of(running.popleft())
                 progress(count := count + 1)
         finally:
             for future in running:
