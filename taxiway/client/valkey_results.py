@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import msgspec
 
-from taxiway.client.valkey_link import ValkeyLink
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import FINAL, expired, job_in, result_in, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
@@ -77,9 +76,8 @@ class Rounds:
 class PieceReader:
     """Reads one job's stream, on its own connection: each read blocks on the server until the next piece."""
 
-    def __init__(self, link: ValkeyLink, job: str) -> None:
-        self._connection = link.connection()
-        self._connect_timeout = link.connect_timeout
+    def __init__(self, connection: AsyncConnection, job: str) -> None:
+        self._connection = connection
         self._key = stream_key(job)
 
     async def read(self, after: str) -> list[tuple[str, StreamEntry]]:
@@ -98,7 +96,7 @@ class PieceReader:
     async def _ask(self, after: str) -> list[tuple[str, StreamEntry]]:
         wait = int(_BLOCK * 1000)
         command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
-        async with asyncio.timeout(_BLOCK + self._connect_timeout):
+        async with asyncio.timeout(_BLOCK + self._connection.connect_timeout):
             streams = await self._connection.call(*command)
         return read_entries(streams[0][1] if streams else [])
 

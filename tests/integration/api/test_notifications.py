@@ -12,8 +12,8 @@ from api.routing.results import Results
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
-from taxiway.client.valkey_link import ValkeyLink
 from taxiway.client.valkey_results import Replies
+from taxiway.client.valkey_transport import ValkeyLink
 from taxiway.contract.keys import job_key, reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable, cable_to
