@@ -45,6 +45,7 @@ from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from tasks.ticket import job_id
+from taxiway.client.valkey_results import Reply
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.limits import LARGE, Buffer
@@ -361,10 +362,10 @@ class Inference:
         resolve = partial(resolved, result.outputs, contents)
         return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
 
-    async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
+    async def _own(self, expected: Reply, job: str, wait: float) -> bytes | None:
         """The result of a job just forwarded."""
         try:
-            return await self.router.results.within(wait, future)
+            return await self.router.results.within(wait, expected)
         except TimeoutError:
             return await self.router.jobs.result(job)
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from taxiway.backoff import Outage
-from taxiway.client.valkey_results import POLL_PAUSE, Replies, shared
+from taxiway.client.valkey_results import POLL_PAUSE, Replies, Reply
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.keys import reply_channel
 from taxiway.errors import BrokerUnavailableError, ResultExpiredError, ResultTimeoutError
@@ -87,13 +87,13 @@ class Results:
         self._timeouts = WaitTimeouts()
         self.hurried = self._timeouts.hurried
 
-    def expect(self, job: str) -> asyncio.Future[bytes]:
+    def expect(self, job: str) -> Reply:
         """The result of a job. Call it before the job is forwarded, so no announcement is missed."""
         return self._replies.expect(job, recorded=True)
 
-    async def within(self, longest: float, expected: asyncio.Future[bytes]) -> bytes:
+    async def within(self, longest: float, expected: Reply) -> bytes:
         """The expected result. Raises `TimeoutError` after `longest` seconds."""
-        return await self._timeouts.wait(shared(expected), longest)
+        return await self._timeouts.wait(expected.wait(), longest)
 
     async def wait(self, job: str, longest: float) -> None:
         """Wait until any job has ended, at most `longest` seconds.

@@ -6,7 +6,6 @@ one module with its transport, which alone imports its library; both have the sa
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -16,6 +15,7 @@ from taxiway.errors import invalid
 
 if TYPE_CHECKING:
     from taxiway.client.http_transport import HttpClientTransport
+    from taxiway.client.valkey_results import Reply
     from taxiway.client.valkey_transport import ValkeyClientTransport
 
 _ROUTERS = ("http", "https")
@@ -28,13 +28,13 @@ ClientTransport: TypeAlias = "ValkeyClientTransport | HttpClientTransport"
 class Receipt:
     """What a transport keeps for a job.
 
-    `reply` resolves to the stored result when it is announced, if the transport listens for it. `single` means that the
+    `reply` has the stored result when it is announced, if the transport listens for it. `single` means that the
     request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
     recorded it yet; any other id may be unknown.
     """
 
     job: str
-    reply: asyncio.Future[bytes] | None = None
+    reply: Reply | None = None
     single: bool | None = None
     submitted: bool = False
 

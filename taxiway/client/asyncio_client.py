@@ -180,7 +180,7 @@ class AsyncJob:
     async def done(self) -> bool:
         """Whether the job has ended: succeeded, failed, cancelled or expired."""
         transport, receipt = self._transport, self._receipt
-        if receipt.reply is not None and receipt.reply.done():
+        if receipt.reply is not None and receipt.reply.answer is not None:
             return True
         return (await transport.status(receipt)).state in FINAL
 

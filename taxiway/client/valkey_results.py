@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import msgspec
@@ -21,8 +21,6 @@ from taxiway.contract.stream import StreamEntry, read_entries
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, TaxiwayError
 from taxiway.running import end
 from taxiway.valkey import Calls, ServerError
-
-T = TypeVar("T")
 
 POLL_PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""
@@ -101,8 +99,34 @@ class PieceReader:
         return read_entries(streams[0][1] if streams else [])
 
 
+class Reply:
+    """A job's stored result, for any number of callers that wait for it."""
+
+    __slots__ = ("__weakref__", "_waiters", "answer")
+
+    def __init__(self) -> None:
+        self.answer: bytes | Exception | None = None
+        self._waiters: list[asyncio.Future[bytes]] = []
+
+    def wait(self) -> asyncio.Future[bytes]:
+        """The result for one caller, who may end this future."""
+        waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if self.answer is None:
+            self._waiters = [*(one for one in self._waiters if not one.done()), waiter]
+        else:
+            settle(waiter, self.answer)
+        return waiter
+
+    def settle(self, answer: bytes | Exception) -> None:
+        """Give all that wait the result or an error, unless they have one."""
+        if self.answer is None:
+            self.answer = answer
+            for waiter in self._waiters:
+                settle(waiter, answer)
+
+
 class Replies:
-    """Resolves a future for each job when its result is announced; a job is dropped when its future is collected.
+    """Has a reply for each job, settled when its result is announced; a job is dropped when its reply is collected.
 
     Jobs are announced on one channel, and those that are watched on their own. After each subscribe, and every `pause`
     seconds, the stored results of waiting jobs are read, so none is missed at the start or after a disconnection. With
@@ -128,10 +152,10 @@ class Replies:
         self._pause = pause
         self._missing, self._lost, self._again = missing, lost, again
         self._connect_timeout = connection.connect_timeout
-        self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
-        self._submitted: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
-        self._recorded: WeakSet[asyncio.Future[bytes]] = WeakSet()  # of jobs whose records are read
-        self._absent: WeakKeyDictionary[asyncio.Future[bytes], float] = WeakKeyDictionary()  # when a record first was
+        self._waiting: WeakValueDictionary[str, Reply] = WeakValueDictionary()
+        self._submitted: WeakValueDictionary[str, Reply] = WeakValueDictionary()
+        self._recorded: WeakSet[Reply] = WeakSet()  # of jobs whose records are read
+        self._absent: WeakKeyDictionary[Reply, float] = WeakKeyDictionary()  # when a record first was
         self._watches: Counter[str] = Counter()
         self._to_check: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
@@ -142,27 +166,27 @@ class Replies:
         self._unavailable = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
 
-    def expect(self, job: str, *, recorded: bool = False) -> asyncio.Future[bytes]:
-        """The future of the stored result of a job submitted here, announced on the own channel.
+    def expect(self, job: str, *, recorded: bool = False) -> Reply:
+        """The reply to a job submitted here, announced on the own channel.
 
         With `recorded`, the job has a record within `UNKNOWN_AFTER` seconds, or is missing.
         """
-        future = self._future(job)
+        reply = self._reply(job)
         if recorded:
-            self._recorded.add(future)
+            self._recorded.add(reply)
         else:
-            self._submitted[job] = future
-        return future
+            self._submitted[job] = reply
+        return reply
 
-    def _future(self, job: str) -> asyncio.Future[bytes]:
+    def _reply(self, job: str) -> Reply:
         self.start()
-        future = self._waiting.get(job)
-        if future is None:
-            future = self._waiting[job] = asyncio.get_running_loop().create_future()
-        return future
+        reply = self._waiting.get(job)
+        if reply is None:
+            reply = self._waiting[job] = Reply()
+        return reply
 
     def expects(self, job: str) -> bool:
-        """Whether a future exists for a job that was submitted here."""
+        """Whether a reply is expected for a job that was submitted here."""
         return job in self._submitted
 
     async def watch(self, job: str, timeout: float | None, *, submitted: bool = False) -> bytes:
@@ -173,28 +197,28 @@ class Replies:
             UnknownJobError: it was not `submitted` here, and no router recorded it within `UNKNOWN_AFTER`.
         """
         started = asyncio.get_running_loop().time()
-        future = self.expect(job) if submitted else self._future(job)
-        self._recorded.add(future)
+        reply = self.expect(job) if submitted else self._reply(job)
+        self._recorded.add(reply)
         self._watches[job] += 1
         try:
             self._connection.send(("SUBSCRIBE", result_key(job)))
-            await self._poll_once(future, job)
-            return await self.wait(future, timeout, started)
+            await self._poll_once(reply, job)
+            return await self.wait(reply, timeout, started)
         finally:
             self._watches[job] -= 1
             if not self._watches[job]:
                 del self._watches[job]
                 self._connection.send(("UNSUBSCRIBE", result_key(job)))
 
-    async def wait(self, future: asyncio.Future[bytes], timeout: float | None, started: float | None = None) -> bytes:
-        """The future's value; a failed wait leaves the future valid. `timeout` counts from `started`, or from now.
+    async def wait(self, reply: Reply, timeout: float | None, started: float | None = None) -> bytes:
+        """The stored result; a failed wait leaves the reply valid. `timeout` counts from `started`, or from now.
 
         Raises:
             ResultTimeoutError: `timeout` seconds passed.
             BrokerUnavailableError: the server was silent for the `connect_timeout` (without `timeout`), or is
                 unavailable when `timeout` ends.
         """
-        loop, timer, waiter = asyncio.get_running_loop(), None, shared(future)
+        loop, timer, waiter = asyncio.get_running_loop(), None, reply.wait()
         started = loop.time() if started is None else started
         if timeout is None:
             self._unlimited[waiter] = started
@@ -202,10 +226,6 @@ class Replies:
             timer = loop.call_at(started + timeout, lambda: settle(waiter, self._timeout_error(timeout)))
         try:
             return await waiter
-        except asyncio.CancelledError:
-            if self._closed:
-                raise RuntimeError("this client was closed while it waited") from None
-            raise
         finally:
             self._unlimited.pop(waiter, None)
             if timer is not None:
@@ -220,8 +240,8 @@ class Replies:
     async def close(self) -> None:
         """Stop listening."""
         self._closed = True
-        for future in list(self._waiting.values()):
-            future.cancel()
+        for reply in list(self._waiting.values()):
+            reply.settle(RuntimeError("this client was closed while it waited"))
         await end((self._listening, self._checking))
 
     def _timeout_error(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
@@ -259,9 +279,9 @@ class Replies:
             self._check_again(answer[1].decode())
 
     def _resolve(self, meta: bytes) -> None:
-        future = self._waiting.get(job_in(meta))
-        if future is not None:
-            settle(future, meta)
+        reply = self._waiting.get(job_in(meta))
+        if reply is not None:
+            reply.settle(meta)
 
     def _check_again(self, channel: str) -> None:
         if channel != self._channel:
@@ -279,11 +299,11 @@ class Replies:
             await asyncio.sleep(self._pause)
             self._check(rounds.take(self._waiting))
 
-    async def _poll_once(self, future: asyncio.Future[bytes], job: str) -> None:
+    async def _poll_once(self, reply: Reply, job: str) -> None:
         """Read a job's stored result once, however short the caller's timeout, within the link's `connect_timeout`."""
         self._check([job])
-        while not future.done() and self._checking is not None and not self._checking.done():
-            await asyncio.wait((self._checking, future), return_when=asyncio.FIRST_COMPLETED)
+        while reply.answer is None and self._checking is not None and not self._checking.done():
+            await asyncio.wait((self._checking, reply.wait()), return_when=asyncio.FIRST_COMPLETED)
 
     def _check(self, jobs: Sequence[str]) -> None:
         """Add these jobs to those whose stored results are being read."""
@@ -309,16 +329,16 @@ class Replies:
 
     def _judge(self, job: str, state: bytes | None) -> None:
         """End the wait for a job that has no result: because it has expired, or because the job is missing twice."""
-        future, loop = self._waiting.get(job), asyncio.get_running_loop()
-        if future is None or future.done():
+        reply, loop = self._waiting.get(job), asyncio.get_running_loop()
+        if reply is None or reply.answer is not None:
             return
         if state is not None:
             if state.decode() in FINAL:
-                settle(future, expired(job))
+                reply.settle(expired(job))
         elif job not in self._submitted:
-            first = self._absent.setdefault(future, now := loop.time())
+            first = self._absent.setdefault(reply, now := loop.time())
             if now - first >= UNKNOWN_AFTER:
-                settle(future, self._missing(job))
+                reply.settle(self._missing(job))
             elif first == now:
                 loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
 
@@ -344,18 +364,3 @@ class Replies:
                 self._connection.send(("PING",))
             elif self._pinged and now - self._pinged >= self._connect_timeout - step:
                 self._connection.close()
-
-
-def shared(future: asyncio.Future[T]) -> asyncio.Future[T]:
-    """A future that ends as another does, unless it is ended before: so one wait of several can end alone."""
-    waiter: asyncio.Future[T] = future.get_loop().create_future()
-
-    def pass_on(_: asyncio.Future[T]) -> None:
-        if future.cancelled():
-            waiter.cancel()
-        else:
-            settle(waiter, future.exception() or future.result())
-
-    future.add_done_callback(pass_on)
-    waiter.add_done_callback(lambda _: future.remove_done_callback(pass_on))
-    return waiter

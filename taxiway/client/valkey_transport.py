@@ -20,7 +20,7 @@ import msgspec
 
 from taxiway.backoff import Backoff
 from taxiway.client import Receipt
-from taxiway.client.valkey_results import PieceReader, Replies
+from taxiway.client.valkey_results import PieceReader, Replies, Reply
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import (
     FINAL,
@@ -223,7 +223,7 @@ class ValkeyClientTransport:
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link.connection(), link.calls, reply_channel(self._name), again=self._submit_again)
-        self._unconfirmed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
+        self._unconfirmed: WeakKeyDictionary[Reply, _Arrival] = WeakKeyDictionary()
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably. With an idempotency key, the job may have been submitted by another client."""
@@ -246,7 +246,6 @@ class ValkeyClientTransport:
         confirmed = self._replies.expect(submission_id(submission))
         with submitting(request.model) as trace:
             arrival = self._unconfirmed[confirmed] = self._message(new_id(), request, trace, submission)
-            confirmed.add_done_callback(self._forget)
             await self._link.push(*arrival)
         try:
             return read_accepted(await self._replies.wait(confirmed, within))
@@ -260,11 +259,9 @@ class ValkeyClientTransport:
         The idempotency key makes one job of both copies. The job may exist from an earlier submission that survived the
         failover: then only a second push makes a router acknowledge this one.
         """
-        for message, blobs in list(self._unconfirmed.values()):
-            self._link.post(message, blobs, _ignore)
-
-    def _forget(self, reply: asyncio.Future[bytes]) -> None:
-        self._unconfirmed.pop(reply, None)
+        for reply, arrival in list(self._unconfirmed.items()):
+            if reply.answer is None:
+                self._link.post(*arrival, _ignore)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
@@ -366,7 +363,7 @@ class ValkeyClientTransport:
         raise _needs_http(f"{verb} {path}")
 
     async def close(self) -> None:
-        """Disconnect; futures of unfinished jobs are cancelled."""
+        """Disconnect; waits for jobs end with an error."""
         await self._replies.close()
         await self._link.close()
 
@@ -414,10 +411,10 @@ def _ignore(_pushed: Any) -> None:
     """Ignore a failed push: it is repeated after the next reconnection."""
 
 
-def _fail_unpushed(reply: asyncio.Future[bytes], pushed: Any) -> None:
-    """Fail the waiting future of a message that could not be pushed."""
+def _fail_unpushed(reply: Reply, pushed: Any) -> None:
+    """Fail the wait for the reply to a message that could not be pushed."""
     if isinstance(pushed, Exception):
-        settle(reply, pushed)
+        reply.settle(pushed)
 
 
 def _needs_http(what: str) -> InvalidRequestError:
