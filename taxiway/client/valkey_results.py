@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -102,10 +102,13 @@ class PieceReader:
 class Reply:
     """A job's stored result, for any number of callers that wait for it."""
 
-    __slots__ = ("__weakref__", "_waiters", "answer")
+    __slots__ = ("__weakref__", "_waiters", "absent_since", "answer", "recorded", "submitted")
 
     def __init__(self) -> None:
         self.answer: bytes | Exception | None = None
+        self.submitted = False  # by this client: it exists, even if it has no record yet
+        self.recorded = False  # it has a record or is missing, so that is read, too
+        self.absent_since = 0.0  # when it was first seen to have none; 0 = never
         self._waiters: list[asyncio.Future[bytes]] = []
 
     def wait(self) -> asyncio.Future[bytes]:
@@ -151,11 +154,7 @@ class Replies:
         self._channel = channel
         self._pause = pause
         self._missing, self._lost, self._again = missing, lost, again
-        self._connect_timeout = connection.connect_timeout
         self._waiting: WeakValueDictionary[str, Reply] = WeakValueDictionary()
-        self._submitted: WeakValueDictionary[str, Reply] = WeakValueDictionary()
-        self._recorded: WeakSet[Reply] = WeakSet()  # of jobs whose records are read
-        self._absent: WeakKeyDictionary[Reply, float] = WeakKeyDictionary()  # when a record first was
         self._watches: Counter[str] = Counter()
         self._to_check: set[str] = set()
         self._listening: asyncio.Task[None] | None = None
@@ -172,10 +171,7 @@ class Replies:
         With `recorded`, the job has a record within `UNKNOWN_AFTER` seconds, or is missing.
         """
         reply = self._reply(job)
-        if recorded:
-            self._recorded.add(reply)
-        else:
-            self._submitted[job] = reply
+        reply.recorded, reply.submitted = reply.recorded or recorded, reply.submitted or not recorded
         return reply
 
     def _reply(self, job: str) -> Reply:
@@ -187,7 +183,7 @@ class Replies:
 
     def expects(self, job: str) -> bool:
         """Whether a reply is expected for a job that was submitted here."""
-        return job in self._submitted
+        return (reply := self._waiting.get(job)) is not None and reply.submitted
 
     async def watch(self, job: str, timeout: float | None, *, submitted: bool = False) -> bytes:
         """The stored result of a job that another client may have submitted, announced on the job's own channel.
@@ -198,7 +194,7 @@ class Replies:
         """
         started = asyncio.get_running_loop().time()
         reply = self.expect(job) if submitted else self._reply(job)
-        self._recorded.add(reply)
+        reply.recorded = True
         self._watches[job] += 1
         try:
             self._connection.send(("SUBSCRIBE", result_key(job)))
@@ -314,7 +310,7 @@ class Replies:
     async def _read_stored(self) -> None:
         while self._to_check:
             jobs = [self._to_check.pop() for _ in range(min(_MOST_RESULTS, len(self._to_check)))]
-            recorded = [job for job in jobs if self._waiting.get(job) in self._recorded]
+            recorded = [job for job in jobs if (reply := self._waiting.get(job)) is not None and reply.recorded]
             # States first: a final one is written together with the result, so if that is missing, it has expired
             reads = [("HGET", job_key(job), "state") for job in recorded]
             try:
@@ -335,12 +331,11 @@ class Replies:
         if state is not None:
             if state.decode() in FINAL:
                 reply.settle(expired(job))
-        elif job not in self._submitted:
-            first = self._absent.setdefault(reply, now := loop.time())
-            if now - first >= UNKNOWN_AFTER:
-                reply.settle(self._missing(job))
-            elif first == now:
-                loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
+        elif not reply.submitted and not reply.absent_since:
+            reply.absent_since = loop.time()
+            loop.call_later(UNKNOWN_AFTER + _RETRY_PAUSE, self._check, [job])
+        elif not reply.submitted and loop.time() - reply.absent_since >= UNKNOWN_AFTER:
+            reply.settle(self._missing(job))
 
     async def _ping(self) -> None:
         """Ping a silent server, often while calls wait, and drop the connection if it does not answer.
@@ -348,19 +343,19 @@ class Replies:
         Time for which the event loop stood still does not count.
         """
         clock = asyncio.get_running_loop().time
-        step = self._connect_timeout / _PINGS
+        step = self._connection.connect_timeout / _PINGS
         while True:
-            due = clock() + self._connect_timeout / _CHECKS
+            due = clock() + self._connection.connect_timeout / _CHECKS
             await asyncio.sleep(due - clock())
             now = clock()
             self._last_received += max(now - due, 0.0)
             for waiter, started in list(self._unlimited.items()):
-                if now >= max(started, self._last_received) + self._connect_timeout:
+                if now >= max(started, self._last_received) + self._connection.connect_timeout:
                     settle(waiter, self._timeout_error(None))
             if not self._connection.connected:
                 continue
             if not self._pinged and now - self._last_received >= (step if len(self._waiting) else _IDLE):
                 self._pinged = now
                 self._connection.send(("PING",))
-            elif self._pinged and now - self._pinged >= self._connect_timeout - step:
+            elif self._pinged and now - self._pinged >= self._connection.connect_timeout - step:
                 self._connection.close()
