@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.traces import UNSET, Trace, predict, read_arrivals, trace_of
+from simulator.traces import COLUMNS, UNSET, Column, Trace, predict, read_arrivals, trace_of
 
 _NAMED = ("model", "tenant")
 _TYPES = {"arrival": "f8", "model": "i2", "size": "i4", "output": "i4", "deadline": "f8"}
@@ -32,6 +32,22 @@ def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
     group = columns["model"].astype(np.int64) * len(names["tenant"]) + columns["tenant"]
     predicted = predict(columns["output"], group)
     return Trace(models=names["model"], tenants=names["tenant"], predicted=predicted, **columns)
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """All requests of several traces that start together; tenants of different traces stay distinct only by name."""
+    models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
+    tenants = tuple(dict.fromkeys(name for trace in traces for name in trace.tenants))
+    columns = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in COLUMNS}
+    columns["model"] = _renumbered([(trace.model, trace.models) for trace in traces], models)
+    columns["tenant"] = _renumbered([(trace.tenant, trace.tenants) for trace in traces], tenants)
+    order = np.argsort(columns["arrival"], kind="stable")
+    return Trace(models=models, tenants=tenants, **{name: column[order] for name, column in columns.items()})
+
+
+def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[str, ...]) -> Column:
+    numbers = [np.array([names.index(name) for name in own], column.dtype)[column] for column, own in parts]
+    return np.concatenate(numbers)
 
 
 def read_trace(path: Path, *, model: str) -> Trace:

@@ -138,22 +138,6 @@ COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "prior
 """The fields of `Trace` with one value per request."""
 
 
-def joined(traces: Sequence[Trace]) -> Trace:
-    """All requests of several traces that start together; tenants of different traces stay distinct only by name."""
-    models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
-    tenants = tuple(dict.fromkeys(name for trace in traces for name in trace.tenants))
-    columns = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in COLUMNS}
-    columns["model"] = _renumbered([(trace.model, trace.models) for trace in traces], models)
-    columns["tenant"] = _renumbered([(trace.tenant, trace.tenants) for trace in traces], tenants)
-    order = np.argsort(columns["arrival"], kind="stable")
-    return Trace(models=models, tenants=tenants, **{name: column[order] for name, column in columns.items()})
-
-
-def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[str, ...]) -> Column:
-    numbers = [np.array([names.index(name) for name in own], column.dtype)[column] for column, own in parts]
-    return np.concatenate(numbers)
-
-
 def read_arrivals(path: Path, *, model: str) -> Arrivals:
     """The requests of a CSV file as arrivals: of the generic format, or of Azure's, whose requests ask for `model`.
 

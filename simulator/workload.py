@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
 from simulator.fleet import Fleet
-from simulator.traces import UNSET, Column, Trace
+from simulator.traces import COLUMNS, UNSET, Column, Trace
 from tasks.history import PRIORITIES
 
 TOGETHER = 8
@@ -35,6 +36,20 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.trace)
+
+    def part(self, rows: slice | Column, **columns: Any) -> Workload:
+        """Some of the requests, as `Trace.part`, with other `columns` where given."""
+        return replace(self, trace=replace(self.trace.part(rows), **columns), level=self.level[rows])
+
+    def merged(self, other: Workload) -> Workload:
+        """These requests, and those of another workload of the same models and tenants, in order of arrival."""
+        arrival = np.concatenate([self.trace.arrival, other.trace.arrival])
+        order = np.argsort(arrival, kind="stable")
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(self.trace, name), getattr(other.trace, name)])[order] for name in COLUMNS
+        }
+        level = np.concatenate([self.level, other.level])[order]
+        return replace(self, trace=replace(self.trace, **columns), level=level)
 
 
 @dataclass(slots=True, eq=False)

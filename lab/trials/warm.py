@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from lab.rows import joined
 from simulator.policies.taxiway import TunedPolicy
-from simulator.traces import joined
 from simulator.tuning.tuner import PLAYED_WINDOW
 from simulator.tuning.twin import Window
 from simulator.workload import Workload

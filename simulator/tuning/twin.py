@@ -21,7 +21,7 @@ from simulator.engine import SAMPLE_EVERY, EventQueue
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import LIVE, Assignment, Cell
 from simulator.pool import UNLIMITED, Pool
-from simulator.traces import Column, joined
+from simulator.traces import Column
 from simulator.tuning.recall import BLOCK, Alike
 from simulator.workload import SimulatedJob, Workload, jobs
 from workers.decide.endpoints import EndpointRates
@@ -219,9 +219,7 @@ class Window:
         """The arrivals from `begin` to `end`."""
         arrival = workload.trace.arrival
         rows = slice(int(np.searchsorted(arrival, begin)), int(np.searchsorted(arrival, end)))
-        part = workload.trace.part(rows)
-        shifted = replace(part, arrival=part.arrival - begin)
-        return cls.all(replace(workload, trace=shifted, level=workload.level[rows]), end - begin)
+        return cls.all(workload.part(rows, arrival=arrival[rows] - begin), end - begin)
 
     @classmethod
     def latest(cls, workload: Workload, now: float, span: float, most: int = MOST_ARRIVALS) -> Window:
@@ -261,26 +259,19 @@ class Window:
         """These arrivals after those of a workload that wait `now`, due when they are due."""
         trace = workload.trace.part(waiting)
         left = np.maximum(trace.arrival + trace.deadline - now, 0.0)
-        first = replace(
-            workload, trace=replace(trace, arrival=0.0 * left, deadline=left), level=workload.level[waiting]
-        )
-        return self._after(first, len(waiting))
+        return self._after(workload.part(waiting, arrival=0.0 * left, deadline=left))
 
-    def _after(self, first: Workload, waiting: int) -> Window:
-        if not waiting:
+    def _after(self, waiting: Workload) -> Window:
+        if not len(waiting):
             return self
-        level = np.concatenate([first.level, self.workload.level])
-        both = replace(self.workload, trace=joined([first.trace, self.workload.trace]), level=level)
-        return replace(Window.all(both, self.span), waiting=waiting)
+        return replace(Window.all(waiting.merged(self.workload), self.span), waiting=len(waiting))
 
     def redrawn(self, seed: int) -> Window:
         """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
 
         They last as long as these. The same jobs wait.
         """
-        first = np.arange(self.waiting)
-        waiting = replace(self.workload, trace=self.workload.trace.part(first), level=self.workload.level[first])
-        return self._drawn(seed, 0.0)._after(waiting, self.waiting)
+        return self._drawn(seed, 0.0)._after(self.workload.part(slice(self.waiting)))
 
     def _drawn(self, seed: int, span: float) -> Window:
         trace, random = self.workload.trace, np.random.default_rng(seed)
@@ -302,11 +293,8 @@ class Window:
         if self.span >= span:
             return self
         more = self._drawn(seed, span - self.span)
-        both = joined(
-            [self.workload.trace, replace(more.workload.trace, arrival=more.workload.trace.arrival + self.span)]
-        )
-        level = np.concatenate([self.workload.level, more.workload.level])
-        whole = Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
+        later = more.workload.part(slice(None), arrival=more.workload.trace.arrival + self.span)
+        whole = Window.all(self.workload.merged(later), self.span + more.span)
         return replace(whole, waiting=self.waiting)
 
     @classmethod
@@ -318,8 +306,7 @@ class Window:
 def _rearranged(workload: Workload, rows: Column, arrival: Column) -> Workload:
     """These of a workload's requests, in order of their new times of arrival."""
     order = np.argsort(arrival, kind="stable")
-    part = replace(workload.trace.part(rows[order]), arrival=arrival[order])
-    return replace(workload, trace=part, level=workload.level[rows[order]])
+    return workload.part(rows[order], arrival=arrival[order])
 
 
 HOPELESS, PREPARES = 1.1, 0.025
