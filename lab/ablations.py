@@ -30,7 +30,7 @@ from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import Bound, lower_bound
 from lab.fleet_file import load_fleet, prepare
 from lab.policies import TRACES, Bench, Figure, mean, parser
-from lab.rows import joined
+from lab.rows import joined, synthetic_trace
 from lab.trials.trial import TRIALS
 from router.decide import placement
 from router.decide.candidates import CandidateTable
@@ -39,7 +39,7 @@ from router.decide.moves.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES
 from simulator.policies.taxiway import Maker, Taxiway
-from simulator.traces import Trace, synthetic_trace
+from simulator.traces import Trace
 from simulator.workload import SimulatedJob, Workload
 from tasks.topology import Rebalance
 

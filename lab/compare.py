@@ -17,10 +17,10 @@ from lab.baselines import EVERY_POLICY, run
 from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import whole_bound
 from lab.fleet_file import FleetError, load_fleet, prepare
-from lab.rows import read_trace
+from lab.rows import read_trace, synthetic_trace
 from simulator.engine import RunSummary
 from simulator.reports import figures, json_lines, usage
-from simulator.traces import TraceError, is_spec, synthetic_trace
+from simulator.traces import TraceError, is_spec
 from simulator.workload import Workload
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.traces import COLUMNS, UNSET, Column, Trace, predict, read_arrivals, trace_of
+from simulator.traces import COLUMNS, UNSET, Column, Trace, predict, read_arrivals, synthetic_arrivals, trace_of
+from tasks.history import JOB, Arrivals
 
 _NAMED = ("model", "tenant")
 _TYPES = {"arrival": "f8", "model": "i2", "size": "i4", "output": "i4", "deadline": "f8"}
@@ -48,6 +49,21 @@ def joined(traces: Sequence[Trace]) -> Trace:
 def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[str, ...]) -> Column:
     numbers = [np.array([names.index(name) for name in own], column.dtype)[column] for column, own in parts]
     return np.concatenate(numbers)
+
+
+def synthetic_trace(spec: str, *, model: str) -> Trace:
+    """The trace that a text describes, as `synthetic_arrivals` draws it."""
+    return trace_of(synthetic_arrivals(spec, model=model))
+
+
+def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
+    """A trace's requests as arrivals at a fleet, all of one service; without a name, of the fleet's default."""
+    jobs = np.zeros(len(trace), JOB)
+    for name in ("arrival", "model", "tenant", "size", "output", "deadline", "priority"):
+        jobs[name] = getattr(trace, name)
+    jobs["rows"], jobs["expected"], jobs["seconds"], jobs["ran"] = 1, trace.predicted, math.nan, math.nan
+    names = {"model": trace.models, "tenant": trace.tenants, "service": (service,)}
+    return Arrivals({**names, "locality": ("",), "hardware_class": ("",)}, jobs)
 
 
 def read_trace(path: Path, *, model: str) -> Trace:

@@ -14,8 +14,8 @@ import time
 from benchmarks.harness.measure import machine, say
 from lab.changes import simulate
 from lab.fleet_file import load_fleet, prepare
+from lab.rows import synthetic_trace
 from simulator.policies.taxiway import POLICIES
-from simulator.traces import synthetic_trace
 from tasks.settings import TREE
 
 FLEET = TREE / "lab" / "fleets" / "azure-mixed.yaml"

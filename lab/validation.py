@@ -35,12 +35,12 @@ import taxiway
 from benchmarks.harness.measure import machine, percentile, summary
 from benchmarks.harness.processes import fleet
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import joined
+from lab.rows import joined, synthetic_trace
 from simulator.engine import ANSWERED, Simulation
 from simulator.fleet import SERVICES, Fleet
 from simulator.policies.routing import SimulatedReader
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import Column, Trace, synthetic_trace
+from simulator.traces import Column, Trace
 from simulator.workload import Workload
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Profile

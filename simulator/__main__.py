@@ -30,7 +30,7 @@ from simulator.planner import plan as find_plan
 from simulator.planner import tables
 from simulator.policies.taxiway import POLICIES
 from simulator.reports import figures, json_lines, usage
-from simulator.traces import AzureRow, Trace, TraceError, TraceRow, arrivals_of, columns_of, is_spec, synthetic_trace
+from simulator.traces import AzureRow, Trace, TraceError, TraceRow, columns_of, is_spec, synthetic_arrivals
 from simulator.tuning.command import tune
 from simulator.tuning.real_fleet import KnownFleet, urgency
 from simulator.workload import Workload, prepare
@@ -305,8 +305,8 @@ def _arrivals_at(rates: Sequence[tuple[str, str]], seed: int) -> Arrivals:
         parts = text.split(",")
         services = [part.removeprefix("service=") for part in parts if part.startswith("service=")]
         rest = ",".join(part for part in parts if not part.startswith("service="))
-        trace = synthetic_trace(f"poisson:rate={rest},seed={seed + number}", model=model)
-        found.append(arrivals_of(trace, "".join(services)))
+        drawn = f"poisson:rate={rest},seed={seed + number}"
+        found.append(synthetic_arrivals(drawn, model=model, service="".join(services)))
     return joined_arrivals(found)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from simulator.fleet import SERVICES
 from tasks.document import located
-from tasks.history import JOB, PRIORITIES, Arrivals, indices
+from tasks.history import JOB, NAMED, PRIORITIES, Arrivals, Jobs, indices
 from taxiway.contract.request import Priority
 from taxiway.errors import flaw, quoted
 
@@ -149,18 +149,26 @@ def read_arrivals(path: Path, *, model: str) -> Arrivals:
             rows = sorted((_generic(row, path, model) for row in _parsed(lines, path)), key=lambda row: row.arrival)
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(str(path), 0, "a readable CSV file in UTF-8", flaw(error)) from error
-    jobs, names = np.zeros(len(rows), JOB), dict[str, tuple[str, ...]](hardware_class=("",))
+    jobs, names = _jobs([row.arrival - rows[0].arrival for row in rows]), dict(_NO_NAMES)
     for column in ("model", "tenant", "service", "locality"):
         texts = [getattr(row, column) or "" for row in rows]
         names[column] = tuple(dict.fromkeys(texts))
         jobs[column] = indices(texts, names[column])
-    jobs["arrival"] = [row.arrival - rows[0].arrival for row in rows]
     jobs["size"], jobs["output"] = [row.size for row in rows], [row.output or 0 for row in rows]
     jobs["deadline"] = [math.nan if row.deadline is None else row.deadline for row in rows]
     jobs["priority"] = [UNSET if row.priority is None else PRIORITIES.index(row.priority) for row in rows]
-    jobs["rows"], jobs["seconds"], jobs["ran"] = 1, math.nan, math.nan
     jobs["expected"] = predict(jobs["output"], jobs["model"].astype(np.int64) * len(rows) + jobs["tenant"])
     return Arrivals(names, jobs)
+
+
+_NO_NAMES: Mapping[str, tuple[str, ...]] = dict.fromkeys(NAMED, ("",))
+
+
+def _jobs(arrival: Sequence[float] | Times) -> Jobs:
+    """Jobs of a row each that came then, and did not run."""
+    jobs = np.zeros(len(arrival), JOB)
+    jobs["arrival"], jobs["rows"], jobs["seconds"], jobs["ran"] = arrival, 1, math.nan, math.nan
+    return jobs
 
 
 def _parsed(lines: Iterable[str], path: Path) -> Iterator[Any]:
@@ -215,16 +223,6 @@ def _generic(row: AzureRow | TraceRow, path: Path, model: str) -> TraceRow:
     return TraceRow(arrival, model, row.size, None, None, None, row.output)
 
 
-def arrivals_of(trace: Trace, service: str = "") -> Arrivals:
-    """A trace's requests as arrivals at a fleet, all of one service; without a name, of the fleet's default."""
-    jobs = np.zeros(len(trace), JOB)
-    for name in ("arrival", "model", "tenant", "size", "output", "deadline", "priority"):
-        jobs[name] = getattr(trace, name)
-    jobs["rows"], jobs["expected"], jobs["seconds"], jobs["ran"] = 1, trace.predicted, math.nan, math.nan
-    names = {"model": trace.models, "tenant": trace.tenants, "service": (service,)}
-    return Arrivals({**names, "locality": ("",), "hardware_class": ("",)}, jobs)
-
-
 def predict(output: Column, group: Column) -> Column:
     """Each request's expected output: a quantile of earlier ones of its group (model and tenant).
 
@@ -255,8 +253,8 @@ def is_spec(text: str) -> bool:
     return text.partition(":")[0] in KINDS
 
 
-def synthetic_trace(spec: str, *, model: str) -> Trace:
-    """The trace that `spec` describes: a kind, then its figures.
+def synthetic_arrivals(spec: str, *, model: str, service: str = "") -> Arrivals:
+    """The arrivals that `spec` describes: a kind, then its figures. Without a `service` they have the fleet's default.
 
     Every kind has `duration` (seconds), `seed`, and the mean `size` and `output` of requests, which are log-normal with
     the standard deviation `spread` of their logarithm; 0 makes them all equal.
@@ -273,7 +271,7 @@ def synthetic_trace(spec: str, *, model: str) -> Trace:
     arrival = make(figures, random)
     if len(arrival) == 0:
         raise TraceError(spec, 0, "a rate and a duration that give at least one request", "none")
-    return _drawn(arrival, figures, random, model)
+    return Arrivals({**_NO_NAMES, "model": (model,), "service": (service,)}, _drawn(arrival, figures, random))
 
 
 def _figures(spec: str, text: str, defaults: Mapping[str, float]) -> dict[str, float]:
@@ -294,23 +292,13 @@ def _figures(spec: str, text: str, defaults: Mapping[str, float]) -> dict[str, f
     return figures
 
 
-def _drawn(arrival: Times, figures: Mapping[str, float], random: Random, model: str) -> Trace:
-    count = len(arrival)
-    size = _sizes(figures["size"], figures["spread"], count, random)
-    output = _sizes(figures["output"], figures["spread"], count, random)
-    return Trace(
-        models=(model,),
-        tenants=("",),
-        arrival=arrival - arrival[0],
-        model=np.zeros(count, np.int16),
-        size=size,
-        output=output,
-        predicted=predict(output, np.zeros(count, np.int64)),
-        deadline=np.full(count, np.nan),
-        priority=np.full(count, UNSET, np.int8),
-        service=np.full(count, UNSET, np.int8),
-        tenant=np.zeros(count, np.int32),
-    )
+def _drawn(arrival: Times, figures: Mapping[str, float], random: Random) -> Jobs:
+    jobs = _jobs(arrival - arrival[0])
+    jobs["size"] = _sizes(figures["size"], figures["spread"], len(arrival), random)
+    jobs["output"] = _sizes(figures["output"], figures["spread"], len(arrival), random)
+    jobs["expected"] = predict(jobs["output"], np.zeros(len(arrival), np.int64))
+    jobs["deadline"], jobs["priority"] = math.nan, UNSET
+    return jobs
 
 
 def _sizes(mean: float, spread: float, count: int, random: Random) -> NDArray[np.int32]:

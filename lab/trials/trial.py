@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from lab.changes import HardwareChange
 from lab.fleet_file import FileFleet, load_fleet, prepare
-from lab.rows import make_trace, read_trace
+from lab.rows import make_trace, read_trace, synthetic_trace
 from simulator.fleet import SERVICES
-from simulator.traces import Trace, synthetic_trace
+from simulator.traces import Trace
 from simulator.workload import Workload
 
 LENGTH = 900.0

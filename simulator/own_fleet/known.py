@@ -18,7 +18,7 @@ from router.decide.facts import FleetFacts, figures, named, snapshot_from
 from router.decide.snapshot import FleetSnapshot
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import arrivals_of_day, day_of
-from simulator.traces import Column, arrivals_of, is_spec, read_arrivals, synthetic_trace
+from simulator.traces import Column, is_spec, read_arrivals, synthetic_arrivals
 from simulator.tuning.real_fleet import KnownFleet, Recorded, recorded, urgency
 from tasks.document import DocumentError, read_document
 from tasks.heartbeat import DeviceFacts
@@ -116,7 +116,7 @@ def arrivals_from(source: str, model: str, url: str | None, data: Path | None) -
     if day := day_of(source):
         return arrivals_of_day(url, data, day)
     if is_spec(source):
-        return arrivals_of(synthetic_trace(source, model=model))
+        return synthetic_arrivals(source, model=model)
     return read_arrivals(Path(source), model=model)
 
 

@@ -35,7 +35,7 @@ from simulator.own_fleet.history import LAG, History, day_of
 from simulator.own_fleet.known import arrivals_from, read_fleet, under
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
-from simulator.traces import TraceError, arrivals_of, synthetic_trace
+from simulator.traces import TraceError, synthetic_arrivals
 from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
@@ -117,7 +117,7 @@ def expected(prior: Prior, known: KnownFleet) -> Arrivals:
     mix = prior or {(model, service): ALIKE for model in known.catalogue.models for service in services}
     span = f"duration={max(SHORTEST_PLAY, FEWEST_DRAWN / min(mix.values()))}"
     parts = [
-        arrivals_of(synthetic_trace(f"{_sizes(model, known)},rate={rate},{span},seed={seed}", model=model), service)
+        synthetic_arrivals(f"{_sizes(model, known)},rate={rate},{span},seed={seed}", model=model, service=service)
         for seed, ((model, service), rate) in enumerate(mix.items())
     ]
     return under(joined(parts), known.topology, known.topology)

@@ -9,9 +9,9 @@ from lab.ablations import TERMS, Term, Without
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.policies import Figure, targets
+from lab.rows import synthetic_trace
 from router.decide import placement
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import synthetic_trace
 from simulator.workload import Workload
 from tests.lab.test_bound import MIXED
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import make_trace
+from lab.rows import make_trace, synthetic_trace
 from simulator.class_queue import SimulatedQueue
 from simulator.engine import ANSWERED, DROPPED, REFUSED, WAITING, OutcomeColumns, Simulation, StuckError, summarise
 from simulator.fleet import Fleet
@@ -19,7 +19,6 @@ from simulator.policies.policy import Policy, Shift
 from simulator.policies.routing import ExpectedBatch
 from simulator.policies.taxiway import POLICIES, Taxiway
 from simulator.pool import Pool
-from simulator.traces import synthetic_trace
 from simulator.workload import SimulatedJob, Workload, jobs
 from tests.builders import recorded
 

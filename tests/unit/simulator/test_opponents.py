@@ -8,9 +8,8 @@ import pytest
 
 from lab.changes import HardwareChange, changed, simulate
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import joined, make_trace
+from lab.rows import joined, make_trace, synthetic_trace
 from simulator.policies.policy import Assignment, Fixed
-from simulator.traces import synthetic_trace
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.workload import Workload
 from tests import builders

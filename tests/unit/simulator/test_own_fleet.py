@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lab.rows import make_trace
+from lab.rows import arrivals_of, make_trace
 from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.engine import OutcomeColumns, RunSummary, played
@@ -26,7 +26,7 @@ from simulator.own_fleet.difference import (
 from simulator.own_fleet.known import StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.policy import able_classes
 from simulator.policies.taxiway import POLICIES
-from simulator.traces import arrivals_of, read_arrivals
+from simulator.traces import read_arrivals
 from simulator.tuning.real_fleet import (
     NODES,
     KnownFleet,

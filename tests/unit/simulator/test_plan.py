@@ -14,12 +14,12 @@ from scipy.optimize import linprog
 
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
+from lab.rows import synthetic_trace
 from simulator.demand import InfeasibleError, Mix, cheapest, check_deadlines, demand, prices
 from simulator.engine import RunSummary
 from simulator.fleet import Fleet
 from simulator.planner import equipped, plan
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import synthetic_trace
 from simulator.workload import Figures, Workload
 from tasks.topology import Price
 from tests.builders import recorded

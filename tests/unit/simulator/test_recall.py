@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import joined
-from simulator.traces import synthetic_trace
+from lab.rows import joined, synthetic_trace
 from simulator.tuning.recall import BLOCK, COUNTS_KEPT, NOW, SOON, Counts, Traffic, alike, followed, recalled
 from simulator.tuning.twin import Window
 from simulator.workload import Workload

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.rows import read_trace
+from lab.rows import read_trace, synthetic_trace
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import shares_of
 from simulator.traces import (
@@ -19,7 +19,6 @@ from simulator.traces import (
     TraceError,
     predict,
     read_arrivals,
-    synthetic_trace,
     trace_of,
     write_arrivals,
 )

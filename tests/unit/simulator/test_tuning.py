@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from lab.changes import ChangingSimulation as Simulation
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import joined, make_trace
+from lab.rows import joined, make_trace, synthetic_trace
 from lab.trials.warm import WarmPolicy
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway
-from simulator.traces import synthetic_trace
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
     PERIODS,
