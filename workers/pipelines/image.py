@@ -20,7 +20,7 @@ from tasks.models.sizes import size_of_row
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, invalid
 from workers.decide.faults import text_of
-from workers.pipelines.tensors import read_tensor
+from workers.pipelines.tensors import row_array
 from workers.port import Item, Placed, Row, Runtime
 
 FORMATS = ("JPEG", "PNG")
@@ -79,7 +79,7 @@ class ImagePipeline:
         return [self._answer(share) for share in shares]
 
     def _checked(self, value: Any) -> np.ndarray:
-        pixels = read_tensor(self._pixels, value)
+        pixels = row_array(self._pixels, value)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise invalid("inputs.pixels", "values from 0 to 1", f"{pixels.min()} to {pixels.max()}")
         return pixels

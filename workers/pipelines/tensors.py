@@ -13,8 +13,8 @@ import numpy as np
 from tasks.models.model import Model, Variant
 from tasks.models.sizes import size_of_row
 from tasks.models.tensor_spec import TensorSpec
-from taxiway.contract.values import DATATYPES, numbers
-from taxiway.errors import ExecutionError, InvalidRequestError, invalid
+from taxiway.contract.values import DATATYPES
+from taxiway.errors import ExecutionError, invalid
 from workers.port import Arrays, Item, Placed, Row, Runtime
 
 
@@ -31,22 +31,13 @@ class TensorPipeline:
         self._called = {spec.name: spec.called for spec in model.inputs}
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        """The row as arrays of the declared types, without the batch axis.
+        """The row, whose numbers `bind` has checked, as arrays of the declared types, without the batch axis.
 
         Raises:
-            InvalidRequestError: a name or a value is invalid.
+            InvalidRequestError: texts are of another shape.
             RequestTooLargeError: the row exceeds the model's last bucket.
         """
-        for name in row.keys() - self._axes.keys():
-            raise InvalidRequestError(
-                f"inputs: expected inputs among {sorted(self._axes)}, got {name!r}", field=f"inputs.{name}"
-            )
-        arrays: dict[str, np.ndarray] = {}
-        for spec in self._model.inputs:
-            if spec.name in row:
-                arrays[spec.name] = read_tensor(spec, row[spec.name])
-            elif not spec.optional:
-                raise invalid(f"inputs.{spec.name}", "a value", "nothing")
+        arrays = {spec.name: row_array(spec, row[spec.name]) for spec in self._model.inputs if spec.name in row}
         return Item(arrays, size_of_row(self._model, arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
@@ -84,20 +75,17 @@ class TensorPipeline:
         }
 
 
-def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
+def row_array(spec: TensorSpec, value: Any) -> np.ndarray:
     """One row's value as an array of the tensor's dtype, and of its shape without the batch axis.
 
     Raises:
-        InvalidRequestError: the value has another kind or shape, or the dtype cannot represent it.
+        InvalidRequestError: texts are of another shape.
     """
-    field = f"inputs.{spec.name}"
     if spec.datatype != "BYTES":
-        array = numbers(value, spec.datatype, field)
-    else:
-        array = _element(value) if len(spec.shape) == 1 else np.asarray(value, object)
-    wanted = spec.row_shape
-    if not _fits(wanted, array.shape):
-        raise invalid(field, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
+        return np.asarray(value, DATATYPES[spec.datatype])
+    array = _element(value) if len(spec.shape) == 1 else np.asarray(value, object)
+    if not _fits(spec.row_shape, array.shape):
+        raise invalid(f"inputs.{spec.name}", f"shape {list(spec.row_shape)} a row", f"shape {list(array.shape)}")
     return array
 
 

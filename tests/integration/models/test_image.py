@@ -112,7 +112,7 @@ def test_pixels_give_the_same_answer_as_the_photograph_that_they_come_from(
     assert pipeline.run(runtime, [pixels]) == pipeline.run(runtime, items[:1])
 
 
-TOO_BRIGHT, CHANNELS_FIRST = np.full((224, 224, 3), 1.5, np.float32), np.zeros((3, 224, 224), np.float32)
+TOO_BRIGHT = np.full((224, 224, 3), 1.5, np.float32)
 
 
 @pytest.mark.cases("row")

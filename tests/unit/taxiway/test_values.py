@@ -165,6 +165,17 @@ def test_an_array_of_the_wanted_type_that_lies_in_order_is_not_copied() -> None:
     assert numbers(array, "FP32", "x") is array
 
 
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
+    if all(-128 <= value <= 127 for value in values):
+        assert numbers(values, "INT8", "x").tolist() == values
+    else:
+        with pytest.raises(InvalidRequestError, match="expected INT8 numbers"):
+            numbers(values, "INT8", "x")
+    with pytest.raises(InvalidRequestError, match="expected FP16 numbers, got values from"):
+        numbers([1.0, 70000.0], "FP16", "x")
+
+
 def test_a_large_text_in_a_list_travels_beside_its_message_where_that_is_asked_for() -> None:
     inputs = {"a": ["é" * 9, "short"], "b": "é" * 9}
     blobs, whole = Blobs(texts=8), Blobs(limit=8)

@@ -15,7 +15,7 @@ from tasks.models.model import Model
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from tests.graphs import EXPORTED, EXPORTED_SPECS, exported_graph, write_model
-from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
+from workers.pipelines.tensors import TensorPipeline, read_output
 from workers.port import ModelLoadError, Placed, Row, Runtime, import_runtime, open_pipeline
 from workers.recipes.graph_text import save_graph
 from workers.runtimes.onnx import providers
@@ -94,26 +94,6 @@ def test_the_sweeps_of_ising_are_its_size_and_bounded() -> None:
         pipeline.prepare(LATTICE | {"sweeps": 0, "seed": 1}, {})
     with pytest.raises(RequestTooLargeError, match=r"inputs\.sweeps: expected at most 10000000, got 10000001"):
         pipeline.prepare(LATTICE | {"sweeps": 10_000_001, "seed": 1}, {})
-
-
-@pytest.mark.cases("row, field, message")
-def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: str) -> None:
-    pipeline, _ = opened(MODELS.resolve("ising"))
-    with pytest.raises(InvalidRequestError, match=message) as refused:
-        pipeline.prepare({**LATTICE, **row}, {})
-    assert refused.value.details["field"] == field
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
-def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
-    spec = TensorSpec("x", "INT8", (-1, -1))
-    if all(-128 <= value <= 127 for value in values):
-        assert read_tensor(spec, values).tolist() == values
-    else:
-        with pytest.raises(InvalidRequestError, match="expected INT8 numbers"):
-            read_tensor(spec, values)
-    with pytest.raises(InvalidRequestError, match="expected FP16 numbers, got values from"):
-        read_tensor(TensorSpec("x", "FP16", (-1, 2)), [1.0, 70000.0])
 
 
 @pytest.fixture
