@@ -32,7 +32,7 @@ from taxiway.contract.job import RunProgress
 from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
 from workers.celery_adapter.strategy import guarded
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Ended, Revoked
+from workers.stages.job import REVOKED, Delivery, Ended
 from workers.stages.queues import EndingQueue
 
 logger = logging.getLogger(__name__)
@@ -415,7 +415,7 @@ class Inspection:
                 self._hostname,
                 kwargs,
                 delivery.hardware_class,
-                lambda: endings.put([Revoked(delivery)]),
+                lambda: endings.put([Ended(delivery, error=REVOKED)]),
             )
         if delivery.began and shown.time_start is None:
             self.events.add(TaskEvent("task-started", delivery.job, delivery.began))

@@ -46,13 +46,12 @@ from taxiway.errors import (
     BrokerUnavailableError,
     ExecutionError,
     InvalidRequestError,
-    JobCancelledError,
     TaxiwayError,
     bounded,
 )
 from workers.device import WorkerContext
 from workers.stages.held import add_dead_letter
-from workers.stages.job import Ended
+from workers.stages.job import REVOKED, Ended
 
 _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
 
@@ -323,7 +322,7 @@ class WriteOnceSentinelBackend(WriteOnceBackend, SentinelBackend):
 def _error(result: Any, state: str, ended: Ended | None) -> TaxiwayError:
     """The error that a result in Celery's form stands for; the job's own where there is one."""
     if state == states.REVOKED:
-        return JobCancelledError("the job was revoked")
+        return REVOKED
     if ended is not None and ended.error is not None:
         return ended.error
     named = result if isinstance(result, dict) else {"exc_message": str(result)}

@@ -43,6 +43,7 @@ from workers.decide.faults import describe
 from workers.device import Device
 from workers.learned import DeviceVariants
 from workers.stages.job import (
+    REVOKED,
     Answered,
     CeleryTask,
     Delivery,
@@ -218,13 +219,11 @@ class FinishStage:
             return None
         if isinstance(ending, Answered):
             return self._reported(ending.job)
-        if isinstance(ending, Ended):
+        if ending.error is not REVOKED or delivery.task is None:
             return self._sealed(ending)
-        if delivery.task is not None:
-            self._shared.held.remove(delivery)
-            delivery.task.revoke()
-            return None
-        return Ended(delivery, error=JobCancelledError("the job was revoked"))
+        self._shared.held.remove(delivery)
+        delivery.task.revoke()
+        return None
 
     def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""

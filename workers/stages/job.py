@@ -22,7 +22,7 @@ from taxiway.contract.limits import Buffer
 from taxiway.contract.sealed import Sealed
 from taxiway.contract.stream import NOTHING, CutGeneration
 from taxiway.contract.wire import Envelope
-from taxiway.errors import TaxiwayError
+from taxiway.errors import JobCancelledError, TaxiwayError
 from workers.port import Item, Row
 
 
@@ -312,12 +312,6 @@ class Dropped(msgspec.Struct, frozen=True):
     delivery: Delivery
 
 
-class Revoked(msgspec.Struct, frozen=True):
-    """A delivery of a job that Celery's remote control revoked."""
-
-    delivery: Delivery
-
-
 class Returned(msgspec.Struct, frozen=True):
     """A delivery that its device could not run to its end: it returns to its queue, and runs elsewhere or later.
 
@@ -346,7 +340,11 @@ class Used(msgspec.Struct, frozen=True):
     """Tokens that the endpoint counted beyond what the request may have; they are in no other figure."""
 
 
-Ending = Answered | Ended | Dropped | Revoked | Returned | Used
+Ending = Answered | Ended | Dropped | Returned | Used
+
+
+REVOKED = JobCancelledError("the job was revoked")
+"""The error of an ending of a job that Celery's remote control revoked."""
 
 
 def late(delivery: Delivery, now: float) -> Ended:

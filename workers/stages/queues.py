@@ -31,7 +31,7 @@ from workers.drain import Drain
 from workers.learned import DeviceVariants
 from workers.port import Row
 from workers.stages.held import HeldJobs
-from workers.stages.job import CeleryWorker, Delivery, Ending, Revoked, RunningJob, late
+from workers.stages.job import REVOKED, CeleryWorker, Delivery, Ended, Ending, RunningJob, late
 
 if TYPE_CHECKING:
     from taxiway.sealing import SealKeys
@@ -300,7 +300,7 @@ class Shared:
         """Whether the job may run, by the store's time; if not, its end is passed on, or it is claimed again."""
         delivery = job.delivery
         if self.celery.is_revoked(delivery.job):
-            self.endings.put([Revoked(delivery)])
+            self.endings.put([Ended(delivery, error=REVOKED)])
         elif job.deadline < now:
             self.endings.put([late(delivery, now)])
         elif delivery.lost:
