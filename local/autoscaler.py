@@ -16,7 +16,7 @@ from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.queues.queues_file import QueuesFile
 from tasks.topology import Topology
-from tasks.web import NO_ANSWER, ask
+from tasks.web import ask
 
 EVERY = 1.0
 """Seconds between two requests for a router's targets, which it computes as often."""
@@ -184,9 +184,7 @@ def ask_router(url: str, key: str, name: str) -> int | None:
 
     The request declares that devices of the class are started here. `key` is the API key, if the API requires one.
     """
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with suppress(*NO_ANSWER, msgspec.DecodeError):
-        answer = ask(f"{url}/v1/scaling/{name}/starts", method="POST", headers=headers, timeout=_ANSWER_WITHIN)
-        if answer.ok:
-            return msgspec.json.decode(answer.body, type=_Answer).replicas
+    found = ask(f"{url}/v1/scaling/{name}/starts", method="POST", key=key, timeout=_ANSWER_WITHIN)
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode(found or b"", type=_Answer).replicas
     return None

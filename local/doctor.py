@@ -28,7 +28,7 @@ from tasks.models.folder import APART, load_catalogue
 from tasks.queues.endpoints import HOME, Endpoint
 from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import TopologyError, load_topology
-from tasks.web import NO_ANSWER, ask
+from tasks.web import ask
 from taxiway.cli.show import TELLING_JOBS
 from taxiway.connection import ConnectionPool
 from taxiway.contract.wire import refuses_account
@@ -236,13 +236,10 @@ def site_key(environment: Mapping[str, str], made: Path | None) -> Iterator[Find
 
 def reported(fleet: LocalFleet, environment: Mapping[str, str]) -> list[Finding]:
     """The fleet's problems and how its placements held, by its router; if none answers, its processes' problems."""
-    key = environment.get("TAXIWAY_KEY", "")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with suppress(*NO_ANSWER, msgspec.DecodeError):
-        answer = ask(f"{fleet.http}/v2/fleet", headers=headers, timeout=_ANSWER_WITHIN)
-        if answer.ok:
-            view = msgspec.json.decode(answer.body, type=dict[str, Any])
-            return [*(problem(**one) for one in view.get("problems", ())), *calibrations(view.get("classes", {}))]
+    found = ask(f"{fleet.http}/v2/fleet", key=environment.get("TAXIWAY_KEY", ""), timeout=_ANSWER_WITHIN)
+    with suppress(msgspec.DecodeError):
+        view = msgspec.json.decode(found or b"", type=dict[str, Any])
+        return [*(problem(**one) for one in view.get("problems", ())), *calibrations(view.get("classes", {}))]
     logs = {process.name: process.log for process in fleet.processes}
     return [problem(f"process {name}", why, f"see {logs[name]}") for name, why in failing(fleet).items()]
 

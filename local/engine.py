@@ -28,7 +28,7 @@ from tasks.queues.endpoints import Endpoint, Health
 from tasks.settings import TREE, queues_file
 from tasks.telemetry import log_to_stderr
 from tasks.topology import load_topology
-from tasks.web import answers
+from tasks.web import ask
 from taxiway.errors import TaxiwayError
 from workers.device import DeviceMissingError, endpoint_device
 from workers.endpoints.protocol import open_protocol
@@ -66,7 +66,7 @@ class EngineProcess:
         """Wait until it is ready; False if it ended, took too long, or a signal arrived."""
         began = time.monotonic()
         while self._process.poll() is None and time.monotonic() - began < LONGEST_LOAD and not stopped:
-            if answers(self._ready, timeout=1.0):
+            if ask(self._ready, timeout=1.0) is not None:
                 logger.info("engine ready", extra={"seconds": round(time.monotonic() - began, 2)})
                 return True
             time.sleep(_TICK)

@@ -22,10 +22,10 @@ from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.fleet import LocalFleet, ProcessState, RunningWorker, failing, supervising, write_fleet
 from local.plan import FLOWER_PORT, HTTP_PORT, StartPlan, WorkerPlan
 from local.supervisor import START_TIMEOUT, SupervisedProcess, Supervisor
+from tasks import web
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
-from tasks.web import answers
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import FAILING, name_key
 from taxiway.valkey import ServerError
@@ -170,7 +170,7 @@ class _Processes:
         interfaces = [f"{self.http}/v2/health/ready"]
         if self._flower_url is not None:
             interfaces.append(f"{self._flower_url}/healthcheck")
-        return all(answers(url, timeout=_ANSWER_WITHIN) for url in interfaces)
+        return all(web.ask(url, timeout=_ANSWER_WITHIN) is not None for url in interfaces)
 
     def _describe(self) -> LocalFleet:
         """The fleet as it is now, which is written to `fleet.json` and the state store."""

@@ -224,7 +224,7 @@ def _beside(bulk: int, seconds: float) -> Live:
             ready = [stack.enter_context(started(c, variables, log)) for c, log in zip(commands, logs, strict=True)]
             live = asyncio.run(_mixed(valkey.socket_url, bulk, seconds))
             time.sleep(2 * HEARTBEAT)
-            shown = json.loads(ask(f"{ready[-1]['http']}/v2/fleet", timeout=5.0).body)["classes"]["cpu.batch"]
+            shown = json.loads(ask(f"{ready[-1]['http']}/v2/fleet", timeout=5.0) or b"")["classes"]["cpu.batch"]
             sys.stderr.write(f"calibration of cpu.batch: {shown.get('bounds')}\n")
             return live
 

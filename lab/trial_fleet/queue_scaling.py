@@ -10,7 +10,7 @@ import msgspec
 
 from local.autoscaler import ask_router
 from router.decide.plan import ClassSize, Depth
-from tasks.web import NO_ANSWER, ask
+from tasks.web import ask
 
 _QUICK = 1.0  # seconds for one answer of a router on loopback
 
@@ -63,8 +63,7 @@ class QueueScaling:
 
 
 def _unfinished(url: str, name: str) -> int | None:
-    with suppress(*NO_ANSWER, msgspec.MsgspecError):
-        answer = ask(f"{url}/v2/fleet", timeout=_QUICK)
-        found = msgspec.json.decode(answer.body, type=_Fleet).classes[name]
+    with suppress(msgspec.MsgspecError):
+        found = msgspec.json.decode(ask(f"{url}/v2/fleet", timeout=_QUICK) or b"", type=_Fleet).classes[name]
         return sum(found.depth) + found.running
     return None
