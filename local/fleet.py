@@ -84,7 +84,6 @@ class AlreadyRunningError(Exception):
 
     def __init__(self, data: Path, pid: int | None) -> None:
         super().__init__(f"{data}: a fleet already runs from this directory (process {pid})")
-        self.pid = pid
 
 
 def failing(fleet: LocalFleet) -> dict[str, str]:

@@ -148,8 +148,6 @@ class PortTakenError(Exception):
 
     def __init__(self, option: str, port: int, why: str) -> None:
         super().__init__(f"{option} {port}: {why}")
-        self.option = option
-        self.port = port
 
 
 def check_ports(asked: Mapping[str, int]) -> None:

@@ -53,14 +53,12 @@ class Size(int):
 
 
 class DocumentError(ValueError):
-    """A document is invalid: `path` is the dotted path inside `file`; `expected` and `value` give the reason."""
+    """A document is invalid at the dotted `path` inside `file`."""
 
     def __init__(self, file: str, path: str, expected: str, value: object) -> None:
         super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {quoted(value)}")
         self.file = file
         self.path = path
-        self.expected = expected
-        self.value = value
 
 
 class _Loader(yaml.CSafeLoader):

@@ -58,9 +58,6 @@ class ArtefactError(Exception):
 
     def __init__(self, model: str, artefact: str, reason: str) -> None:
         super().__init__(f"{model}: artefact {artefact!r}: {reason}")
-        self.model = model
-        self.artefact = artefact
-        self.reason = reason
 
 
 class ArtefactStore:
