@@ -11,7 +11,8 @@ from heapq import heapify, heappop, heappush
 
 from simulator.fleet import Stepping, Timing, WholeBatches
 from simulator.workload import SimulatedJob
-from workers.decide.residency import Resident, Uses, evict
+from taxiway.contract.keys import LEVELS, PATIENT
+from workers.decide.residency import Resident, Uses, evict, spared_for
 
 _SAME_STEP = 1e-6
 SAME_TIME = 1e-9
@@ -163,7 +164,8 @@ class SimulatedDevice:
     """One device of a class.
 
     `version` counts changes of its expected end, `session` how often it was switched on or off. `memory` is the bytes
-    that models and caches may use. `busy` and `powered` are total seconds.
+    that models and caches may use. `busy` and `powered` are total seconds. Until `spared_until`, patient jobs displace
+    none of the models that `urgent` jobs use.
     """
 
     __slots__ = (
@@ -177,6 +179,8 @@ class SimulatedDevice:
         "run",
         "serving",
         "session",
+        "spared_until",
+        "urgent",
         "uses",
         "version",
     )
@@ -191,6 +195,8 @@ class SimulatedDevice:
         self.run: DeviceRun | None = None
         self.resident: dict[int, Timing] = {}
         self.uses: dict[int, Uses] = {}
+        self.urgent: set[int] = set()
+        self.spared_until = 0.0
         self.busy = 0.0
         self.powered = 0.0
 
@@ -218,6 +224,8 @@ class SimulatedDevice:
         self.serving = self.draining = False
         self.resident.clear()
         self.uses.clear()
+        self.urgent.clear()
+        self.spared_until = 0.0
         self.version += 1
         self.session += 1
         return lost
@@ -228,48 +236,60 @@ class SimulatedDevice:
             self.busy += now - self.run.began
             self.run = None
 
-    def can_admit(self, job: SimulatedJob, timing: Stepping, slots: int) -> bool:
+    def can_admit(self, job: SimulatedJob, timing: Stepping, slots: int, now: float) -> bool:
         """Whether a job can join its model's batch: a slot is free, and all caches at their longest fit."""
         run = self.run
+        if (run is not None and run.rows(job.model) >= slots) or not self.can_hold(job, timing, now):
+            return False
         if run is None:
             return True
-        if run.rows(job.model) >= slots or not self.can_hold(job.model, timing):
-            return False
         used = timing.memory + sum([self.resident[model].memory for model in run.models() if model != job.model])
         return not run or run.reserved + (job.size + job.output) * timing.cache <= self.memory - used
 
-    def can_begin(self, model: int, timing: WholeBatches, now: float) -> bool:
-        """Whether a whole batch of a model can begin."""
+    def can_begin(self, job: SimulatedJob, timing: WholeBatches, now: float) -> bool:
+        """Whether a whole batch of a job's model can begin."""
         run = self.run
-        if run is None:
-            return True
-        return not run.whole and run.next_whole <= now + SAME_TIME and self.can_hold(model, timing)
+        begins = run is None or (not run.whole and run.next_whole <= now + SAME_TIME)
+        return begins and self.can_hold(job, timing, now)
 
-    def can_hold(self, model: int, timing: Timing) -> bool:
-        """Whether the model is resident, or fits beside those in use and their caches."""
-        if model in self.resident or self.run is None:
+    def can_hold(self, job: SimulatedJob, timing: Timing, now: float) -> bool:
+        """Whether the job's model is resident, or fits beside those that have to stay and their caches."""
+        sparing = self._spares(job.level, now)
+        if job.model in self.resident or (self.run is None and not sparing):
             return True
-        used = sum(self.resident[other].memory for other in self.run.models())
-        return used + self.run.reserved + timing.memory <= self.memory
+        stay, used = (set(), 0.0) if self.run is None else (self.run.models(), self.run.reserved)
+        if sparing:
+            stay |= self.urgent
+        return used + sum([self.resident[other].memory for other in stay]) + timing.memory <= self.memory
 
-    def hold(self, model: int, timing: Timing, now: float) -> float:
-        """Make the model resident and mark it as used; returns the seconds of loading it, 0 if it was resident."""
-        held = self.resident.get(model)
-        if held is None:
-            for leaving in self._evicted(timing.memory, now):
-                del self.resident[leaving]
+    def hold(self, model: int, timing: Timing, now: float, level: int = LEVELS) -> float:
+        """Make the model resident, for a job of a level or for none; returns the seconds of loading it."""
+        load = 0.0
+        if model not in self.resident:
+            load, leaving = timing.load, self._evicted(timing.memory, now, sparing=self._spares(level, now))
+            for other in leaving:
+                del self.resident[int(other.variant)]
+                self.urgent.discard(int(other.variant))
+            if level >= PATIENT:
+                self.spared_until = max(self.spared_until, now + load + spared_for(load, leaving))
+        if level < PATIENT:
+            self.urgent.add(model)
         self.uses[model] = self.uses.get(model, Uses()).once_more(now)
         self.resident[model] = timing
-        return timing.load if held is None else 0.0
+        return load
+
+    def _spares(self, level: int, now: float) -> bool:
+        """Whether jobs of a level displace none of the models that urgent jobs use."""
+        return level >= PATIENT and now < self.spared_until
 
     def admit(self, job: SimulatedJob, timing: Stepping, now: float) -> None:
         """Add a job to its model's running batch."""
-        load = self.hold(job.model, timing, now)
+        load = self.hold(job.model, timing, now, job.level)
         self._running(now).admit(job, timing, now, load)
 
-    def begin(self, jobs: Sequence[SimulatedJob], timing: WholeBatches, now: float) -> float:
-        """Begin a batch that runs as a whole; returns its seconds without loading."""
-        load = self.hold(jobs[0].model, timing, now)
+    def begin(self, jobs: Sequence[SimulatedJob], timing: WholeBatches, now: float, level: int) -> float:
+        """Begin a batch that runs as a whole, for a job of a level; returns its seconds without loading."""
+        load = self.hold(jobs[0].model, timing, now, level)
         seconds = timing.batch(len(jobs), sum(job.size + job.output for job in jobs))
         self._running(now).begin(jobs, load + seconds, now)
         return seconds
@@ -279,12 +299,12 @@ class SimulatedDevice:
             self.run = DeviceRun(now)
         return self.run
 
-    def _evicted(self, need: int, now: float) -> list[int]:
+    def _evicted(self, need: int, now: float, *, sparing: bool) -> list[Resident]:
         in_use = self.run.models() if self.run is not None else set()
         used = sum(self.resident[model].memory for model in in_use)
         idle = [
-            Resident(str(model), timing.memory, self.uses[model], timing.load)
+            Resident(str(model), timing.memory, self.uses[model], timing.load, urgent=model in self.urgent)
             for model, timing in self.resident.items()
             if model not in in_use
         ]
-        return [int(name) for name in evict(idle, need, int(self.memory - used), now)]
+        return evict(idle, need, int(self.memory - used), now, sparing=sparing)

@@ -294,13 +294,14 @@ class Pool:
 
     def _admit(self, job: SimulatedJob, timing: Stepping, now: float) -> bool:
         """Add a generating job to the device with the fewest jobs among those with capacity."""
-        device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots))
+        device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots, now))
         if device is None:
             return False
         self._unqueue(job)
         self._enter(job, now)
+        spared_until = device.spared_until
         device.admit(job, timing, now)
-        self._expect(device)
+        self._begun(device, spared_until)
         if job.due < math.inf:
             self._world.at(job.due, self._expire, device, job.index)
         return True
@@ -354,7 +355,7 @@ class Pool:
         return best
 
     def _begin(self, first: SimulatedJob, timing: WholeBatches, now: float) -> bool:
-        device = self._emptiest(first.model, lambda device: device.can_begin(first.model, timing, now))
+        device = self._emptiest(first.model, lambda device: device.can_begin(first, timing, now))
         if device is None:
             return False
         rows = min(self.queue.count(first.model), self.slots)
@@ -366,25 +367,33 @@ class Pool:
                 self._paused.add(first.model)
                 self._world.at(now + wait, self._wake, None, first.model)
             return False
-        model = self._before(first, device, now)
+        chosen = self._before(first, device, now)
+        model = chosen.model
         if model in self._paused:
             self._paused.discard(model)
             self._gaps[model] = widen_gap(self._gaps[model])
         whole = self._timings[model]
         assert isinstance(whole, WholeBatches)
-        seconds = device.begin(self._form(model, whole, now), whole, now)
+        spared_until = device.spared_until
+        seconds = device.begin(self._form(model, whole, now), whole, now, chosen.level)
         self.batches.append((now, model, seconds))
-        self._expect(device)
+        self._begun(device, spared_until)
         return True
 
-    def _before(self, first: SimulatedJob, device: SimulatedDevice, now: float) -> int:
-        """The model whose batch begins instead of a job's: a more urgent one does not wait for rows behind others."""
+    def _begun(self, device: SimulatedDevice, spared_until: float) -> None:
+        """Expect the end of what has begun, and the time from which patient jobs may displace models again."""
+        self._expect(device)
+        if device.spared_until > spared_until:
+            self._world.at(device.spared_until, self._fed, None, 0)
+
+    def _before(self, first: SimulatedJob, device: SimulatedDevice, now: float) -> SimulatedJob:
+        """The job whose batch begins instead of this one's: a more urgent one does not wait for rows behind others."""
         ahead = [job for job in self.queue.heads() if job.level < first.level and job.model in self._paused]
         for job in ahead:
             timing = self._timings[job.model]
-            if job.due > now and isinstance(timing, WholeBatches) and device.can_begin(job.model, timing, now):
-                return job.model
-        return first.model
+            if job.due > now and isinstance(timing, WholeBatches) and device.can_begin(job, timing, now):
+                return job
+        return first
 
     def _form(self, model: int, timing: WholeBatches, now: float) -> list[SimulatedJob]:
         """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
@@ -399,7 +408,7 @@ class Pool:
         return chosen
 
     def _fed(self, device: SimulatedDevice | None, version: int, now: float) -> None:
-        """A rate limit allows another job, or generating models have taken a step since a device's last whole batch."""
+        """What waited may begin: a rate limit allows it, a device has taken a step, or spares no models any more."""
         self.feed(now)
 
     def _wake(self, device: SimulatedDevice | None, model: int, now: float) -> None:

@@ -160,8 +160,12 @@ class Executor(DeviceVariants):
             self.keep(loaded)
         return loaded
 
-    def make_space(self, model: Model, variant: str, *, keeping: Collection[str] = ()) -> None:
-        """Unload the least valuable variants until there is memory; never one in use or in `keeping`.
+    def make_space(
+        self, model: Model, variant: str, *, keeping: Collection[str] = (), sparing: bool = False
+    ) -> Sequence[Resident]:
+        """Unload the least valuable variants until there is memory, and return them; never one in use or in `keeping`.
+
+        `sparing` keeps those that urgent rows use, too.
 
         Raises:
             ExecutionError: it cannot be loaded here; gives the reason, which is also kept in `unavailable`.
@@ -173,12 +177,13 @@ class Executor(DeviceVariants):
         try:
             if described.runtime not in self.device.runtimes:
                 raise ModelLoadError(f"{described.runtime} is not installed")
-            leaving = evict(self._residents(keeping), described.memory, self._budget, time.monotonic())
+            leaving = evict(self._residents(keeping), described.memory, self._budget, time.monotonic(), sparing=sparing)
         except (ModelLoadError, NoRoomError) as error:
             raise self._give_up(key, error) from error
         for other in leaving:
-            self.unload(self._loaded[other])
-            logger.info("unloaded", extra={"variant": other, "to_load": key})
+            self.unload(self._loaded[other.variant])
+            logger.info("unloaded", extra={"variant": other.variant, "to_load": key})
+        return leaving
 
     def open(self, model: Model, variant: str) -> Loaded:
         """Load and warm up a variant that fits the memory; the caller then registers it with `keep`. Thread-safe.
@@ -197,7 +202,7 @@ class Executor(DeviceVariants):
         self.unavailable.pop(loaded.key, None)
         self._loaded[loaded.key] = loaded
         self.loaded_in(loaded, computes=self.device.kind == "cpu")
-        self.used(loaded)
+        self._count_use(loaded.key)
         logger.info("loaded", extra={"variant": loaded.key, "seconds": round(loaded.seconds, 3)})
 
     def unload(self, loaded: Loaded) -> None:
@@ -205,9 +210,13 @@ class Executor(DeviceVariants):
         self._loaded.pop(loaded.key, None)
         loaded.runtime.unload()
 
-    def used(self, loaded: Loaded) -> None:
-        """Count a use: uses and `seconds` decide which variants stay loaded."""
-        self._uses[loaded.key] = self._uses.get(loaded.key, Uses()).once_more(time.monotonic())
+    def used(self, loaded: Loaded, level: int) -> None:
+        """Note a use, whose most urgent row has this level: uses and `seconds` decide which variants stay loaded."""
+        loaded.ran, loaded.urgent = True, loaded.urgent or level < PATIENT
+        self._count_use(loaded.key)
+
+    def _count_use(self, key: str) -> None:
+        self._uses[key] = self._uses.get(key, Uses()).once_more(time.monotonic())
 
     def warm_up(self, model: Model) -> None:
         """Load one variant of `model` in advance: the fastest, by profile, that can be loaded."""
@@ -239,10 +248,10 @@ class Executor(DeviceVariants):
 
     def run(self, loaded: Loaded, items: Sequence[Item]) -> list[Row | TaxiwayError]:
         """An answer or an error for each item, in order; a failed item does not affect the others."""
-        self.used(loaded)
+        level = min(item.level for item in items)
+        self.used(loaded, level)
         started = time.monotonic()
         try:
-            level = min(item.level for item in items)
             compute = partial(loaded.pipeline.run, loaded.runtime, items)
             seconds = 0.0 if loaded.variant.runtime in ELSEWHERE else self.predicted(loaded, items)
             answers = self.at_level(level, seconds, compute)
@@ -297,7 +306,9 @@ class Executor(DeviceVariants):
     def _residents(self, keeping: Collection[str]) -> list[Resident]:
         retired = [Resident(one.key, _memory(one), Uses(), one.seconds, in_use=True) for one in self._retired]
         return retired + [
-            Resident(one.key, _memory(one), self._uses[one.key], one.seconds, one.in_use or one.key in keeping)
+            Resident(
+                one.key, _memory(one), self._uses[one.key], one.seconds, one.in_use or one.key in keeping, one.urgent
+            )
             for one in self._loaded.values()
         ]
 
@@ -410,7 +421,7 @@ def run_rows(
 
     Returns an answer for each row, in order. If the runtime's process dies, the remaining rows have not run.
     """
-    executor.used(loaded)
+    executor.used(loaded, min(item.level for item, _ in rows))
     answers: list[Answer] = [None] * len(rows)
     failed: set[str] = set()
     seconds = 0.0

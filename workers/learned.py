@@ -35,6 +35,10 @@ class Loaded:
     """Load time without one-time work (fetching artefacts, importing the runtime)."""
     in_use: bool = False
     """It is not unloaded now."""
+    ran: bool = False
+    """A batch has run on it."""
+    urgent: bool = False
+    """Rows for which somebody waits have run on it."""
     interruptible: Interruptible | None = field(init=False)
     """Its runtime, if that runs rows one by one in a separate process."""
 

@@ -220,7 +220,7 @@ class DeviceStage(DeviceDriver):
             jobs = self._inbox.take(wait, self._has_news)
             with self._turns:
                 self._accept(jobs)
-                wait = self._turn(time.monotonic())
+                wait = min(self._turn(time.monotonic()), self._loads.pause)
         with self._turns:
             while self._ends_in_time():
                 self._turn(math.inf)  # no more rows will come for a batch to wait for

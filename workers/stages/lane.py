@@ -22,7 +22,7 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, Row, WaitingRows
 from workers.decide.occupation import Stint
-from workers.decide.residency import InUseError
+from workers.decide.residency import InUseError, Resident, spared_for
 from workers.executor import Executor, most_rows
 from workers.learned import Loaded
 from workers.stages.job import RunningJob
@@ -270,11 +270,15 @@ InLanes = Callable[[Urgency], Collection[str]]
 
 @dataclass(slots=True)
 class _Load:
-    """One load: its thread and outcome. If no job waits for it, `rest` are the variants to try when it fails."""
+    """One load: its thread and outcome. If no job waits for it, `rest` are the variants to try when it fails.
+
+    `displaced` are the variants unloaded for it, if all jobs that wait for it are patient.
+    """
 
     key: str
     model: Model
     rest: Sequence[str] = ()
+    displaced: Sequence[Resident] = ()
     thread: threading.Thread | None = None
     outcome: Loaded | ExecutionError | None = None
 
@@ -304,6 +308,10 @@ class Loads:
         self._wanted: list[tuple[Model, Sequence[str]]] = []
         self._load: _Load | None = None
         self._must_end_by = math.inf
+        self._newest: Loaded | None = None
+        self._stays_until = 0.0  # the newest stays for its jobs: until it has run, or as long as its load took
+        self._spared_until = 0.0  # patient jobs displace nothing that urgent ones use
+        self._again = math.inf  # when a load that was put off for one of these may begin
         self.rows = 0
         self.patient = 0.0
 
@@ -361,25 +369,38 @@ class Loads:
                 self._wanted.insert(0, (load.model, load.rest))
             return []
         self._executor.keep(outcome)
+        now = time.monotonic()
+        self._newest, self._stays_until = outcome, now + outcome.seconds
+        self._spared_until = max(self._spared_until, now + spared_for(outcome.seconds, load.displaced))
         return self._over(load.key)
 
     def begin(self, in_lanes: InLanes) -> None:
         """Start a load for the most urgent job whose variant can get memory, unless a load runs."""
         if self._load is not None:
             return
+        now, newest = time.monotonic(), self._newest
+        new = {newest.key} if newest is not None and not newest.ran and now < self._stays_until else set()
+        self._again = math.inf
         first = {key: min(map(urgency, jobs)) for key, jobs in self._waiting.items()}
         for key in sorted(first, key=lambda key: (first[key], key)):
-            job = self._waiting[key][0]
+            job, patient = self._waiting[key][0], first[key][0] >= PATIENT
+            keeping, sparing = new.union(in_lanes(first[key])), patient and now < self._spared_until
             try:
-                self._executor.make_space(job.model, job.variant, keeping=in_lanes(first[key]))
+                leaving = self._executor.make_space(job.model, job.variant, keeping=keeping, sparing=sparing)
             except InUseError:
-                continue
+                until = [self._stays_until] * len(new) + [self._spared_until] * sparing
+                self._again = min([self._again, *until])
             except ExecutionError as error:
                 self._fail(self._over(key), error)
             else:
-                self._start(_Load(key, job.model), job.variant)
+                self._start(_Load(key, job.model, displaced=leaving if patient else ()), job.variant)
                 return
         self._begin_wanted(in_lanes(_LAST))
+
+    @property
+    def pause(self) -> float:
+        """Seconds until a load that was put off may begin; infinite if none was."""
+        return max(self._again - time.monotonic(), 0.0)
 
     def _begin_wanted(self, keeping: Collection[str]) -> None:
         """Start a wanted load that no job waits for; without memory it is loaded when a job needs it."""

@@ -35,12 +35,12 @@ def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> No
     device.admit(job(0, 0, output=10), CHAT, 0.0)
     assert device.run is not None
     assert device.run.next_end() == pytest.approx(1.1)  # the prompt, and ten steps
-    device.begin([job(1, 1)], IMAGE, 0.6)
+    device.begin([job(1, 1)], IMAGE, 0.6, level=0)
     assert device.run.next_end() == pytest.approx(1.6)
     assert [ended.index for ended in device.run.ended(1.6)] == [1]
     assert device.run.next_end() == pytest.approx(2.1)
-    assert not device.can_begin(1, IMAGE, 1.6)  # the running batch takes a step first
-    assert device.can_begin(1, IMAGE, 1.7)
+    assert not device.can_begin(job(2, 1), IMAGE, 1.6)  # the running batch takes a step first
+    assert device.can_begin(job(2, 1), IMAGE, 1.7)
     assert [ended.index for ended in device.run.ended(2.1)] == [0]
 
 
@@ -72,6 +72,20 @@ def test_a_model_does_not_wait_for_jobs_of_another() -> None:
     outcome = Simulation(workload(*full, (0.1, "embed"), service="bulk", output=200), First(), seed=1).run()
     assert (outcome.state == ANSWERED).all()
     assert outcome.latency[9] < 1 < outcome.latency[:9].min()
+
+
+def test_patient_work_displaces_a_model_that_urgent_work_uses_for_a_tenth_of_the_time() -> None:
+    """An image is loaded in 0.1 s in place of the embedder, which is loaded again in as long: next 2 s after that."""
+    small = FLEET.replace("gpu: {count: 2", "gpu: {count: 1").replace("memory: 24GiB", "memory: 2GiB")
+    small = small.replace("memory: 1GiB", "memory: 1.5GiB").replace("default_model: chat", "default_model: image")
+    live = [{"arrival": float(at), "model": "embed", "size": 1, "deadline": 5, "priority": 0} for at in range(5)]
+    bulk = [{"arrival": at, "model": "image", "size": 1, "deadline": 90, "priority": 2} for at in (0.5, 2.2)]
+    trace = prepare(
+        make_trace(sorted([*live, *bulk], key=lambda row: float(row["arrival"]))), parse_fleet(small), seed=1
+    )
+    outcome = Simulation(trace, First(), seed=1).run()
+    assert (outcome.state == ANSWERED).all()
+    assert outcome.latency[[1, 4]] == pytest.approx([1.1, 2.6 - 2.2 + 1.1])
 
 
 @pytest.mark.parametrize("name", POLICIES)

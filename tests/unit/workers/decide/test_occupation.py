@@ -23,7 +23,7 @@ from workers.decide.occupation import (
     unseen,
     wary,
 )
-from workers.decide.residency import FADE, InUseError, NoRoomError, Resident, Uses, evict
+from workers.decide.residency import DISPLACING, FADE, InUseError, NoRoomError, Resident, Uses, evict, spared_for
 from workers.drain import PACKING, Drain
 
 NOW = 1000.0
@@ -127,35 +127,34 @@ residents = st.lists(
         uses=uses,
         load=st.floats(0, 100),
         in_use=st.booleans(),
+        urgent=st.booleans(),
     ),
     unique_by=lambda resident: resident.variant,
     max_size=10,
 )
 
 
-def leaving(loaded: list[Resident], need: int, budget: int) -> list[Resident]:
+@given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300), sparing=st.booleans())
+def test_what_stays_fits_and_what_is_in_use_stays(
+    loaded: list[Resident], need: int, budget: int, sparing: bool
+) -> None:
+    kept = [resident for resident in loaded if resident.in_use or (sparing and resident.urgent)]
     try:
-        names = evict(loaded, need, budget, SEEN_AT)
+        gone = evict(loaded, need, budget, SEEN_AT, sparing=sparing)
     except InUseError:
-        return []
-    return [next(resident for resident in loaded if resident.variant == name) for name in names]
-
-
-@given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300))
-def test_what_stays_fits_and_what_is_in_use_stays(loaded: list[Resident], need: int, budget: int) -> None:
-    try:
-        names = evict(loaded, need, budget, SEEN_AT)
-    except InUseError:
-        assert sum(resident.memory for resident in loaded if resident.in_use) + need > budget
+        assert sum(resident.memory for resident in kept) + need > budget
         return
-    stays = [resident for resident in loaded if resident.variant not in names]
+    stays = [resident for resident in loaded if resident not in gone]
     assert sum(resident.memory for resident in stays) + need <= budget
-    assert all(resident in stays for resident in loaded if resident.in_use)
+    assert all(resident in stays for resident in kept)
 
 
 @given(loaded=residents, need=st.integers(0, 100))
 def test_no_variant_leaves_before_one_that_is_worth_less(loaded: list[Resident], need: int) -> None:
-    gone = leaving(loaded, need, 100)
+    try:
+        gone = evict(loaded, need, 100, SEEN_AT)
+    except InUseError:
+        gone = []
     stayed = [resident for resident in loaded if resident not in gone and not resident.in_use]
     values = [resident.value(SEEN_AT) for resident in gone]
     assert all(before <= after for before, after in pairwise(values))
@@ -179,7 +178,13 @@ def test_nothing_leaves_where_there_is_room_and_a_variant_larger_than_the_device
 )
 def test_a_variant_leaves_because(other: Resident, why: str) -> None:
     kept = Resident("kept", 50, Uses(1.0, SEEN_AT - 1), 4.0)
-    assert evict([kept, other], 50, 140, SEEN_AT) == ["other"], why
+    assert evict([kept, other], 50, 140, SEEN_AT) == [other], why
+
+
+def test_patient_rows_displace_what_urgent_ones_use_for_a_tenth_of_the_time() -> None:
+    urgent, other = (Resident(name, 50, Uses(1.0, SEEN_AT), 4.0, urgent=name == "urgent") for name in ("urgent", "o"))
+    assert spared_for(2.0, [urgent, other]) == pytest.approx((2.0 + 4.0) / DISPLACING)
+    assert spared_for(2.0, [other]) == 0.0
 
 
 def test_uses_fade_and_add_up() -> None:

@@ -295,12 +295,12 @@ class Dock:
         self.loads = Loads(self.executor, wake=self.woken.set, fail=self._fail)
         self.lined: dict[str, Urgency] = {}
 
-    def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> RunningJob:
+    def job(
+        self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0, level: int = 1
+    ) -> RunningJob:
         """A job that waits for its variant."""
-        delivery, found = (
-            a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
-            self.catalogue.resolve(model),
-        )
+        ticket = a_ticket(f"{model} {deadline} {arrived}", f"{model}:1", level=level)
+        delivery, found = a_delivery(ticket), self.catalogue.resolve(model)
         job = a_running_job(found, delivery=delivery, variant=variant, arrived=arrived, deadline=deadline)
         self.loads.wait(job)
         return job
@@ -349,6 +349,52 @@ def test_a_variant_keeps_its_memory_in_use_and_until_the_more_urgent_of_its_jobs
     dock.begin()
     assert dock.finish() == [job]
     assert dock.warm() == {"other:1/echo"}
+
+
+def test_patient_jobs_displace_what_urgent_ones_use_once_and_then_not_for_a_while(
+    dock: Dock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded_for_urgent_jobs() -> None:
+        dock.executor.used(dock.executor.load(dock.catalogue.resolve("one"), "echo"), level=0)
+
+    loaded_for_urgent_jobs()
+    first = dock.job("other", level=PATIENT, arrived=1.0)
+    dock.begin()
+    assert dock.finish() == [first]
+    loaded_for_urgent_jobs()
+    second = dock.job("other", level=PATIENT, arrived=2.0)
+    dock.begin()
+    assert dock.warm() == {"one:1/echo"}
+    left = dock.loads.pause
+    assert 0 < left < math.inf
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + left)
+    dock.begin()
+    assert dock.finish() == [second]
+    assert dock.loads.pause == math.inf
+
+
+@pytest.mark.parametrize("until", ["it has run", "its load has been worth its time"])
+def test_what_was_loaded_stays_for_its_jobs_although_more_urgent_ones_wait(
+    dock: Dock, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    job = dock.job("one", level=PATIENT)
+    dock.begin()
+    assert dock.woken.wait(20)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert dock.finish() == [job]
+    loaded = dock.executor.ready(job.model, "echo")
+    assert loaded is not None
+    urgent = dock.job("other", level=0)
+    dock.begin()
+    assert dock.warm() == {loaded.key}
+    if until == "it has run":
+        dock.executor.used(loaded, PATIENT)
+    else:
+        now += 2 * loaded.seconds
+    dock.begin()
+    assert dock.finish() == [urgent]
 
 
 def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
