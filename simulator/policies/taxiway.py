@@ -25,6 +25,7 @@ from simulator.policies.routing import Count, ExpectedBatch, Holding, SimulatedM
 from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
+from simulator.tuning.prior import all_alike
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.search import SLACK
@@ -34,6 +35,7 @@ from simulator.tuning.tuner import (
     FIRST,
     PLAYED_WINDOW,
     REST,
+    SHORTEST_PLAY,
     TUNE_EVERY,
     Decision,
     Trust,
@@ -41,7 +43,7 @@ from simulator.tuning.tuner import (
     TuningWatch,
     plan_of,
 )
-from simulator.tuning.twin import ClassState, Window
+from simulator.tuning.twin import ClassState, TwinConditions, Window
 from simulator.workload import SimulatedJob, Workload
 from taxiway.errors import OverloadedError, UnplaceableError
 
@@ -232,13 +234,18 @@ def _cached_tokens(fleet: Fleet, model: str) -> Column:
     )
 
 
+def _states(pools: Sequence[Pool], now: float) -> TwinConditions:
+    """The classes as they are."""
+    return tuple(ClassState.of(pool, now) for pool in pools)
+
+
 def _late(placement: Placement) -> bool:
     deadline = placement.needs.deadline
     return deadline is not None and bool(placement.figures.finish[placement.index] > deadline)
 
 
 class TunedPolicy(Taxiway):
-    """`Taxiway` under a plan that is tuned while the trace runs; placement is per request until the first plan."""
+    """`Taxiway` under a plan that is tuned while the trace runs; the first one is for what is expected."""
 
     def __init__(self, workload: Workload, *, seed: int = 0) -> None:
         super().__init__(workload)
@@ -246,7 +253,7 @@ class TunedPolicy(Taxiway):
         self._fleet = workload.fleet
         self._tuner = Tuner(seed)
         self._watch = TuningWatch()
-        self._next_look = FIRST
+        self._next_look = 0.0
         self._handed_over, self._played = 0.0, 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
@@ -295,12 +302,23 @@ class TunedPolicy(Taxiway):
         recorded = replace(self._recorded, fleet=self._as_learned(pools))
         window, plays = self._window(recorded, until)
         if len(window.jobs) < FEWEST_ARRIVALS:
+            if not self.decisions:
+                self._expect(pools, now, pace)
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
         window = window.behind(recorded, np.sort(np.array(waiting, int) + self._before), until)
-        conditions = tuple(ClassState.of(pool, now) for pool in pools)
         self._watch = TuningWatch(now, window.span, pace)
-        decision = self._tuner.tune(window, conditions, now, plays=plays)
+        self._follow(self._tuner.tune(window, _states(pools, now), now, plays=plays), window, pools, now)
+
+    def _expect(self, pools: Sequence[Pool], now: float, pace: Sequence[float]) -> None:
+        """Follow a plan for what is expected before anything has arrived; it starts no device."""
+        expected = all_alike(replace(self._recorded, fleet=self._as_learned(pools)))
+        window = Window.latest(expected, SHORTEST_PLAY, SHORTEST_PLAY)
+        self._watch = TuningWatch(now, FIRST, pace)
+        decision = self._tuner.tune(window, _states(pools, now), now)
+        self._follow(replace(decision, devices=(0,) * len(pools)), window, pools, now)
+
+    def _follow(self, decision: Decision, window: Window, pools: Sequence[Pool], now: float) -> None:
         self._adopt(decision, pools, now)
         plan = plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now)
         cells = tuple(msgspec.structs.replace(cell, model=model_of(cell.model).id) for cell in plan.cells)

@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -31,11 +30,12 @@ from rich.table import Table
 from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
-from simulator.own_fleet.history import LAG, History, day_of
-from simulator.own_fleet.known import arrivals_from, read_fleet, under
+from simulator.own_fleet.history import LAG, History
+from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
-from simulator.traces import TraceError, synthetic_arrivals
+from simulator.traces import TraceError
+from simulator.tuning.prior import Prior, expected, parse_prior
 from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
@@ -54,7 +54,6 @@ from simulator.tuning.tuner import (
     FIRST,
     PLAYED_WINDOW,
     REST,
-    SHORTEST_PLAY,
     Decision,
     Trust,
     Tuner,
@@ -62,9 +61,8 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import Window
-from tasks.history import Arrivals, joined, slice_of
+from tasks.history import Arrivals, slice_of
 from tasks.models.folder import ModelsFolder
-from tasks.models.profiles import generates
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.telemetry import log_to_stderr
@@ -73,70 +71,13 @@ from taxiway.cli import USAGE, CommandError, report
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import TUNER, TUNERS, TUNING
-from taxiway.errors import BrokerUnavailableError, TaxiwayError
-
-Mix = Mapping[tuple[str, str], float]
-"""Requests a second by model and service; the default service has no name."""
-
-Prior = Mix | Arrivals
-
-ALIKE = 1 / 15
-"""Requests a second of each model and service where nothing is known."""
-
-FEWEST_DRAWN = 15
-"""Requests of the rarest kind that are drawn, so that there is one of each."""
-
-
-def parse_prior(text: str, url: str) -> Prior:
-    """A UTC day of the history in the state store at `url`, a CSV file, or a mix such as `chat/live=0.5,embed=3`.
-
-    Raises:
-        CommandError: the day has no arrivals.
-        TraceError: it is none of these.
-    """
-    if day_of(text) or Path(text).exists():
-        return arrivals_from(text, "", url, None)
-    mix = {}
-    for part in text.split(","):
-        name, _, rate = part.rpartition("=")
-        model, _, service = name.partition("/")
-        try:
-            mix[model, service] = float(rate)
-        except ValueError:
-            mix[model, service] = 0.0
-        if not model or not 0 < mix[model, service] < 1e4:
-            raise TraceError("--prior", 0, "a CSV file, a day, or MODEL[/SERVICE]=RATE,…", repr(part))
-    return mix
-
-
-def expected(prior: Prior, known: KnownFleet) -> Arrivals:
-    """Arrivals as the prior says, with the services' deadlines; of an empty mix, of all models and services alike."""
-    if isinstance(prior, Arrivals):
-        return under(prior, known.topology, known.topology)
-    services = known.topology.service
-    mix = prior or {(model, service): ALIKE for model in known.catalogue.models for service in services}
-    span = f"duration={max(SHORTEST_PLAY, FEWEST_DRAWN / min(mix.values()))}"
-    parts = [
-        synthetic_arrivals(f"{_sizes(model, known)},rate={rate},{span},seed={seed}", model=model, service=service)
-        for seed, ((model, service), rate) in enumerate(mix.items())
-    ]
-    return under(joined(parts), known.topology, known.topology)
-
-
-def _sizes(model: str, known: KnownFleet) -> str:
-    """The sizes of a model's requests in a synthetic trace: only generating models have prompts and answers."""
-    try:
-        generating = generates(known.catalogue.resolve(model))
-    except TaxiwayError as error:
-        raise TraceError("--prior", 0, "models of the catalogue", repr(model)) from error
-    return "poisson:" + ("size=1000,output=150" if generating else "size=1,output=0")
-
+from taxiway.errors import BrokerUnavailableError
 
 TUNER_LEASE = 120.0
 """Seconds after which another tuner may tune if the one before was killed: a few looks, and a search."""
 
-WAIT = 5.0
-"""Seconds between two attempts of a tuner that has to wait."""
+WAIT = 2.0
+"""Seconds between two attempts of a tuner that has to wait for another one, or for the fleet's first device."""
 
 REACH = 3600.0
 """Seconds of earlier arrivals in which a tuner that has just started looks for a time that was like now."""
@@ -251,6 +192,8 @@ class FleetTuner:
         """
         found = recorded(expected(self._prior, known), known, 0.0) if before is None or before.stale(now) else None
         if found is None:
+            if not (known.snapshot.devices or known.snapshot.startable):  # the fleet is just starting
+                self.rest = WAIT
             return unchanged, before
         tuning, plan = self._search(found, before, now)
         if not self._prior:

@@ -19,7 +19,8 @@ from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import LatestTuning, Plan, parse_plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
-from simulator.tuning.command import FleetTuner, parse_prior
+from simulator.tuning.command import WAIT, FleetTuner
+from simulator.tuning.prior import parse_prior
 from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
 from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from tasks.settings import TREE, Settings
@@ -154,6 +155,12 @@ def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
         record(store)
         assert tuner.tune(dry_run=False)[1] is not None
         assert tuner.rest == REST
+
+
+def test_a_tuner_of_a_fleet_that_is_starting_looks_again_soon(settings: Settings) -> None:
+    with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
+        assert tuner.tune(dry_run=False)[1] is None
+        assert tuner.rest == WAIT
 
 
 def test_a_plan_that_does_not_keep_what_it_promised_is_removed(settings: Settings, store: Any, devices: None) -> None:

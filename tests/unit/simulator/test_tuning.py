@@ -16,9 +16,10 @@ from lab.rows import joined, make_trace, synthetic_trace
 from lab.trials.warm import WarmPolicy
 from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover, Plan
 from simulator.policies.policy import Assignment, Fixed
-from simulator.policies.taxiway import Taxiway
+from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import (
+    FIRST,
     PERIODS,
     REST,
     TUNE_EVERY,
@@ -259,6 +260,14 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert watch.due(100.0 + TUNE_EVERY, pace, [])
     few = TuningWatch(tuned=100.0, span=45.0, pace=(1.0,))
     assert [few.due(now, (1.0,), []) for now in (144.0, 145.0)] == [False, True], "twice as much is known"
+
+
+def test_before_anything_has_arrived_the_plan_is_for_what_is_expected_and_starts_no_device() -> None:
+    policy = TunedPolicy(workload(), seed=1)
+    Simulation(workload(), policy, seed=1).run()
+    (at, expected), (later, _) = policy.decisions[:2]
+    assert at < 1 and expected.adopted and not any(expected.devices)
+    assert later >= FIRST
 
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
