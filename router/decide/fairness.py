@@ -15,7 +15,7 @@ import msgspec
 
 from router.decide.classify import Allowance, Constraints
 from tasks.models.profiles import Lengths, read_lengths
-from tasks.topology import Tenant, Topology
+from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.keys import COUNT, WAITING, lengths_cell
 from taxiway.errors import OverloadedError, RequestTooLargeError
 
@@ -59,30 +59,18 @@ def depths_from(
     return depths
 
 
-def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) -> None:
-    """Refuse a request of `size` bytes if it exceeds its tenant's limits.
+def check_limits(whose: str, limits: Tenant | HardwareClass, *, size: int, depth: float) -> None:
+    """Refuse a request of `size` bytes that exceeds the limits of a tenant or a class with `depth` unfinished jobs.
 
     Raises:
-        RequestTooLargeError: larger than the tenant's `payload`.
-        OverloadedError: the tenant has `max_depth` unfinished jobs.
+        RequestTooLargeError: larger than the `payload`.
+        OverloadedError: there are `max_depth` unfinished jobs.
     """
-    rules, depth = topology.rules_of(tenant), depths.tenants.get(tenant, 0)
-    _check(f"tenants.{tenant}", rules.payload, rules.max_depth, size=size, depth=depth)
-
-
-def check_class(depths: Depths, topology: Topology, *, hardware_class: str, size: int) -> None:
-    """Refuse a request of `size` bytes if it exceeds the class's limits. Raises as `check_tenant` does."""
-    hardware = topology.hardware[hardware_class]
-    depth = depths.classes.get(hardware_class, 0)
-    _check(f"hardware.{hardware_class}", hardware.payload, hardware.max_depth, size=size, depth=depth)
-
-
-def _check(whose: str, payload: int | None, most: int | None, *, size: int, depth: float) -> None:
-    if payload is not None and size > payload:
-        limit = f"{whose}.payload"
-        raise RequestTooLargeError(f"payload: expected at most {payload} bytes ({limit}), got {size}", limit=limit)
-    if most is not None and depth >= most:
-        raise _too_deep(whose, most, depth)
+    if limits.payload is not None and size > limits.payload:
+        limit, message = f"{whose}.payload", f"payload: expected at most {limits.payload} bytes ({whose}.payload)"
+        raise RequestTooLargeError(f"{message}, got {size}", limit=limit)
+    if limits.max_depth is not None and depth >= limits.max_depth:
+        raise _too_deep(whose, limits.max_depth, depth)
 
 
 def over_depth(fields: Mapping[str, str]) -> OverloadedError:
@@ -161,28 +149,21 @@ class Shares:
         return len(self._usage) > (tenant in self._usage) and not self.over_fair_share(tenant)
 
 
+@dataclass(slots=True)
 class Tenants:
-    """The store's facts about tenants at the last read; spending grows as this router places more.
+    """The store's facts about tenants at the last read; spending grows as this router places more."""
 
-    `lengths` are answer lengths as stored, by `keys.lengths_cell`, and `spent` is what each tenant spent on that `day`,
-    in US dollars. `shares`, each tenant's recent usage, outlive the snapshot.
-    """
-
-    def __init__(
-        self,
-        lengths: Mapping[str, bytes] | None = None,
-        day: str = "",
-        spent: Mapping[str, float] | None = None,
-        shares: Shares | None = None,
-    ) -> None:
-        self.shares = shares or Shares({})
-        self._lengths = lengths or {}
-        self._day = day
-        self._spent = dict(spent or {})
+    stored: Mapping[str, bytes] = field(default_factory=dict)
+    """Answer lengths by `keys.lengths_cell`."""
+    day: str = ""
+    spent: dict[str, float] = field(default_factory=dict)
+    """US dollars that each tenant spent on that day."""
+    shares: Shares = field(default_factory=lambda: Shares({}))
+    """Each tenant's recent usage: it outlives the snapshot."""
 
     def lengths(self, model: str, tenant: str) -> Lengths:
         """Recent lengths of `model`'s answers to the tenant; empty if none are stored."""
-        raw = self._lengths.get(lengths_cell(model, tenant))
+        raw = self.stored.get(lengths_cell(model, tenant))
         return read_lengths(raw) if raw is not None else {}
 
     def allowance(self, tenant: str, topology: Topology, now: float) -> Allowance | None:
@@ -191,13 +172,13 @@ class Tenants:
         if most is None:
             return None
         day = day_of(now)
-        spent = self._spent.get(tenant, 0.0) if day == self._day else 0.0
+        spent = self.spent.get(tenant, 0.0) if day == self.day else 0.0
         return Allowance(tenant, day, most, most - spent, _DAY - now % _DAY)
 
     def spend(self, allowance: Allowance, dollars: float) -> None:
         """Count the cost of a placement under the allowance."""
-        if allowance.day == self._day:
-            self._spent[allowance.tenant] = self._spent.get(allowance.tenant, 0.0) + dollars
+        if allowance.day == self.day:
+            self.spent[allowance.tenant] = self.spent.get(allowance.tenant, 0.0) + dollars
 
 
 class HeldKind(msgspec.Struct, frozen=True, array_like=True):

@@ -18,7 +18,7 @@ from broker.port import Affinity, Outgoing
 from broker.valkey.endings import Course, exceeded
 from router.decide.basis import unserved_terms
 from router.decide.classify import Needs, Prefix, needs_of
-from router.decide.fairness import Tenants, check_class, check_tenant
+from router.decide.fairness import Tenants, check_limits
 from router.decide.placement import Placement, seed_of
 from router.decide.prefixes import BLOCK, BLOCKS, Prompt, prefixes_of, slots_worth
 from router.decide.webhooks import Endpoints
@@ -172,14 +172,16 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
         InvalidRequestError: a term is invalid.
         TaxiwayError: as `place` and `needs_of` raise it, or because the model is unknown.
     """
-    topology, tenant, size = rules.topology, order.request.tenant, order.size
+    topology, tenant, size, depths = rules.topology, order.request.tenant, order.size, working.depths
     if not order.released:
-        check_tenant(working.depths, topology, tenant=tenant, size=size)
+        depth = depths.tenants.get(tenant, 0)
+        check_limits(f"tenants.{tenant}", topology.rules_of(tenant), size=size, depth=depth)
     model, prompt, measurements = _measured(order, rules, working)
     template = _template(order, rules, working, model, measurements)
     placement = template.placement
     if not order.released:
-        check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
+        name = placement.candidate.hardware_class
+        check_limits(f"hardware.{name}", topology.hardware[name], size=size, depth=depths.classes.get(name, 0))
     ticket, use = template.ticket(order.job, order.reply, order.accepted, order.moment), use_of(order, rules)
     _check_eta(order.envelope, ticket)
     order = _sealed(order, rules, model, measurements.locality, placement.needs.constraints.locality)

@@ -130,7 +130,7 @@ class FleetReader:
         fleet = replace(fleet, plan=self.followed.plan, unplanned=self.followed.why)
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
-        known = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
+        known = Tenants(facts.lengths, day_of(facts.now), dict(facts.spent), self.shares)
         self._set_fleet(fleet, known, depths_from(facts.work, facts.open, facts.used, refuses=facts.refuses))
         now = time.monotonic()
         self.shares.decay(now - self._read_at)

@@ -3,7 +3,7 @@
 import pytest
 
 from api.routing.router import check_store
-from router.decide.fairness import Depths, check_class, check_tenant, depths_from
+from router.decide.fairness import Depths, check_limits, depths_from
 from router.service.store import RouterStore
 from tasks.queues.limits import Limits
 from tasks.topology import Topology, parse_topology
@@ -26,25 +26,33 @@ def topology() -> Topology:
     return parse_topology(TOPOLOGY)
 
 
+def check_class(depths: Depths, topology: Topology, name: str, size: int) -> None:
+    check_limits(f"hardware.{name}", topology.hardware[name], size=size, depth=depths.classes.get(name, 0))
+
+
+def check_tenant(depths: Depths, topology: Topology, name: str, size: int) -> None:
+    check_limits(f"tenants.{name}", topology.rules_of(name), size=size, depth=depths.tenants.get(name, 0))
+
+
 def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:
     depths = depths_from(CELLS, {"lab": 2.0}, 0.0)
-    check_class(depths, topology, hardware_class="cpu.batch", size=1024)
+    check_class(depths, topology, "cpu.batch", 1024)
     depths.count("cpu.batch", "somebody")
     with pytest.raises(OverloadedError, match=r"hardware\.cpu\.batch\.max_depth") as raised:
-        check_class(depths, topology, hardware_class="cpu.batch", size=10)
+        check_class(depths, topology, "cpu.batch", 10)
     assert raised.value.retry_after
-    check_class(Depths({"cpu.free": 1e6}), topology, hardware_class="cpu.free", size=10**6)
+    check_class(Depths({"cpu.free": 1e6}), topology, "cpu.free", 10**6)
 
 
 def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topology) -> None:
     depths = depths_from(CELLS, {"lab": 2.0}, 0.0)
-    check_tenant(depths, topology, tenant="lab", size=100)
-    check_tenant(Depths(tenants={"other": 1e6}), topology, tenant="other", size=10**6)
+    check_tenant(depths, topology, "lab", 100)
+    check_tenant(Depths(tenants={"other": 1e6}), topology, "other", 10**6)
     with pytest.raises(RequestTooLargeError, match=r"tenants\.lab\.payload"):
-        check_tenant(depths, topology, tenant="lab", size=101)
+        check_tenant(depths, topology, "lab", 101)
     depths.count("cpu.batch", "lab")
     with pytest.raises(OverloadedError, match=r"tenants\.lab\.max_depth"):
-        check_tenant(depths, topology, tenant="lab", size=1)
+        check_tenant(depths, topology, "lab", 1)
 
 
 @pytest.mark.parametrize(
