@@ -8,46 +8,37 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.models.model import Alias, Model, ModelError
 from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError, cut, quoted
 
 
+@dataclass(eq=False)
 class Catalogue:
-    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest). Immutable.
+    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest). Immutable."""
 
-    Attributes:
-        models: what is served, by `name:version`.
-        others: second names of models, by name.
-        disabled: why a model is not served, by the requested name: a bare one for `model.yaml`, else `name:version`
-            with the version in the file's name.
-        outdated: why a model's file is wrong, for models still served in their last valid form, by `name:version`.
-        files: the files beside a model.yaml that it names, missing ones included: a change to them may repair or break
-            a model.
-    """
+    models: Mapping[str, Model]
+    """What is served, by `name:version`."""
+    disabled: Mapping[str, str] = field(default_factory=dict)
+    """Why a model is not served, by the requested name: a bare one for `model.yaml`, else `name:version` with the
+    version in the file's name."""
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """Why a model's file is wrong, for models still served in their last valid form, by `name:version`."""
+    files: Set[Path] = frozenset()
+    """The files beside a model.yaml that it names, missing ones included: a change to them may repair or break one."""
+    others: Mapping[str, Alias] = field(default_factory=dict)
+    """Second names of models, by name."""
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        disabled: Mapping[str, str] | None = None,
-        outdated: Mapping[str, str] | None = None,
-        files: Collection[Path] = (),
-        others: Mapping[str, Alias] | None = None,
-    ) -> None:
-        self.models = dict(models)
-        self.files = frozenset(files)
-        self.disabled = dict(disabled or {})
-        self.outdated = dict(outdated or {})
-        self.others = dict(others or {})
-        own = _names(models, self.disabled)
-        self._names = dict(own)
-        for name, alias in self.others.items():
-            added = alias.names(own)
-            self._names |= added
-            if name not in added:
-                self.disabled[name] = str(dangling(alias))
+    def __post_init__(self) -> None:
+        """Find the names of each model, and disable the second names that lead nowhere."""
+        own = _names(self.models, self.disabled)
+        second = {name: alias.names(own) for name, alias in self.others.items()}
+        self._names = own | {name: model for added in second.values() for name, model in added.items()}
+        nowhere = {name: str(dangling(self.others[name])) for name, added in second.items() if name not in added}
+        self.disabled = {**self.disabled, **nowhere}
 
     def resolve(self, reference: str) -> Model:
         """The model that a reference such as `sentiment`, `sentiment:2` or `sentiment@stable` names.
@@ -110,8 +101,7 @@ def folder_of(name: str) -> str:
 
 def dangling(alias: Alias) -> ModelError:
     """The error of an alias that names no model."""
-    version = "" if alias.version is None else f":{alias.version}"
-    return ModelError(alias.file, "alias", "a model that is served", f"{alias.alias}{version}")
+    return ModelError(alias.file, "alias", "a model that is served", alias.target)
 
 
 def reference_of(model: str, version: str | None) -> str:

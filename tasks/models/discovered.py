@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -122,8 +123,8 @@ def with_discovered(catalogue: Catalogue, found: Found) -> Catalogue:
         return catalogue
     second = {name: one for name, one in free.items() if isinstance(one, Alias) and f"{one.alias}:1" in more}
     disabled = {name: why for name, why in catalogue.disabled.items() if name not in catalogue.others}
-    served = {**catalogue.models, **more}
-    return Catalogue(served, disabled, catalogue.outdated, catalogue.files, {**second, **catalogue.others})
+    others = {**second, **catalogue.others}
+    return replace(catalogue, models={**catalogue.models, **more}, disabled=disabled, others=others)
 
 
 def with_peers(catalogue: Catalogue, topology: Topology) -> Catalogue:
@@ -134,10 +135,7 @@ def with_peers(catalogue: Catalogue, topology: Topology) -> Catalogue:
         for name, model in catalogue.models.items()
         if PEER not in model.variants and any(peer.name_of(model.name, model.version, PEER) for peer in peers)
     }
-    if not handed:
-        return catalogue
-    models = {**catalogue.models, **handed}
-    return Catalogue(models, catalogue.disabled, catalogue.outdated, catalogue.files, catalogue.others)
+    return replace(catalogue, models={**catalogue.models, **handed}) if handed else catalogue
 
 
 def _with_peer(model: Model) -> Model:

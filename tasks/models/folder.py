@@ -258,9 +258,8 @@ class _Loading:
         return alias
 
     def _leads(self, alias: Alias) -> bool:
-        version = "" if alias.version is None else f":{alias.version}"
         known = self._models.keys() | {model.name for model in self._models.values()} | set(self._discovered)
-        return f"{alias.alias}{version}" in known
+        return alias.target in known
 
     def _read(self, path: Path, file: str) -> Model | Alias:
         model = _parsed(read_document(path, file=file, error=ModelError), file, str(path.parent))

@@ -392,10 +392,15 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     file: str = ""
     """The file that it was read from: set by its reader."""
 
+    @property
+    def target(self) -> str:
+        """The reference that it stands for."""
+        return self.alias if self.version is None else f"{self.alias}:{self.version}"
+
     def names(self, names: Mapping[str, Model]) -> dict[str, Model]:
         """The names that it adds to the `names` of models; empty if there is no such model."""
         if self.version is not None:
-            found = names.get(f"{self.alias}:{self.version}")
+            found = names.get(self.target)
             return {} if found is None else {self.name: found, f"{self.name}:{self.version}": found}
         parts = ((name, name.removeprefix(self.alias)) for name in names if name.startswith(self.alias))
         return {self.name + rest: names[name] for name, rest in parts if rest[:1] in ("", ":", "@")}
