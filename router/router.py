@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.processes import Leadership
 from broker.valkey.queues import ValkeyTransport
-from router.decide.prefixes import Prefixes
 from router.service.admission import Place, Rules
 from router.service.arrivals import Intake
 from router.service.events import SentEvents, trace_placement, trace_refusal
@@ -59,7 +58,7 @@ class Router:
         self.rules = rules
         chain = Chain(rules.topology.site, name, rules.sign)
         self.store = RouterStore(settings.broker, rules.topology.limits, chain)
-        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts, Prefixes())
+        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts)
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         limits = rules.topology.limits
         self.transport = ValkeyTransport(
@@ -155,7 +154,7 @@ class Router:
             return
         self.yielder.expect(admitted.outgoing.job, admitted.placement)
         hardware_class = admitted.placement.candidate.hardware_class
-        if admitted.prefixes and self.fleet.prefixes is not None:
+        if admitted.prefixes:
             self.fleet.prefixes.note(admitted.prefixes, admitted.outgoing.job, hardware_class)
         self.placed[hardware_class, admitted.placement.table.model.id] += 1
         self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)

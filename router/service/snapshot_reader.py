@@ -56,18 +56,13 @@ Forward = Callable[
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `followed` is the stored plan. `prefixes` are those of placed prompts; None if messages have no affinity.
-    `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
-    are the models that endpoints announced, by name; one stays known after its endpoint has gone.
+    `followed` is the stored plan, `prefixes` are those of placed prompts. `heartbeats` has the time of each device's last
+    heartbeat by the store's clock, as of the last read. `discovered` are the models that endpoints announced, by name;
+    one stays known after its endpoint has gone.
     """
 
     def __init__(
-        self,
-        store: RouterStore,
-        topology: Topology,
-        book: ProfileBook,
-        starts: Set[str] = frozenset(),
-        prefixes: Prefixes | None = None,
+        self, store: RouterStore, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()
     ) -> None:
         self._store = store
         self._topology = topology
@@ -78,7 +73,7 @@ class FleetReader:
         self._unstored: deque[WorkingSnapshot] = deque(maxlen=_UNSTORED_LIMIT)
         self._used = False
         self.shares = Shares(topology.tenants)
-        self.prefixes = prefixes
+        self.prefixes = Prefixes()
         self._set_fleet(FleetSnapshot(stale=True), Tenants(shares=self.shares))
         self._read_at = -STALE_AFTER
         self._updated_at = time.monotonic()
