@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from tasks.heartbeat import Allowed, EngineLoad, PeerFacts
+from tasks.heartbeat import Allowed, EngineLoad
 from tasks.models.discovered import Announced
 from tasks.queues.endpoints import Endpoint, Rate
 from taxiway.contract.keys import LEVELS
@@ -198,11 +198,6 @@ class EndpointHealth:
         elif self._missed or self._breaker.state is State.OPEN:
             self._set(self._breaker.unreached(error.reason, time.monotonic()))
         self._missed = self._breaker.state is not State.OPEN
-
-    @property
-    def peer(self) -> PeerFacts | None:
-        """What another fleet says; None of an engine. Thread-safe."""
-        return self.link.peer
 
     async def _look(self) -> None:
         """Ask the engine for its facts; one that has none is asked again later. The last ones hold until it answers."""
