@@ -56,9 +56,9 @@ Forward = Callable[
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `followed` is the stored plan, `prefixes` are those of placed prompts. `heartbeats` has the time of each device's last
-    heartbeat by the store's clock, as of the last read. `discovered` are the models that endpoints announced, by name;
-    one stays known after its endpoint has gone.
+    `followed` is the stored plan, `prefixes` are those of placed prompts. `heartbeats` has the time of each device's
+    last heartbeat by the store's clock, as of the last read. `discovered` are the models that endpoints announced, by
+    name; one stays known after its endpoint has gone.
     """
 
     def __init__(
