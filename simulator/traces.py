@@ -381,28 +381,17 @@ def write_arrivals(arrivals: Arrivals, lines: TextIO) -> None:
 
     Models are named without their version, services and localities as the fleet has them.
     """
+    trace, names, jobs = trace_of(arrivals), arrivals.names, arrivals.jobs
+    columns = (
+        [f"{arrival:.6f}" for arrival in trace.arrival.tolist()],
+        [trace.models[number].partition(":")[0] for number in trace.model.tolist()],
+        trace.size.tolist(),
+        ["" if math.isnan(deadline) else f"{deadline:.7g}" for deadline in trace.deadline.tolist()],
+        ["" if number == UNSET else PRIORITIES[number] for number in trace.priority.tolist()],
+        [trace.tenants[number] for number in trace.tenant.tolist()],
+        trace.output.tolist(),
+        *([names[column][number] for number in jobs[column].tolist()] for column in ("service", "locality")),
+    )
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(TraceRow.__struct_fields__)
-    writer.writerows(_generic_records(arrivals))
-
-
-def _generic_records(arrivals: Arrivals) -> Iterator[tuple[object, ...]]:
-    trace, jobs = trace_of(arrivals), arrivals.jobs
-    models = [name.partition(":")[0] for name in trace.models]
-    columns = [
-        getattr(trace, name).tolist()
-        for name in ("arrival", "model", "size", "deadline", "priority", "tenant", "output")
-    ]
-    columns += [jobs[name].tolist() for name in ("service", "locality")]
-    for arrival, model, size, deadline, priority, tenant, output, service, locality in zip(*columns, strict=True):
-        yield (
-            f"{arrival:.6f}",
-            models[model],
-            size,
-            "" if math.isnan(deadline) else f"{deadline:.7g}",
-            "" if priority == UNSET else PRIORITIES[priority],
-            trace.tenants[tenant],
-            output,
-            arrivals.names["service"][service],
-            arrivals.names["locality"][locality],
-        )
+    writer.writerows(zip(*columns, strict=True))
