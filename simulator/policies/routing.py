@@ -29,13 +29,12 @@ from simulator.pool import Pool
 from simulator.tuning.real_fleet import pace_of
 from simulator.workload import Figures, SimulatedJob, Workload
 from tasks.document import Size
-from tasks.heartbeat import ANY, HEARTBEAT, Allowed, DeviceFacts, EndpointFacts, variant_key
+from tasks.heartbeat import ANY, HEARTBEAT, DeviceFacts, EndpointFacts, variant_key
 from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import UNSURE, KnownProfile, ProfileBook
 from tasks.models.tensor_spec import TensorSpec
 from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import LEVELS, arrived_cell, held_cell, work_cell
-from workers.decide.endpoints import EndpointRates
 from workers.decide.occupation import Track, begin, blocking_by_model, observe
 
 
@@ -190,6 +189,8 @@ class SimulatedReader:
         paces = {key: track.pace for key, track in learned.items() if track.batches}
         newest = ((began, self.models[model].id, seconds) for began, model, seconds in reversed(pool.batches))
         blocking = blocking_by_model(newest, now, pool.serving)
+        allowed = pool.rates.allowed(now, max(pool.serving, 1))
+        endpoint = EndpointFacts(state="closed", allowed=allowed) if pool.device_class.endpoint else None
         return [
             DeviceFacts(
                 worker=f"{pool.name}.{number:03}",
@@ -206,22 +207,10 @@ class SimulatedReader:
                 pace=paces | ({ANY: fmean(paces.values())} if paces else {}),
                 drifted=tuple(sorted(key for key, track in learned.items() if track.drifted)),
                 residual={key: track.residuals for key, track in learned.items()},
-                endpoint=_endpoint_of(pool, now),
+                endpoint=endpoint,
             )
             for number in range(pool.serving)
         ]
-
-
-def _endpoint_of(pool: Pool, now: float) -> EndpointFacts | None:
-    """What each serving device of an endpoint's class tells."""
-    if not pool.device_class.endpoint:
-        return None
-    (requests, left), (tokens, tokens_left) = (
-        (None, 0.0) if bucket is None else (bucket.rate / pool.serving, bucket.left(now) / pool.serving)
-        for bucket in (pool.rates.requests, pool.rates.tokens)
-    )
-    allowed = Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
-    return EndpointFacts(state="closed", allowed=None if pool.rates == EndpointRates() else allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tasks.heartbeat import Allowed
 from tasks.models.model import Profile
 
 ENOUGH = 5
@@ -212,6 +213,16 @@ class EndpointRates:
             None if self.requests is None else self.requests.taken(requests, now),
             None if self.tokens is None else self.tokens.taken(tokens, now),
         )
+
+    def allowed(self, now: float, devices: int = 1) -> Allowed | None:
+        """What the heartbeat of one of so many devices says of them; None without limits."""
+        if self == EndpointRates():
+            return None
+        (requests, left), (tokens, tokens_left) = (
+            (None, 0.0) if bucket is None else (bucket.rate / devices, bucket.left(now) / devices)
+            for bucket in (self.requests, self.tokens)
+        )
+        return Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
 
     def _both(self, requests: float, tokens: float) -> list[tuple[Bucket, float]]:
         pairs = ((self.requests, requests), (self.tokens, tokens))

@@ -28,7 +28,7 @@ from tasks.models.discovered import Announced
 from tasks.queues.endpoints import Endpoint, Rate
 from taxiway.contract.keys import LEVELS
 from taxiway.errors import UNREADABLE
-from workers.decide.endpoints import Bucket, EndpointRates, learned, rates_of
+from workers.decide.endpoints import learned, rates_of
 from workers.decide.faults import Breaker, State
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.endpoints.http import EndpointConfigError, EndpointLink
@@ -412,11 +412,7 @@ class RateGate:
     @property
     def allowed(self) -> Allowed | None:
         """What heartbeats report of it; None without limits."""
-        rates, now = self._rates, time.monotonic()
-        if rates == EndpointRates():
-            return None
-        (requests, left), (tokens, tokens_left) = _left_of(rates.requests, now), _left_of(rates.tokens, now)
-        return Allowed(requests=requests, requests_left=left, tokens=tokens, tokens_left=tokens_left)
+        return self._rates.allowed(time.monotonic())
 
     async def enter(self, size: int) -> None:
         """Wait until a row of at most `size` tokens may be sent, and count it.
@@ -437,10 +433,6 @@ class RateGate:
         self._size += _SMOOTHING * (max(took, 1) - self._size) if exchange.ran else 0.0
         unsent = 0.0 if exchange.sent else -1.0
         self._rates = learned(self._rates.taken(took - size, now, requests=unsent), exchange.headers, now)
-
-
-def _left_of(bucket: Bucket | None, now: float) -> tuple[float | None, float]:
-    return (None, 0.0) if bucket is None else (round(bucket.rate, 6), round(bucket.left(now), 3))
 
 
 class EndpointPlace:
