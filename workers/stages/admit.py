@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -245,9 +246,6 @@ class _Message(msgspec.Struct, frozen=True):
 Contents = Mapping[str, Buffer | None]
 """The bytes of each `ref`, None if they have expired."""
 
-Fetch = Callable[[Sequence[Reference]], Contents]
-"""Fetches the bytes of references."""
-
 FETCHED_BYTES = 4 * 2**20
 """Bytes of blobs fetched together: the memory used besides the largest single request."""
 
@@ -296,23 +294,16 @@ def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str
     )
 
 
+@dataclass(frozen=True, slots=True)
 class JobReader:
-    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests reference.
+    """Reads deliveries as jobs for the models of `folder`."""
 
-    `seal_keys` opens sealed inputs.
-    """
-
-    def __init__(
-        self,
-        folder: ModelsFolder,
-        hardware: Mapping[str, HardwareClass],
-        fetch: Fetch,
-        seal_keys: SealKeys | None = None,
-    ) -> None:
-        self._fetch = fetch
-        self._seal_keys = seal_keys
-        self._folder = folder
-        self._hardware = hardware
+    folder: ModelsFolder
+    hardware: Mapping[str, HardwareClass]
+    fetch: Callable[[Sequence[Reference]], Contents]
+    """Fetches the bytes of the blobs that requests reference."""
+    seal_keys: SealKeys | None = None
+    """Opens sealed inputs."""
 
     def groups(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
         """The deliveries in order, in groups with the blobs fetched for each group.
@@ -327,12 +318,12 @@ class JobReader:
             refers = referred(delivery.body)
             more = sum(reference.bytes for reference in refers)
             if found and more and size + more > FETCHED_BYTES:
-                yield group, self._fetch(found)
+                yield group, self.fetch(found)
                 group, found, size = [], [], 0
             group.append(delivery)
             found += refers
             size += more
-        yield group, self._fetch(found) if found else {}
+        yield group, self.fetch(found) if found else {}
 
     def read(self, delivery: Delivery, now: float, contents: Contents) -> RunningJob:
         """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
@@ -347,7 +338,7 @@ class JobReader:
         delivery.sealed = sealed_in(request.inputs)
         if delivery.sealed is not None:
             job, model_id = ticket.job, ticket.model
-            request = opened_request(request, delivery.sealed, self._seal_keys, job=job, model=model_id)
+            request = opened_request(request, delivery.sealed, self.seal_keys, job=job, model=model_id)
         elif may_refer(delivery.body):
             inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
             request = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
@@ -356,7 +347,7 @@ class JobReader:
         check_stream(model, bound, request.stream)
         return RunningJob(
             delivery=delivery,
-            hardware=self._hardware[delivery.hardware_class],
+            hardware=self.hardware[delivery.hardware_class],
             model=model,
             variant=variant,
             key=variant_key(model.id, variant),
@@ -378,7 +369,7 @@ class JobReader:
         try:
             return model, bind(model, request.inputs, request.parameters, request.outputs)
         except InvalidRequestError:
-            self._folder.look()
+            self.folder.look()
             if self._model(reference, variant) is model:
                 raise
         model = self._model(reference, variant)
@@ -390,11 +381,11 @@ class JobReader:
         Raises:
             ModelUnavailableError: it is disabled here, no longer has the variant, or is not in the catalogue.
         """
-        served = self._folder.catalogue.models.get(reference)
+        served = self.folder.catalogue.models.get(reference)
         if served is None or variant not in served.variants:
-            self._folder.look()
+            self.folder.look()
         try:
-            model = self._folder.catalogue.resolve(reference)
+            model = self.folder.catalogue.resolve(reference)
         except UnknownModelError as error:  # the router that placed the job knew it
             raise _gone(reference, "it is not in the models folder of the worker that it was placed on") from error
         if variant not in model.variants:
