@@ -16,7 +16,6 @@ from broker.valkey.claims import YieldAnswer, YieldAsk
 from broker.valkey.mover import ValkeyQueueMover
 from router.decide.moves.preempt import LET_START, Occupant, Waiter, Yielding, late_rates, penalty, preempt
 from router.decide.placement import Placement
-from router.decide.snapshot import FleetSnapshot
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
@@ -62,8 +61,6 @@ class Yielder:
         self._fleet, self._store, self._queue_mover, self._rules = fleet, store, queue_mover, rules
         self._waiting: dict[str, _Waiting] = {}
         self._asked: dict[tuple[str, str], float] = {}  # runs that were asked, or are over: job, token, and when
-        self._seen: FleetSnapshot | None = None
-        self._occupied: frozenset[str] = frozenset()
         self._woken = asyncio.Event()
 
     def expect(self, job: str, placement: Placement) -> None:
@@ -94,7 +91,8 @@ class Yielder:
         """Decide once, at `now` on the monotonic clock, and ask."""
         self._waiting = {job: one for job, one in self._waiting.items() if one.due - one.run > now}
         self._asked = {run: at for run, at in self._asked.items() if now - at < FORGET_AFTER}
-        occupied = self._classes()
+        devices = [device for device in self._fleet.working.fleet.devices if device.yieldable]
+        occupied = {name for device in devices for name in device.classes}
         due = [
             one for one in self._waiting.values() if now - one.placed >= LET_START and one.hardware_class in occupied
         ]
@@ -139,14 +137,6 @@ class Yielder:
             moved = Moved(at=at, source=name, target=name, kind="yield", jobs=len(made), reason=made[0])
             logger.info("asked to yield", extra={"class": name, "jobs": len(made), "reason": made[0]})
             await self._queue_mover.note_moves([moved])
-
-    def _classes(self) -> frozenset[str]:
-        """The classes with running jobs that can yield."""
-        fleet = self._fleet.working.fleet
-        if fleet is not self._seen:
-            devices = [device for device in fleet.devices if device.yieldable]
-            self._seen, self._occupied = fleet, frozenset(name for device in devices for name in device.classes)
-        return self._occupied
 
     def _occupants(self, name: str, worker: str) -> Iterator[Occupant]:
         """The running jobs of a class, or of one worker, that can yield and were not asked yet."""
