@@ -33,12 +33,13 @@ class OnnxRuntime:
 
     def run(self, batch: Arrays) -> Arrays:
         """Every output of the graph by name. Raises `ExecutionError`."""
-        session = self._opened()
+        if self._session is None:
+            raise ExecutionError(f"{self._placed.variant} is not loaded")
         try:
-            outputs: list[np.ndarray] = session.run(None, dict(batch))
+            outputs: list[np.ndarray] = self._session.run(None, dict(batch))
         except Exception as error:  # onnxruntime's errors share no narrower base
             raise ExecutionError(f"{self._placed.variant}: {text_of(error)}") from error
-        names = [output.name for output in session.get_outputs()]
+        names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, outputs, strict=True))
 
     def unload(self) -> None:
@@ -48,11 +49,6 @@ class OnnxRuntime:
     def memory(self) -> int:
         """The graph file's bytes, which its weights nearly are: ONNX Runtime does not tell its own."""
         return self._bytes if self._session else 0
-
-    def _opened(self) -> ort.InferenceSession:
-        if self._session is None:
-            raise ExecutionError(f"{self._placed.variant} is not loaded")
-        return self._session
 
 
 def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
