@@ -146,9 +146,6 @@ def _check_names(topology: Topology, names: Collection[str]) -> None:
 class PortTakenError(Exception):
     """A requested port cannot be used; names the option, and why."""
 
-    def __init__(self, option: str, port: int, why: str) -> None:
-        super().__init__(f"{option} {port}: {why}")
-
 
 def check_ports(asked: Mapping[str, int]) -> None:
     """Check that the requested loopback ports, by option, are free; 0 requests none in particular.
@@ -161,7 +158,7 @@ def check_ports(asked: Mapping[str, int]) -> None:
         if not port:
             continue
         if port in seen:
-            raise PortTakenError(option, port, f"{seen[port]} requests the same port")
+            raise PortTakenError(f"{option} {port}: {seen[port]} requests the same port")
         seen[port] = option
         _check(option, port)
 
@@ -174,7 +171,7 @@ def _check(option: str, port: int) -> None:
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             why = f"the port is taken{_owner(port)}" if taken else f"the port cannot be used: {error.strerror}"
-            raise PortTakenError(option, port, why) from error
+            raise PortTakenError(f"{option} {port}: {why}") from error
 
 
 def _owner(port: int) -> str:
