@@ -119,17 +119,13 @@ _WITHDRAWN_WITHIN = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job that was accepted and has no result yet. `placement` is None if an earlier request made it."""
+    """A job that was accepted. `placement` is None if an earlier request made it.
+
+    `wait` gives its stored result, or None if that takes longer than so many seconds.
+    """
 
     job: str
-    placement: Placement | None = None
-
-
-@dataclass(slots=True)
-class Running:
-    """An accepted request: its job, and a bounded wait for its stored result, which returns None if it takes longer."""
-
-    job: str
+    placement: Placement | None
     wait: Callable[[float], Awaitable[bytes | None]]
 
 
@@ -164,30 +160,21 @@ class Inference:
         content = {"id": got.job, "state": "queued", "location": location}
         return HttpAnswer(202, {**JSON, "location": location}, (_encode(content),))
 
-    async def accept(self, request: Request, size: int = 0) -> Accepted:
+    async def accept(self, request: Request, size: int = 0, *, awaited: bool = False, notify: bool = True) -> Accepted:
         """Accept a request, whose body had `size` bytes, and return at once.
+
+        The result of one that is `awaited` is announced to this router. `notify` is whether webhook endpoints are
+        notified of its end.
 
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the state store does not accept it.
         """
-        order, blobs = await self._prepared(request, size, reply="")
-        admitted = await self._placed(order, blobs)
-        fresh = await self._forward(order, admitted)
-        return Accepted(order.job, admitted.placement if admitted is not None and fresh else None)
-
-    async def run(self, request: Request, size: int = 0, notify: bool = True) -> Running:
-        """Accept a request as `accept` does, and listen for its result.
-
-        `notify` is whether webhook endpoints are notified of its end.
-
-        Raises:
-            TaxiwayError: as `accept` raises it.
-        """
-        order, blobs = await self._prepared(request, size, reply=self.router.name, notify=notify)
+        order, blobs = await self._prepared(request, size, reply=self.router.name if awaited else "", notify=notify)
         job, admitted = order.job, await self._placed(order, blobs)
-        expected = self.router.results.expect(job)
-        fresh = await self._forward(order, admitted)
-        return Running(job, partial(self._own, expected, job) if fresh else partial(self._earlier, job))
+        announced = partial(self._own, self.router.results.expect(job), job)
+        if admitted is None or not await self._forward(order, admitted):
+            return Accepted(job, None, partial(self._earlier, job))
+        return Accepted(job, admitted.placement, announced if awaited else partial(self._earlier, job))
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -199,12 +186,12 @@ class Inference:
         """
         model = self.router.rules.catalogue.resolve(reference)
         request = await self._converted(reference, infer, size)
-        running = await self.run(request, size)
-        meta = await running.wait(min(longest, self._limits.wait))
+        accepted = await self.accept(request, size, awaited=True)
+        meta = await accepted.wait(min(longest, self._limits.wait))
         if meta is None:
-            return Accepted(running.job)
+            return accepted
         result, size = await self._read(meta)
-        return await beside(size, answer_of, model, running.job, result, wants_binary(infer), infer.id)
+        return await beside(size, answer_of, model, accepted.job, result, wants_binary(infer), infer.id)
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would be placed now, and why; nothing is accepted.
@@ -276,15 +263,13 @@ class Inference:
             await self.router.values.keep(blobs)
         return admitted
 
-    async def _forward(self, order: Order, admitted: Place | None) -> bool:
-        """Forward a request, unless it is a copy (None); whether it is a new job. Blobs of a duplicate are dropped.
+    async def _forward(self, order: Order, admitted: Place) -> bool:
+        """Forward a request; whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:
             IdempotencyConflictError: the earlier job is of another request.
             OverloadedError: its tenant has as many unfinished jobs as it may.
         """
-        if admitted is None:
-            return False
         try:
             fresh = await self.router.forward(admitted)
         except OverloadedError:  # nothing was recorded
@@ -325,9 +310,9 @@ class Inference:
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
                 await store.jobs.drop_blobs(job, order.blobs)
 
-    async def ended(self, running: Running) -> bytes | None:
+    async def ended(self, accepted: Accepted) -> bytes | None:
         """The stored result of a job, however long it takes: its deadline bounds that; None if the router stops."""
-        while (meta := await running.wait(math.inf)) is None:
+        while (meta := await accepted.wait(math.inf)) is None:
             if self.router.results.hurried.is_set():
                 return None
         return meta

@@ -493,19 +493,19 @@ class _Work:
 
     async def _run(self, request: Request, size: int) -> tuple[str, Result | FleetUnavailable]:
         """The job of a request, and its result: also the fleet's error that it ended with, as its key has no other."""
-        running = await self._runner.inference.run(request, size, notify=False)
-        self._jobs.add(running.job)
+        accepted = await self._runner.inference.accept(request, size, awaited=True, notify=False)
+        self._jobs.add(accepted.job)
         meta = None
         try:
-            meta = await self._runner.inference.ended(running)
+            meta = await self._runner.inference.ended(accepted)
             if meta is None:
                 raise BrokerUnavailableError("the router stops")
-            self._jobs.discard(running.job)
-            return running.job, await self._runner.inference.result(meta)
+            self._jobs.discard(accepted.job)
+            return accepted.job, await self._runner.inference.result(meta)
         except TaxiwayError as error:
-            error.details.setdefault(JOB, running.job)
+            error.details.setdefault(JOB, accepted.job)
             if isinstance(error, FleetUnavailable) and meta is not None and not is_answer(meta):
-                return running.job, error
+                return accepted.job, error
             raise
 
     async def _finish(self) -> None:

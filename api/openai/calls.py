@@ -114,18 +114,18 @@ class Calls:
         Raises:
             TaxiwayError: the request was refused, or the job's error.
         """
-        running = await self._inference.run(read.request, read.size)
+        accepted = await self._inference.accept(read.request, read.size, awaited=True)
         try:
-            meta = await first_of(self._inference.ended(running), _gone(self._receive))
+            meta = await first_of(self._inference.ended(accepted), _gone(self._receive))
             if meta is None:
-                await self._cancel(read.request, running.job)
+                await self._cancel(read.request, accepted.job)
                 raise _stops()
-            return running.job, await self._inference.result(meta)
+            return accepted.job, await self._inference.result(meta)
         except ClientGoneError:
-            await self._cancel(read.request, running.job)
+            await self._cancel(read.request, accepted.job)
             raise JobCancelledError("the client closed its connection") from None
         except TaxiwayError as error:
-            error.details.setdefault(JOB, running.job)
+            error.details.setdefault(JOB, accepted.job)
             raise
 
     async def stream(self, read: Read, begin: Callable[[str], Awaitable[Begun]]) -> Streamed:

@@ -13,7 +13,7 @@ import msgspec
 
 from api.access import Bodies, TenantRates
 from api.errors import unforeseen
-from api.inference.infer import Inference, Running, continue_trace
+from api.inference.infer import Accepted, Inference, continue_trace
 from api.inference.streaming import Streaming
 from api.jobs import Jobs
 from api.peers.offers import changed, offers_of
@@ -211,11 +211,11 @@ class PeerConnection:
         """Accept a job, and send its answer once it has one."""
         key, streams = submit.key, submit.terms.stream
         try:
-            running = await self._accepted(submit)
+            accepted = await self._accepted(submit)
             del submit  # its body is not kept while it runs
             job.accepted.set()
             self._tell(PeerTaken(key))
-            last = await self._ending(key, running, streams=streams)
+            last = await self._ending(key, accepted, streams=streams)
         except FleetUnavailable as error:
             after = error.details.get("retry_after") or _RETRY_AFTER
             last = PeerRefused(key, cut(error.message), float(after))
@@ -231,8 +231,8 @@ class PeerConnection:
             await (self._free_large if len(encoded) > MESSAGE // 2 else self._free).wait()
             self._put(encoded, key)
 
-    async def _accepted(self, submit: PeerSubmit) -> Running:
-        """Accept a job as an infer request of the tenant. Raises what `Inference.run` raises."""
+    async def _accepted(self, submit: PeerSubmit) -> Accepted:
+        """Accept a job as an infer request of the tenant. Raises what `Inference.accept` raises."""
         size, tenant, desk = len(memoryview(submit.content)), self._tenant, self._desk
         if self._limited and (wait := desk.rates.wait(tenant, time.monotonic())) > 0:
             raise RateLimitedError(f"rate limit exceeded by tenant {tenant!r}", tenant=tenant, retry_after=wait)
@@ -240,20 +240,20 @@ class PeerConnection:
         try:
             request = await beside(size, _request, submit, self._tenant, self._home)
             continue_trace(submit.trace)
-            return await desk.inference.run(request, size)
+            return await desk.inference.accept(request, size, awaited=True)
         finally:
             desk.bodies.give_back(tenant, size)
 
-    async def _ending(self, key: str, running: Running, *, streams: bool) -> ToCaller | None:
+    async def _ending(self, key: str, accepted: Accepted, *, streams: bool) -> ToCaller | None:
         """How an accepted job ended; None if the router stops first. What it generates is sent as it comes."""
         try:
-            result = await (self._streamed(key, running.job) if streams else self._waited(running))
+            result = await (self._streamed(key, accepted.job) if streams else self._waited(accepted))
         except TaxiwayError as error:
             return _failure(key, error)
         return None if result is None else PeerAnswer(key, result.outputs, result.report.cost, result.report.tokens)
 
-    async def _waited(self, running: Running) -> Result | None:
-        meta = await self._desk.inference.ended(running)
+    async def _waited(self, accepted: Accepted) -> Result | None:
+        meta = await self._desk.inference.ended(accepted)
         return None if meta is None else await self._desk.inference.stored(meta)
 
     async def _streamed(self, key: str, job: str) -> Result | None:
