@@ -157,7 +157,7 @@ COMMANDS = {
     "join": ("local join", "Serve a class of a fleet elsewhere from this machine."),
     "doctor": ("local doctor", "Report what this machine has, what is missing, and how to install it."),
     "submit": ("taxiway.cli.jobs", "Send a request to a model and print its answer."),
-    "array": ("taxiway.cli.arrays", "Send each line of a file to a model, as one array."),
+    "array": ("taxiway.cli.jobs", "Send each line of a file to a model, as one array."),
     "result": ("taxiway.cli.jobs", "Print a job's answer."),
     "status": ("taxiway.cli.jobs", "Show a job or the fleet."),
     "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),

@@ -1,4 +1,4 @@
-"""Verbs that ask a running fleet: `submit`, its jobs, its dead letters, and the models that it can run."""
+"""Verbs that ask a running fleet: `submit`, `array`, its jobs, its dead letters, and the models that it can run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, BinaryIO, TypeVar, get_args
 
 import click
 import msgspec
 
-from taxiway.cli import UNAVAILABLE, USAGE, CommandError, hint_for, report
+from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError, hint_for, report
 from taxiway.cli.address import AskedFleet, fleet_options, print_json, processes_here
+from taxiway.client.arrays import WITHIN
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobRecord, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import Priority
@@ -25,6 +26,7 @@ from taxiway.errors import (
     FleetUnavailable,
     RequestError,
     ResultTimeoutError,
+    TaxiwayError,
     UnknownModelError,
 )
 from taxiway.listing import LISTED_JOBS, JobPage
@@ -239,6 +241,62 @@ async def answer_of(job: AsyncJob, timeout: float | None, *, stream: bool, as_js
     except (ResultTimeoutError, BrokerUnavailableError) as error:
         hint = f"`taxiway result {job.id} --wait SECONDS` waits for the job, which continues"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error
+
+
+_ARRAY_EXAMPLES = """\b
+Examples:
+  taxiway array sentiment reviews.txt > answers.jsonl
+  taxiway array ising sweep.jsonl --within 1h --no-wait
+"""
+
+
+@click.command(epilog=_ARRAY_EXAMPLES)
+@click.argument("model")
+@click.argument("lines", metavar="FILE|-", type=click.File("rb"))
+@click.option("--within", default=WITHIN, metavar="TIME", show_default=True, help="Time for all of it: 30m, 24h, 7d.")
+@click.option("--tenant", help="The tenant that the requests belong to.")
+@click.option("--locality", help="A label that every device on the requests' path must carry.")
+@click.option("--budget", type=float, metavar="USD", help="Maximum cost of each answer.")
+@click.option("--wait/--no-wait", default=True, help="Wait for the answers (default), or print the array's id.")
+@fleet_options
+def array(
+    model: str,
+    *,
+    lines: BinaryIO,
+    within: str,
+    wait: bool,
+    fleet: AskedFleet,
+    **terms: Any,
+) -> None:
+    """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in order, as they come.
+
+    A line is the input as JSON if it reads so, else as text. The array goes on if this command ends; a router keeps it.
+    """
+    inputs = [json_or_text(line) for line in lines.read().splitlines() if line.strip()]
+
+    async def send(client: AsyncClient) -> tuple[str, int]:
+        made, failed = await client.array(model, inputs, within=within, **terms), 0
+        if not wait:
+            return made.id, 0
+        from taxiway.cli.show import array_bar
+
+        with array_bar() as watch:
+            async for outcome in made.outcomes(watch=watch):
+                failed += isinstance(outcome, TaxiwayError)
+                print_json(_outcome(outcome))
+        return made.id, failed
+
+    name, failed = fleet.ask(send)
+    if not wait:
+        fleet.echo({"id": name}, name)
+    if failed:
+        sys.exit(JOB_FAILED)
+
+
+def _outcome(outcome: Result | TaxiwayError) -> dict[str, Any]:
+    if isinstance(outcome, TaxiwayError):
+        return {"error": outcome.message, "code": outcome.code}
+    return {"outputs": to_wire(outcome.outputs), "report": outcome.report}
 
 
 _USUAL = 20  # jobs listed by default
