@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import (
@@ -21,13 +24,12 @@ from collections.abc import (
 )
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 
 from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
 from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
-from taxiway.client.forking import PerProcess
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
@@ -36,6 +38,8 @@ from taxiway.contract.wire import Durability, confirmations
 from taxiway.errors import invalid
 from taxiway.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.running import end
+
+T = TypeVar("T")
 
 Infer = Callable[[Any], Coroutine[Any, Any, Result]]
 """Infers one input."""
@@ -106,6 +110,36 @@ class Options(TypedDict, total=False):
     idempotency_key: str | None
     stream: bool | None
     webhook: str | None
+
+
+_making = threading.Lock()
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+
+
+class PerProcess(Generic[T]):
+    """A value that is made on first use, and again on first use in a forked child.
+
+    The parent's value is never destroyed in the child, not even when that exits: this would shut down TLS connections
+    of the parent's, and remove its sockets from the epoll instance that both share.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: dict[int, T] = {}
+
+    def get(self) -> T:
+        """The value of this process."""
+        process = os.getpid()
+        if process not in self._made:
+            with _making:
+                self._renew(process)
+        return self._made[process]
+
+    def _renew(self, process: int) -> None:
+        if process not in self._made:
+            for inherited in self._made.values():
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+            self._made[process] = self._make()
 
 
 class AsyncJob:

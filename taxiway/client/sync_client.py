@@ -26,10 +26,10 @@ from taxiway.client.asyncio_client import (
     AsyncClient,
     AsyncJob,
     Options,
+    PerProcess,
     Progress,
     no_progress,
 )
-from taxiway.client.forking import PerProcess
 from taxiway.contract.job import Result
 from taxiway.contract.wire import Durability
 from taxiway.errors import TaxiwayError
