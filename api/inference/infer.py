@@ -306,7 +306,7 @@ class Inference:
         reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
-                if await self.router.jobs.record(job):
+                if not await self.router.jobs.without_record([job]):
                     await store.jobs.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
                 await store.jobs.drop_blobs(job, order.blobs)
 
@@ -352,7 +352,7 @@ class Inference:
         try:
             return await self.router.results.within(wait, expected)
         except TimeoutError:
-            return await self.router.jobs.result(job)
+            return (await self.router.jobs.results([job]))[0]
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key created."""

@@ -105,14 +105,6 @@ class StoredJobs:
     def __init__(self, calls: AsyncConnection) -> None:
         self._calls = calls
 
-    async def record(self, job: str) -> dict[str, str]:
-        """The fields of a job's record; empty if there is none."""
-        return _texts(await self._calls.call("HGETALL", keys.job_key(job)))
-
-    async def result(self, job: str) -> bytes | None:
-        """The stored result; None if there is none, or it has expired."""
-        return result_in(await self._calls.call("GET", keys.result_key(job)))
-
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job; None if there is none, or it has expired."""
         return [result_in(raw) for raw in await self._calls.call("MGET", *map(keys.result_key, jobs))]
@@ -126,7 +118,7 @@ class StoredJobs:
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
         fields, meta = await self._calls.transaction(("HGETALL", keys.job_key(job)), ("GET", keys.result_key(job)))
-        return _texts(fields), result_in(meta)
+        return {name: value.decode() for name, value in named(fields).items()}, result_in(meta)
 
     async def snapshot(self, name: str) -> bytes | None:
         """A stored fleet snapshot; None if it has expired."""
@@ -214,7 +206,3 @@ class OperatorStore:
     async def revive(self, job: str) -> bool:
         """Clear a job's dead-lettered end; False if it did not end that way."""
         return bool(await self._calls.run(revive_call(job)))
-
-
-def _texts(pairs: Sequence[bytes]) -> dict[str, str]:
-    return {name: value.decode() for name, value in named(pairs).items()}

@@ -336,7 +336,7 @@ async def ended_astray(router: Astray) -> str:
             await inference.accept(Request(model="echo", inputs="hello"))
         except KeyError as error:
             (job,) = error.args
-            if (await router.jobs.record(job))["state"] == "failed":
+            if (await router.jobs.record_and_result(job))[0]["state"] == "failed":
                 return job
         except FleetUnavailable:
             await asyncio.sleep(0.05)
