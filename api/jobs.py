@@ -36,6 +36,7 @@ from taxiway.contract.job import (
     read_result,
     record_from,
     report_of,
+    status_of,
     unknown,
 )
 from taxiway.contract.wire import Envelope, decode_envelope
@@ -176,21 +177,21 @@ class Jobs:
     async def _status(self, seen: _Snapshot) -> JobStatus:
         record = seen.record
         if seen.meta is not None:
-            return JobStatus(record=record, error=failure_of(read_meta(seen.meta)))
+            return status_of(record, error=failure_of(read_meta(seen.meta)))
         if record.state == JobState.HELD:
-            return JobStatus(record=record, position=await self._router.jobs.before(record.id, seen.fields["holding"]))
+            return status_of(record, position=await self._router.jobs.before(record.id, seen.fields["holding"]))
         if seen.final or not record.hardware_class:
-            return JobStatus(record=record)
+            return status_of(record)
         work = float(seen.fields.get("work", "0"))
         if record.state == JobState.RUNNING:
             eta = None if record.progress is None else record.progress.left
             if eta is None:
                 eta = time_left(work, self._store.clock.now() - record.started)
-            return JobStatus(record=record, position=0, eta=eta)
+            return status_of(record, position=0, eta=eta)
         eta = time_to_end(self._router.fleet.snapshot, record, work)
         jobs, turns = await self._router.jobs.placed_at(record.hardware_class, record.level)
         turn = int(seen.fields.get("turn", turns - 1))
-        return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
+        return status_of(record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
 
 
 def jobs_before(jobs: Sequence[float], later: int) -> int:

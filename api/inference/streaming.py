@@ -63,7 +63,7 @@ class Streaming:
             InvalidRequestError: `last` is not an event id.
         """
         found = await self._jobs.result(job, wait=0.0)
-        model = found.record.model if isinstance(found, JobStatus) else ""
+        model = found.model if isinstance(found, JobStatus) else ""
         return kept_alive(self._events_of(job, model, _progress(last)), self._router.results.hurried.wait())
 
     def followed(self, job: str, progress: Following[Part]) -> AsyncGenerator[Part | Result, None]:

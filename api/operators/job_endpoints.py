@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import msgspec
 from litestar import Response, get
 from litestar.params import Parameter, QueryParameter
 
@@ -14,7 +13,7 @@ from api.gate import AnyRequest, caller_of, claim, json_answer, needs, take_term
 from api.inference.protocol import InferAnswer
 from api.jobs import StoredDeadLetters
 from api.services import JsonResponse, jobs_of, router_of, services_of
-from taxiway.contract.job import JobFailure, JobRecord, JobStatus
+from taxiway.contract.job import JobStatus
 from taxiway.contract.request import TERMS
 from taxiway.contract.tensors import OCTETS
 from taxiway.contract.values import gone
@@ -25,23 +24,15 @@ LISTED_DEAD_LETTERS = 1000
 """Most dead letters in one list; the default is a tenth of it."""
 
 
-class JobAnswer(JobRecord, frozen=True, kw_only=True):
-    """A job's record; the number of jobs before it and the seconds until it may be done, if known; its error."""
-
-    position: int | None
-    eta: float | None
-    error: JobFailure | None
-
-
-_JOB = answers(JobAnswer, *KEYED, 400, 404, 503)
-_JOB_RESULT = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **answers(JobAnswer, status=202)}
+_JOB = answers(JobStatus, *KEYED, 400, 404, 503)
+_JOB_RESULT = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **answers(JobStatus, status=202)}
 _DEAD = answers(FIELDS, *KEYED, *ASKED, 504)
 
 
 @get("/v2/jobs/{job:str}", opt=needs("read"), responses=_JOB)
 async def job_status(request: AnyRequest, job: str, wait: float = 0.0) -> Response[bytes]:
     """A job's state; with `wait`, as soon as it has ended or that many seconds have passed."""
-    return _status(await jobs_of(request).status(job, wait=_seconds(wait)), 200)
+    return json_answer(await jobs_of(request).status(job, wait=_seconds(wait)))
 
 
 @get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=_JOB_RESULT)
@@ -52,7 +43,7 @@ async def job_result(request: AnyRequest, job: str, wait: float = 0.0) -> Respon
     """
     found = await jobs_of(request).result(job, wait=_seconds(wait))
     if isinstance(found, JobStatus):
-        return _status(found, 202)
+        return json_answer(found, status=202)
     binary = OCTETS in request.headers.get("accept", "")
     answer = await services_of(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES")
     return Response(answer.body, headers=answer.headers)
@@ -76,7 +67,7 @@ async def job_placement(request: AnyRequest, job: str) -> JsonResponse:
 @deletes("/v2/jobs/{job:str}", opt=needs("submit"), responses=_JOB)
 async def job_cancel(request: AnyRequest, job: str) -> Response[bytes]:
     """Cancel a job; one that has ended is left unchanged."""
-    return _status(await jobs_of(request).cancel(job), 200)
+    return json_answer(await jobs_of(request).cancel(job))
 
 
 _States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
@@ -139,9 +130,3 @@ def _seconds(wait: float) -> float:
     if not math.isfinite(wait) or wait < 0:
         raise wrong_field("wait", "seconds >= 0", wait)
     return wait
-
-
-def _status(status: JobStatus, code: int) -> Response[bytes]:
-    progress = msgspec.structs.asdict(status)
-    record = msgspec.structs.asdict(progress.pop("record"))
-    return json_answer(record | progress, status=code)

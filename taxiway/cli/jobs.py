@@ -451,8 +451,7 @@ def _overview(fleet: AskedFleet) -> dict[str, Any]:
 
 def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:
     if as_json:
-        plain = msgspec.to_builtins(status)
-        print_json({**plain.pop("record"), **plain, **more})
+        print_json({**msgspec.to_builtins(status), **more})
         return
     from taxiway.cli.show import show_status
 

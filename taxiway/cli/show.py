@@ -102,26 +102,25 @@ def brief(value: Any) -> str:
 
 def show_status(status: JobStatus) -> None:
     """A job in a panel; unknown fields are omitted."""
-    record = status.record
     facts = {
-        "state": str(record.state),
-        "model": record.model,
-        "class": record.hardware_class,
-        "variant": record.variant,
-        "device": record.device,
-        "progress": "" if record.progress is None or record.state in FINAL else record.progress.text,
+        "state": str(status.state),
+        "model": status.model,
+        "class": status.hardware_class,
+        "variant": status.variant,
+        "device": status.device,
+        "progress": "" if status.progress is None or status.state in FINAL else status.progress.text,
         "position": "" if status.position is None else str(status.position),
         "expected": "" if status.eta is None else f"in {duration(status.eta)}",
-        "tenant": record.tenant,
-        "attempts": str(record.attempts or ""),
-        "accepted": _moment(record.accepted),
-        "waited": duration(record.started - record.accepted) if record.started else "",
-        "took": duration(record.finished - record.accepted) if record.finished and record.accepted else "",
-        "deadline": _moment(record.deadline_at),
-        "reason": record.reason,
+        "tenant": status.tenant,
+        "attempts": str(status.attempts or ""),
+        "accepted": _moment(status.accepted),
+        "waited": duration(status.started - status.accepted) if status.started else "",
+        "took": duration(status.finished - status.accepted) if status.finished and status.accepted else "",
+        "deadline": _moment(status.deadline_at),
+        "reason": status.reason,
         "error": "" if status.error is None else f"{status.error.code}: {status.error.message}",
     }
-    stdout_console().print(Panel(_facts(facts), title=f"job {record.id}", title_align="left", expand=False))
+    stdout_console().print(Panel(_facts(facts), title=f"job {status.id}", title_align="left", expand=False))
 
 
 def show_placement(placement: Mapping[str, Any]) -> None:

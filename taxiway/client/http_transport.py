@@ -181,7 +181,7 @@ class HttpClientTransport:
         """Where the job is."""
         fields = _read_json(await self._answer("GET", _job_path(receipt.job)))
         with _understood():
-            return msgspec.convert({**fields, "record": fields}, JobStatus)
+            return msgspec.convert(fields, JobStatus)
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job was placed where it is."""

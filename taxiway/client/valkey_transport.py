@@ -34,6 +34,7 @@ from taxiway.contract.job import (
     read_meta,
     record_from,
     result_in,
+    status_of,
     unknown,
 )
 from taxiway.contract.keys import ARRIVALS, MODELS, blob_key, job_key, reply_channel, result_key, submission_id
@@ -322,9 +323,9 @@ class ValkeyClientTransport:
         """The job's record and error. A job submitted here that no router has recorded yet is reported as accepted."""
         record = await self._record(receipt)
         if record.state not in FINAL or record.state == JobState.SUCCEEDED:
-            return JobStatus(record=record)
+            return status_of(record)
         raw = await self._link.call("GET", result_key(receipt.job))
-        return JobStatus(record=record, error=None if raw is None else failure_of(read_meta(raw)))
+        return status_of(record, error=None if raw is None else failure_of(read_meta(raw)))
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """The placement in the job's record; the HTTP API adds the table of candidates."""

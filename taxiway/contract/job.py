@@ -236,18 +236,19 @@ class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
-class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's status for a poller: its record, its progress if known, and its error if any."""
+class JobStatus(JobRecord, frozen=True, kw_only=True):
+    """A job's status for a poller: its record, and what else is known."""
 
-    record: JobRecord
     position: int | None = None
+    """Jobs before it."""
     eta: float | None = None
+    """Seconds until it may be done."""
     error: JobFailure | None = None
 
     @property
-    def state(self) -> JobState:
-        """The job's state."""
-        return self.record.state
+    def record(self) -> JobRecord:
+        """The record: the status has its fields."""
+        return self
 
 
 class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,6 +296,13 @@ def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
     progress = read_progress(fields["progress"]) if "progress" in fields else None
     known = {"state": JobState.ACCEPTED, **fields, "id": job, "progress": progress}
     return msgspec.convert(known, JobRecord, strict=False)
+
+
+def status_of(
+    record: JobRecord, *, position: int | None = None, eta: float | None = None, error: JobFailure | None = None
+) -> JobStatus:
+    """The status of a job with that record."""
+    return JobStatus(**msgspec.structs.asdict(record), position=position, eta=eta, error=error)
 
 
 def success_meta(job: str, result: Result) -> bytes:

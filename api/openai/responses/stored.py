@@ -136,7 +136,7 @@ class Responses:
         except TaxiwayError as error:  # its result has expired
             return await self._end(response.id, failed(response, error))
         if isinstance(found, JobStatus):
-            return msgspec.structs.replace(stored, response=waiting(response, found.record.state))
+            return msgspec.structs.replace(stored, response=waiting(response, found.state))
         return await self._end(response.id, await self._answer(response, found))
 
     async def _answer(self, response: Response, meta: bytes) -> Response:

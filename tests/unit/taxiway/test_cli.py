@@ -15,7 +15,7 @@ from taxiway.cli import COMMANDS, EXIT_CODES, hint_for, show
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.jobs import json_or_text
-from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, Tokens
+from taxiway.contract.job import JobRecord, JobState, Result, Tokens, status_of
 from taxiway.errors import BrokerFullError, DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.builders import a_report, recorded
 from tests.command_line import CommandLine
@@ -135,7 +135,7 @@ def test_rows_are_a_table_and_a_vector_is_one_line(capsys: pytest.CaptureFixture
 
 def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     record = JobRecord(id="j", state=JobState.QUEUED, model="echo:1", hardware_class="cpu.batch", reason="a [bold] one")
-    show.show_status(JobStatus(record=record, position=3, eta=0.5))
+    show.show_status(status_of(record, position=3, eta=0.5))
     shown = capsys.readouterr().out
     assert [words in shown for words in ("cpu.batch", "in 500 ms", "a [bold] one", "deadline")] == [True] * 3 + [False]
 
