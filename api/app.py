@@ -10,7 +10,7 @@ from api.access import TenantRates
 from api.bodies import BodyLimits, Inflated
 from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
-from api.gate import Divided, Gate, Named, guard
+from api.gate import Gate, Named, guard
 from api.inference import model_endpoints as models
 from api.inference.infer import Front, Traced
 from api.keys_file import KeyFile
@@ -61,5 +61,5 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
     bodies, front = store.bodies, Traced(Front(app, inference, limit))
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
-    http = Divided(Gate(BodyLimits(inflated, bodies, limit), keys, rates))
+    http = Gate(BodyLimits(inflated, bodies, limit), keys, rates)
     return WithPeers(http, PeerDesk(router, inference, rates, bodies), keys, reached)

@@ -60,7 +60,10 @@ def needs(*scopes: Scope) -> dict[str, Any]:
 
 
 class Gate:
-    """ASGI middleware that identifies the caller and stores it in the request's scope (`caller_of`)."""
+    """ASGI middleware that identifies the caller and stores it in the request's scope (`caller_of`).
+
+    The path in the scope has its slashes escaped again from here on.
+    """
 
     def __init__(self, behind: Application, keys: KeyFile | None, rates: TenantRates) -> None:
         self._behind = behind
@@ -69,6 +72,9 @@ class Gate:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
+        raw: bytes = scope.get("raw_path") or b""
+        if b"%2F" in raw or b"%2f" in raw:
+            scope["path"] = divided(raw)
         if self._keys is not None and is_openai(scope["path"]):
             send = partial(self._send_with_rate, scope, send)
         try:
@@ -219,20 +225,6 @@ def divided(raw: bytes) -> str:
 def name_in(segment: str) -> str:
     """The name that a segment of a divided path is."""
     return segment.replace(_SLASH, "/")
-
-
-class Divided:
-    """ASGI middleware before the endpoint is found."""
-
-    def __init__(self, behind: Application) -> None:
-        self._behind = behind
-
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        raw: bytes = scope.get("raw_path") or b""
-        if b"%2F" in raw or b"%2f" in raw:
-            scope["path"] = divided(raw)
-        await self._behind(scope, receive, send)
 
 
 class Named(MiddlewareProtocol):
