@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -51,14 +52,6 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
 _SECONDS = ("finish", "transfer", "wait", "load", "run", "saved", "at_most")
 
 
-class RefusedCandidate(msgspec.Struct, frozen=True):
-    """A hardware class and variant that could not run the request."""
-
-    hardware_class: str
-    variant: str
-    reason: str
-
-
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """A choice, or why there is none."""
 
@@ -72,7 +65,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """The error's code (`taxiway.errors`), if it failed at once; `reason` is its message."""
     considered: tuple[Considered, ...]
     """Cheapest first."""
-    refused: tuple[RefusedCandidate, ...]
+    refused: tuple[Mapping[str, str], ...]
+    """The `hardware_class` and `variant` of each that could not run the request, and the `reason`."""
 
 
 def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
@@ -141,17 +135,13 @@ class _Rows:
         live = np.flatnonzero(self._table.live).tolist()
         return tuple(self._row(i) for i in sorted(live, key=lambda i: (figures.cost[i], figures.finish[i], i)))
 
-    def refused(self) -> tuple[RefusedCandidate, ...]:
+    def refused(self) -> tuple[Mapping[str, str], ...]:
         """Every other class and variant, with its reason."""
         table = self._table
         absent = [table.candidates[i] for i in np.flatnonzero(~table.live).tolist()]
-        return (
-            *(RefusedCandidate(r.hardware_class, r.variant, r.reason) for r in table.refusals),
-            *(
-                RefusedCandidate(c.hardware_class, c.variant_name, c.absent or "no device of the class is live")
-                for c in absent
-            ),
-        )
+        why = [(one.hardware_class, one.variant, one.reason) for one in table.refusals]
+        why += [(c.hardware_class, c.variant_name, c.absent or "no device of the class is live") for c in absent]
+        return tuple(dict(zip(("hardware_class", "variant", "reason"), one, strict=True)) for one in why)
 
     def _row(self, index: int) -> Considered:
         table, at = self._table, self._figures.at(index)

@@ -300,7 +300,9 @@ def test_what_was_passed_over_is_explained(
     assert rows[chosen].chosen
     assert str(rows[passed_over].why_not).startswith(why)
     assert "model.yaml's default" in str(rows[CPU].warning)
-    assert [(r.hardware_class, r.reason) for r in table.refused] == [("tpu.bulk", "no device of the class is live")]
+    assert [(r["hardware_class"], r["reason"]) for r in table.refused] == [
+        ("tpu.bulk", "no device of the class is live")
+    ]
 
 
 QUEUED = JobRecord(id="j", state=JobState.QUEUED, hardware_class="cpu.batch", level=1)
