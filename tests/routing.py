@@ -17,8 +17,7 @@ import msgspec
 import redis
 
 from broker.valkey import run
-from broker.valkey.claims import Verdict, claim_answer, claim_call
-from broker.valkey.endings import Ending, finish_call
+from broker.valkey.jobs import Ending, Verdict, claim_answer, claim_call, finish_call
 from broker.valkey.processes import heartbeat_call
 from tasks.settings import Settings
 from tasks.ticket import read_ticket

@@ -10,9 +10,8 @@ import redis
 
 from broker.port import ForwardOutcome, Outgoing, StoredSnapshot
 from broker.valkey import Call, as_text, packed, run
-from broker.valkey.claims import Claim, claim_answer, claim_call
-from broker.valkey.endings import Ending, finish_call
 from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
+from broker.valkey.jobs import Claim, Ending, claim_answer, claim_call, finish_call
 from broker.valkey.queues import SOURCES, TAKES
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import ARRIVALS, SESSIONS, WORK, in_flight_key, job_key, session_key, work_cell

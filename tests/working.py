@@ -19,7 +19,7 @@ import redis
 from celery import Celery
 
 from broker.valkey import run
-from broker.valkey.endings import Ending, finish_call
+from broker.valkey.jobs import Ending, finish_call
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, attach
 from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result, result_in

@@ -38,7 +38,7 @@ from api.inference.protocol import (
 from api.jobs import Jobs
 from api.routing.explanation import preview
 from api.routing.router import HttpRouter
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from router.decide.placement import Placement
 from router.service.admission import Order, Place, check_size, digest_at
 from tasks.large_bodies import beside

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.endings import revive_call
+from broker.valkey.jobs import revive_call
 from router.decide.facts import figures, named
 from router.decide.plan import LatestTuning
 from router.service.store import StoreClock

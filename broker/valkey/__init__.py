@@ -2,7 +2,7 @@
 
 Each script is atomic, and named by its folder and file, for example `jobs/finish` (shared parts are in `includes/`).
 Its header describes its keys and arguments. The functions that make its calls and read its answers are together, by
-topic, such as `claims`, `endings`, `processes`. A server whose memory is full runs only scripts that begin with
+topic, such as `jobs` and `processes`. A server whose memory is full runs only scripts that begin with
 `#!lua flags=allow-oom`: they end accepted work, which frees memory. It refuses others before they write anything.
 """
 

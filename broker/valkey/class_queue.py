@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import msgspec
 
 from broker.valkey import Call
-from broker.valkey.claims import Claim, claim_from
+from broker.valkey.jobs import Claim, claim_from
 from tasks.queues.limits import Limits
 from taxiway.connection import BLOCKING_ANSWER, Connection, ConnectionPool
 from taxiway.contract.keys import (

@@ -13,8 +13,7 @@ import msgspec
 
 from broker.port import KEPT_DEAD, DeadLetter, Holder
 from broker.valkey import Call, packed
-from broker.valkey.claims import Claim, YieldRequest, claim_answer, claim_call, read_history, renewed
-from broker.valkey.endings import Ending, finish_call
+from broker.valkey.jobs import Claim, Ending, YieldRequest, claim_answer, claim_call, finish_call, read_history, renewed
 from broker.valkey.processes import LeaseHolder, heartbeat_call, lease_answer, lease_call, watch_answer, watch_call
 from tasks.models.folder import Watched
 from tasks.queues.limits import Limits

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from broker.port import Affinity, Outgoing
-from broker.valkey.endings import Course, exceeded
+from broker.valkey.jobs import Course, exceeded
 from router.decide.basis import unserved_terms
 from router.decide.classify import Needs, Prefix, needs_of
 from router.decide.fairness import Tenants, check_limits

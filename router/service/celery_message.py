@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from broker.valkey.endings import REFUSED_TOKEN, Ending
+from broker.valkey.jobs import REFUSED_TOKEN, Ending
 from tasks.canvas import Embed, Signature
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import AMQP_OUTBOX, ARRIVALS, DEFAULT_QUEUE

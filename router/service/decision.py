@@ -13,8 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from broker.port import Arrival
-from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import Drawn, RefusedJob
+from broker.valkey.jobs import REFUSED_TOKEN, Ending
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import (
     Order,

@@ -17,7 +17,7 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from broker.port import MoveStep
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from broker.valkey.queues import ValkeyTransport
 from router.decide.moves.rebalance import Move
 from router.service.admission import Place

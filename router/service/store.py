@@ -13,8 +13,6 @@ import msgspec
 
 from broker.port import KEPT_DEAD, DeadLetter, StoredReceipts
 from broker.valkey import Call
-from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
-from broker.valkey.endings import Ending, Overdue, finish_call, forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.forwarding import (
     Drawn,
     RefusedJob,
@@ -25,6 +23,17 @@ from broker.valkey.forwarding import (
     list_refused_call,
     survey_answer,
     survey_call,
+)
+from broker.valkey.jobs import (
+    Ending,
+    Overdue,
+    YieldAnswer,
+    YieldAsk,
+    finish_call,
+    forget_ended_call,
+    overdue_answer,
+    overdue_call,
+    yield_call,
 )
 from broker.valkey.processes import watch_answer, watch_call
 from router.decide.facts import FleetFacts, figures, named

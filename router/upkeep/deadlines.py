@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from broker.valkey.endings import Ending, Overdue, exceeded
+from broker.valkey.jobs import Ending, Overdue, exceeded
 from broker.valkey.queues import ValkeyTransport
 from router.service.celery_message import NOTHING_AFTER, After, after_failure
 from router.service.events import end_all

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from broker.port import Moved, MoveStep, Peeked
-from broker.valkey.claims import YieldAnswer, YieldAsk
+from broker.valkey.jobs import YieldAnswer, YieldAsk
 from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.processes import Leadership
 from router.decide.moves.rebalance import Flows, Move, rebalance

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from broker.port import MoveStep, Peeked
-from broker.valkey.claims import Relocation
 from broker.valkey.forwarding import addressed
+from broker.valkey.jobs import Relocation
 from router.decide.basis import read_basis
 from router.decide.classify import Needs
 from router.decide.cost import horizon

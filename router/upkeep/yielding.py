@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.port import Moved
-from broker.valkey.claims import YieldAnswer, YieldAsk
+from broker.valkey.jobs import YieldAnswer, YieldAsk
 from broker.valkey.mover import ValkeyQueueMover
 from router.decide.moves.preempt import LET_START, Occupant, Waiter, Yielding, late_rates, penalty, preempt
 from router.decide.placement import Placement

@@ -8,7 +8,7 @@ from typing import Self
 import redis
 
 from broker.valkey import run
-from broker.valkey.endings import Ending, finish_call
+from broker.valkey.jobs import Ending, finish_call
 from tasks.ticket import job_id
 from taxiway.contract.job import JobState, Result, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import ARRIVALS, INFER, priority_lists, reply_channel, result_key, submission_id

@@ -24,7 +24,7 @@ from celery.worker.state import task_ready
 from kombu.message import Message
 
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from broker.valkey.worker_store import WorkerStore
 from tasks.heartbeat import unfit_for
 from tasks.telemetry import parent_of

@@ -34,8 +34,7 @@ from kombu.utils.objects import cached_property
 from redis.exceptions import RedisError
 
 from broker.valkey import run
-from broker.valkey.claims import Verdict
-from broker.valkey.endings import REFUSED_TOKEN, Ending, finish_call
+from broker.valkey.jobs import REFUSED_TOKEN, Ending, Verdict, finish_call
 from broker.valkey.worker_store import WorkerStore
 from tasks.ticket import Ticket, TicketError, ticket_for
 from taxiway.contract.job import JobState, failure_meta, state_of

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from broker.valkey.claims import Claim, Verdict
 from broker.valkey.class_queue import FetchedMessage
+from broker.valkey.jobs import Claim, Verdict
 from broker.valkey.worker_store import insist
 from tasks.canvas import read_embed
 from tasks.heartbeat import variant_key

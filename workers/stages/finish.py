@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
-from broker.valkey.endings import Ending as StoredEnding
+from broker.valkey.jobs import Ending as StoredEnding
+from broker.valkey.jobs import Verdict
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import is_emulated, variant_key
 from tasks.models.profiles import generates, length_of

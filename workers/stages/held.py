@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from broker.port import DeadLetter
-from broker.valkey.claims import YieldRequest
 from broker.valkey.class_queue import ClassQueue
+from broker.valkey.jobs import YieldRequest
 from broker.valkey.worker_store import JobNotice, WorkerStore
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, bounded

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.valkey.claims import Claim, YieldRequest
-from broker.valkey.endings import Course, exceeded
-from broker.valkey.endings import Ending as StoredEnding
+from broker.valkey.jobs import Claim, Course, YieldRequest, exceeded
+from broker.valkey.jobs import Ending as StoredEnding
 from tasks.heartbeat import Yieldable, three_digits
 from tasks.models.model import Model
 from tasks.telemetry import ParentSpan

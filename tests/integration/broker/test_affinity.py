@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from broker.port import Affinity, Outgoing
-from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.forwarding import HANDOVER
+from broker.valkey.jobs import Verdict
 from tasks.queues.limits import Limits
 from taxiway.contract.keys import UNACKED, affinity_key, capacity_key, job_key, priority_list
 from tests.integration.broker.test_class_queue import ORDER, QUEUE, Waiter

@@ -10,8 +10,8 @@ import redis
 
 import tests.recorded
 from broker.valkey import run
-from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, TakenMessages
+from broker.valkey.jobs import Verdict
 from broker.valkey.processes import heartbeat_call
 from taxiway.contract.keys import UNACKED, job_key, priority_list
 from tests.scripting import Store

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from broker.port import ForwardOutcome, InFlight, StoredSnapshot
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from broker.valkey.queues import TAKES, ValkeyTransport
 from tasks.settings import Settings
 from taxiway.contract.job import JobState

@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from broker.valkey import Call
-from broker.valkey.claims import Relocation, Verdict, YieldAnswer, YieldAsk, YieldRequest, yield_call
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending, Relocation, Verdict, YieldAnswer, YieldAsk, YieldRequest, yield_call
 from broker.valkey.worker_store import MOST_REPORTS, JobNotice, RunUpdate, WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings

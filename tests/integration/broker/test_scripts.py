@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 from broker.port import Outgoing
-from broker.valkey.claims import Verdict
-from broker.valkey.endings import REFUSED_TOKEN, Ending
 from broker.valkey.forwarding import RefusedJob, list_refused_call
+from broker.valkey.jobs import REFUSED_TOKEN, Ending, Verdict
 from broker.valkey.processes import heartbeat_call
 from tasks.models.profiles import bin_of, predicted, read_lengths
 from taxiway.contract.job import JobState

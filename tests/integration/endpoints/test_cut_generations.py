@@ -16,7 +16,7 @@ import redis
 
 import taxiway
 from broker.valkey import run
-from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
+from broker.valkey.jobs import YieldAnswer, YieldAsk, yield_call
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import Result

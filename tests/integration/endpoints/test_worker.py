@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from broker.valkey import run
-from broker.valkey.claims import YieldAsk, yield_call
+from broker.valkey.jobs import YieldAsk, yield_call
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.models.chats import most_tokens
 from tasks.queues.endpoints import Tariff

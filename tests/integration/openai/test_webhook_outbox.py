@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from broker.valkey.webhooks import (
     DeadEvent,
     Taken,

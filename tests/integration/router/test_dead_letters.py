@@ -8,8 +8,7 @@ import pytest
 import redis
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.claims import Verdict
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.queues.limits import Limits
 from tasks.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from broker.port import Outgoing
-from broker.valkey.endings import Ending, forget_ended_call, overdue_answer, overdue_call
+from broker.valkey.jobs import Ending, forget_ended_call, overdue_answer, overdue_call
 from broker.valkey.queues import ValkeyTransport
 from broker.valkey.worker_store import WorkerStore
 from router.service.store import RouterStore

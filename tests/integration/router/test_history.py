@@ -16,7 +16,7 @@ import redis
 from click.testing import Result
 
 import taxiway
-from broker.valkey.endings import Ending
+from broker.valkey.jobs import Ending
 from lab.rows import read_trace
 from router.decide.basis import basis_text
 from router.decide.classify import Needs

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from broker.valkey.claims import read_history
 from broker.valkey.class_queue import ClassQueue
+from broker.valkey.jobs import read_history
 from tasks.queues.limits import Limits
 from tasks.settings import Settings
 from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key

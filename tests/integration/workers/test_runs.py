@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from broker.valkey import run
-from broker.valkey.claims import YieldAnswer, YieldAsk, yield_call
+from broker.valkey.jobs import YieldAnswer, YieldAsk, yield_call
 from tasks.settings import Settings
 from taxiway import Run
 from taxiway.contract.job import Result, RunProgress

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.valkey.endings import Course, exceeded
+from broker.valkey.jobs import Course, exceeded
 
 
 @pytest.mark.parametrize(

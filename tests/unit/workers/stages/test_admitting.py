@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from celery import Celery
 
-from broker.valkey.claims import Claim, Verdict
+from broker.valkey.jobs import Claim, Verdict
 from broker.valkey.worker_store import WorkerStore
 from tasks.models.catalogue import Catalogue
 from tasks.models.folder import ModelsFolder, load_catalogue
