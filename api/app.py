@@ -12,7 +12,7 @@ from api.described import document
 from api.errors import protocol_error, taxiway_error, unforeseen_error
 from api.gate import Gate, Named, guard
 from api.inference import model_endpoints as models
-from api.inference.infer import Front, Traced
+from api.inference.infer import Front
 from api.keys_file import KeyFile
 from api.objects import endpoints as stored
 from api.objects import webhook_endpoints as webhooks
@@ -58,7 +58,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
     )
     inference = store.inference
     app.state[SERVICES] = store
-    bodies, front = store.bodies, Traced(Front(app, inference, limit))
+    bodies, front = store.bodies, Front(app, inference, limit)
     inflated = Inflated(front, BodyLimits(front, bodies, limit), limit, limits.inflation)
     rates = TenantRates(router.rules.topology)
     http = Gate(BodyLimits(inflated, bodies, limit), keys, rates)

@@ -63,24 +63,16 @@ _TRACESTATE_BYTES = 512  # bytes of `tracestate` that every system passes on (W3
 _carried: ContextVar[dict[str, str] | None] = ContextVar("carried", default=None)
 
 
-class Traced:
-    """ASGI middleware that keeps the trace context of the request in progress."""
-
-    def __init__(self, behind: Application) -> None:
-        self._behind = behind
-
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        headers = dict(scope["headers"])
-        if _TRACEPARENT in headers:
-            context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
-            fit = {
-                name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _TRACESTATE_BYTES
-            }
-            if TRACEPARENT in fit:
-                _carried.set(fit)
-                send = partial(_send_with_trace, send, fit)
-        await self._behind(scope, receive, send)
+def _traced(scope: Mapping[str, Any], send: Send) -> Send:
+    """Keep the trace context of a request that is served from here on; what sends its answer with it."""
+    headers = dict(scope["headers"])
+    if _TRACEPARENT in headers:
+        context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
+        fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _TRACESTATE_BYTES}
+        if TRACEPARENT in fit:
+            _carried.set(fit)
+            return partial(_send_with_trace, send, fit)
+    return send
 
 
 def carry(headers: dict[str, Any]) -> None:
@@ -371,7 +363,7 @@ _SUBMIT: Scope = "submit"
 
 
 class Front:
-    """ASGI middleware that serves infer requests; `limit` bounds a body, in bytes."""
+    """ASGI middleware that serves infer requests, and traces all; `limit` bounds a body, in bytes."""
 
     def __init__(self, behind: Application, inference: Inference, limit: int) -> None:
         self._behind = behind
@@ -380,6 +372,7 @@ class Front:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
+        send = _traced(scope, send)
         match = _INFER.fullmatch(scope["path"]) if scope["method"] == "POST" else None
         if match is None:
             await self._behind(scope, receive, send)
