@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import msgspec
 import numpy as np
@@ -21,24 +21,6 @@ from tasks.topology import Price, Rebalance
 
 Numbers = NDArray[np.float64]
 Above = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Timing(Protocol):
-    """What one model takes on one device class."""
-
-    @property
-    def load(self) -> float:
-        """Seconds to load it onto a device."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes that it holds while loaded, without those of requests."""
-
-    def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
-        """Seconds until the answer if `rows` such requests always run together. Shapes: (n,), (n,) to (n,)."""
-
-    def slower(self, factor: float) -> Self:
-        """The timing of a device on which all but loading takes `factor` times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +55,7 @@ class Stepping:
         return (compute if compute > self.reading else self.reading) + self.overhead
 
     def slower(self, factor: float) -> Self:
-        """As `Timing.slower`."""
+        """The timing of a device on which all but loading takes `factor` times as long."""
         return replace(
             self,
             per_token=self.per_token * factor,
@@ -90,7 +72,10 @@ class Stepping:
         return (compute if compute > reading else reading) + self.overhead
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
-        """As `Timing.answer`: while a request is in the batch, each of its `rows` places is taken over once."""
+        """Seconds until the answer if `rows` such requests always run together. Shapes: (n,), (n,) to (n,).
+
+        While a request is in the batch, each of its `rows` places is taken over once.
+        """
         prefill = np.maximum(size * (self.per_token + self.per_pair * size), self.reading) + self.overhead
         cached = rows * (size + output / 2)
         step = np.maximum(rows * self.per_token, self.reading + self.per_cached * cached) + self.overhead
@@ -115,13 +100,16 @@ class WholeBatches:
         return max(self.floor, self.base + self.slope * total) if rows else 0.0
 
     def slower(self, factor: float) -> Self:
-        """As `Timing.slower`."""
+        """As `Stepping.slower`."""
         return replace(self, base=self.base * factor, slope=self.slope * factor, floor=self.floor * factor)
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
-        """As `Timing.answer`."""
+        """As `Stepping.answer`."""
         return np.maximum(self.floor, self.base + self.slope * rows * (size + output))
 
+
+Timing = Stepping | WholeBatches
+"""What one model takes on one device class."""
 
 ServiceName = Literal["live", "standard", "bulk"]
 
