@@ -15,7 +15,9 @@ import msgspec
 from taxiway.contract.limits import COUNT
 from taxiway.errors import UNREADABLE, wrong_field
 
-_LIMITS = ("max_completion_tokens", "max_tokens")
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""Fields that bound an answer's tokens, of which the first that is given counts."""
+
 _UNREAD = ("metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
 _LEFT_OUT = ("model", "stream", "stream_options", *_UNREAD)  # taxiway says itself what the first three are
 _EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -181,7 +183,7 @@ def read_chat(value: Any, field: str) -> dict[str, Any]:
 
 def _check_numbers(chat: Mapping[str, Any], field: str) -> None:
     """Refuse limits that are none, and integers that some engine could not read."""
-    for name in _LIMITS:
+    for name in LIMITS:
         if (limit := chat.get(name)) is not None and (type(limit) is not int or not 1 <= limit <= COUNT):
             raise wrong_field(f"{field}.{name}", f"an integer from 1 to {COUNT}", limit)
     for name, value in chat.items():
@@ -192,7 +194,7 @@ def _check_numbers(chat: Mapping[str, Any], field: str) -> None:
 def answer_limit(chat: Any) -> int | None:
     """The most tokens that a chat request allows for its answer; None where it does not say it."""
     if isinstance(chat, dict):
-        for name in _LIMITS:
+        for name in LIMITS:
             if type(chat.get(name)) is int and chat[name] > 0:
                 return min(int(chat[name]), COUNT)
     return None

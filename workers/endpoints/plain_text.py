@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tasks.models.chats import ROLES, honoured
+from tasks.models.chats import LIMITS, ROLES, answer_limit, honoured
 from taxiway.contract.job import Tokens
 from taxiway.contract.stream import CutGeneration
 from workers.endpoints.protocol import AnswerReader, Continuing, EngineRequest, decoded
@@ -26,7 +26,6 @@ LLAMA_CPP, VLLM, SGLANG = "llamacpp", "vllm", "sglang"
 TEMPLATE = "/apply-template"
 """Where llama.cpp, at its root, tells the prompt that it makes of a chat."""
 
-_LIMITS = ("max_completion_tokens", "max_tokens")
 _SAMPLING = frozenset(
     [
         *("prompt", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "logit_bias", "min_tokens", "ignore_eos"),
@@ -69,11 +68,11 @@ class PlainText:
 
     def go_on(self, kept: CutGeneration) -> Continuing:
         """See `Continuing`."""
-        left = max((limit_of(self.body) or self.most.output) - kept.tokens, 0)
+        left = max((answer_limit(self.body) or self.most.output) - kept.tokens, 0)
         most = Tokens(input=self.most.input + max(kept.tokens, len(kept.text.encode())), output=left)
         if not left:
             return self.read(most, kept).answer()
-        body = {name: value for name, value in self.body.items() if name not in _LIMITS} | {"max_tokens": left}
+        body = {name: value for name, value in self.body.items() if name not in LIMITS} | {"max_tokens": left}
         if least := body.get("min_tokens"):
             body["min_tokens"] = max(least - kept.tokens, 0)
         path = "/completions"
@@ -101,11 +100,6 @@ def is_plain(body: Mapping[str, Any]) -> bool:
         return False
     messages = body.get("messages", ())
     return all(map(_is_plain_message, messages)) and not (messages and messages[-1]["role"] == "assistant")
-
-
-def limit_of(body: Mapping[str, Any]) -> int | None:
-    """The most tokens of an answer, as the body says it."""
-    return next((body[name] for name in _LIMITS if body.get(name) is not None), None)
 
 
 def _is_plain_message(message: Any) -> bool:
