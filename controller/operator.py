@@ -20,7 +20,7 @@ import kopf
 import msgspec
 
 from controller.decide.pools import Allotment, PodLoss, PoolState, allot, cheapest_to_end, deletion_cost
-from controller.spec import HASH, ClassSpec, ClassStatus, active, pool_state, ready, status_of, trusts
+from controller.spec import HASH, ClassSpec, ClassStatus, Object, active, pool_state, ready, status_of, trusts
 
 GROUP, VERSION, CLASSES = "taxiway.dev", "v1alpha1", "hardwareclasses"
 
@@ -35,8 +35,6 @@ _APIS = {
 
 COST = "controller.kubernetes.io/pod-deletion-cost"
 """Of two pods, the one with less ends first when their ReplicaSet shrinks: in Kubernetes 1.22 and later."""
-
-Object = Mapping[str, Any]
 
 UNANSWERED = (aiohttp.ClientError, TimeoutError)
 """What aiohttp raises for a request that failed."""
@@ -216,22 +214,13 @@ class Routers:
     async def endings(self, router: str) -> Mapping[str, PodLoss]:
         """What would be lost with each pod, by the pod's name."""
         devices = (await self._ask("GET", f"{router}/v2/fleet"))["devices"]
-        return {one["worker"].rpartition("@")[2]: _ending(one) for one in devices}
+        return {one["worker"].rpartition("@")[2]: msgspec.convert(one, PodLoss) for one in devices}
 
     async def _ask(self, method: str, url: str) -> Mapping[str, Any]:
         async with self._http.request(method, url) as answer:
             answer.raise_for_status()
             found: Mapping[str, Any] = json.loads(await answer.read())
             return found
-
-
-def _ending(device: Mapping[str, Any]) -> PodLoss:
-    return PodLoss(
-        running=device.get("running", 0),
-        warm=len(device.get("warm", ())),
-        held=device.get("held", 0),
-        draining=device.get("draining", False),
-    )
 
 
 RECONCILE_EVERY = 1.0

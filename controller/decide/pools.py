@@ -111,12 +111,11 @@ held job returns to its queue."""
 MOST_WORKERS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class PodLoss:
-    """What would be lost with a pod: rows on its device, variants that it has loaded, jobs that it fetched."""
+class PodLoss(msgspec.Struct, frozen=True):
+    """What would be lost with a pod, as routers report it: running rows, loaded variants, jobs that it fetched."""
 
     running: int = 0
-    warm: int = 0
+    warm: tuple[str, ...] = ()
     held: int = 0
     draining: bool = False
 
@@ -125,7 +124,7 @@ def deletion_cost(pod: PodLoss) -> int:
     """The value of the annotation `controller.kubernetes.io/pod-deletion-cost`. A pod that drains ends first."""
     if pod.draining:
         return -1
-    return min(RUNNING * pod.running + WARM * pod.warm + HELD * pod.held, MOST_WORKERS)
+    return min(RUNNING * pod.running + WARM * len(pod.warm) + HELD * pod.held, MOST_WORKERS)
 
 
 def cheapest_to_end(pods: Mapping[str, PodLoss], ready: Set[str], count: int) -> list[str]:

@@ -107,18 +107,22 @@ def test_a_reclaimed_pool_is_replaced_within_its_time_and_gets_its_pods_back(wan
     assert all(sum(one) >= wanted for one in looks[moved:]), "none goes before another serves"
 
 
+def losing(running: int, warm: int, held: int, *, draining: bool = False) -> PodLoss:
+    return PodLoss(running, ("m:1/v",) * warm, held, draining)
+
+
 @given(running=st.integers(0, 64), warm=st.integers(0, 20), held=st.integers(0, 9))
 def test_idle_pods_end_before_busy_and_cold_before_warm_ones(running: int, warm: int, held: int) -> None:
-    cost = deletion_cost(PodLoss(running, warm, held))
-    assert deletion_cost(PodLoss(running + 1, 0, 0)) > deletion_cost(PodLoss(running, warm, held))
-    assert deletion_cost(PodLoss(running, warm + 1, held)) > cost
-    assert deletion_cost(PodLoss(running, warm, held, draining=True)) < deletion_cost(PodLoss())
+    cost = deletion_cost(losing(running, warm, held))
+    assert deletion_cost(losing(running + 1, 0, 0)) > deletion_cost(losing(running, warm, held))
+    assert deletion_cost(losing(running, warm + 1, held)) > cost
+    assert deletion_cost(losing(running, warm, held, draining=True)) < deletion_cost(PodLoss())
 
 
 pods = st.dictionaries(
     st.text("abc", min_size=1),
     st.builds(
-        PodLoss,
+        losing,
         running=st.integers(0, 2),
         warm=st.integers(0, 2),
         held=st.integers(0, 2),
