@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -49,22 +50,13 @@ class Attained(msgspec.Struct, frozen=True, kw_only=True):
 _DOLLARS = {"cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices", "score": "score"}
 
 
-class FleetChange(msgspec.Struct, frozen=True, kw_only=True):
-    """New minus old, in US dollars. A class absent in one cost nothing there."""
-
-    cost_usd: float
-    score: float
-    starts_usd: float
-    idle_usd: float
-    usd_by_class: dict[str, float]
-
-
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `diff-config` prints."""
 
     old: RunSummary
     new: RunSummary
-    difference: FleetChange
+    difference: dict[str, Any]
+    """New minus old of `_DOLLARS` and of `usd_by_class`. A class absent in one cost nothing there."""
     attained: list[Attained]
 
 
@@ -101,12 +93,10 @@ def compared(old: FileReplay, new: FileReplay) -> Comparison:
     return Comparison(old=old.summary, new=new.summary, difference=_change(old.summary, new.summary), attained=attained)
 
 
-def _change(old: RunSummary, new: RunSummary) -> FleetChange:
+def _change(old: RunSummary, new: RunSummary) -> dict[str, Any]:
     classes = dict.fromkeys([*old.usd_by_class, *new.usd_by_class])
-    return FleetChange(
-        usd_by_class={name: new.usd_by_class.get(name, 0.0) - old.usd_by_class.get(name, 0.0) for name in classes},
-        **{name: getattr(new, name) - getattr(old, name) for name in _DOLLARS},
-    )
+    by_class = {name: new.usd_by_class.get(name, 0.0) - old.usd_by_class.get(name, 0.0) for name in classes}
+    return {name: getattr(new, name) - getattr(old, name) for name in _DOLLARS} | {"usd_by_class": by_class}
 
 
 def difference_tables(found: Comparison) -> tuple[Table, Table]:
@@ -124,15 +114,16 @@ def difference_tables(found: Comparison) -> tuple[Table, Table]:
 
 def _dollar_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
     digits = 2 if max(found.old.cost_usd, found.new.cost_usd) >= 1 else 4
-    old, new, change = (_labelled(one) for one in (found.old, found.new, found.difference))
+    both = (msgspec.structs.asdict(one) for one in (found.old, found.new))
+    old, new, change = map(_labelled, (*both, found.difference))
     for label, dollars in change.items():
         yield label, _dollars(old.get(label), digits), _dollars(new.get(label), digits), _signed(dollars, digits)
 
 
-def _labelled(one: RunSummary | FleetChange) -> dict[str, float]:
+def _labelled(column: Mapping[str, Any]) -> dict[str, float]:
     """The US dollars of one column, by the row's label."""
-    rows = {label: float(getattr(one, field)) for field, label in _DOLLARS.items()}
-    return rows | {f"cost of {name}": dollars for name, dollars in one.usd_by_class.items()}
+    rows = {label: float(column[field]) for field, label in _DOLLARS.items()}
+    return rows | {f"cost of {name}": dollars for name, dollars in column["usd_by_class"].items()}
 
 
 def _dollars(value: float | None, digits: int) -> str:
