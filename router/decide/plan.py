@@ -151,10 +151,6 @@ Source: lab/trials. Other limits of leaving a plan were worse than never leaving
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class PlanError(ValueError):
-    """A stored plan that cannot be read; the text says why."""
-
-
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """A cell that moves to another class stays on its `former` one until `devices` of the new class serve.
 
@@ -249,16 +245,6 @@ def preferred_class(cell: Cell, serving: Mapping[str, int], now: float) -> str |
 _decode = msgspec.json.Decoder(Plan).decode
 
 
-def parse_plan(raw: bytes) -> Plan:
-    """The plan in the state store. Raises `PlanError` if it is longer than `PLAN_AT_MOST`, or is not one."""
-    if len(raw) > PLAN_AT_MOST:
-        raise PlanError(f"expected at most {PLAN_AT_MOST} bytes")
-    try:
-        return _decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise PlanError(str(error)) from error
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed:
     """What is stored as the plan, the plan in it, None if it cannot be read, and `why` it is not followed.
@@ -283,9 +269,11 @@ def follow(raw: bytes, now: float, before: Followed = NO_PLAN) -> Followed:
     """The plan to follow at `now` seconds of the store's clock; what `before` read is not parsed again."""
     if not raw:
         return NO_PLAN
+    if len(raw) > PLAN_AT_MOST:
+        return Followed(raw, why=f"the stored plan cannot be read: expected at most {PLAN_AT_MOST} bytes")
     try:
-        plan = before.stored if raw == before.raw and before.stored is not None else parse_plan(raw)
-    except PlanError as error:
+        plan = before.stored if raw == before.raw and before.stored is not None else _decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
         return Followed(raw, why=f"the stored plan cannot be read: {error}")
     stale = f"plan {plan.number} is stale (older than {STALE:g} s)" if plan.stale(now) else ""
     return Followed(raw, plan, stale)

@@ -16,7 +16,7 @@ import pytest
 
 from broker.valkey import run
 from broker.valkey.processes import lease_answer, lease_call, plan_call
-from router.decide.plan import LatestTuning, Plan, parse_plan
+from router.decide.plan import LatestTuning, Plan
 from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import WAIT, FleetTuner
@@ -30,6 +30,8 @@ from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNERS, TUNING, history_k
 from tests.routing import EchoDevice, eventually
 
 pytestmark = pytest.mark.slow
+
+read_plan = msgspec.json.Decoder(Plan).decode
 
 NAMES = {
     "model": ("echo:1", "paced:1"),
@@ -96,7 +98,7 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
 
     stated = tune(settings)
 
-    plan = parse_plan(store.get(PLAN))
+    plan = read_plan(store.get(PLAN))
     assert plan.number == stated["number"]
     assert plan.score == pytest.approx(stated["after"], abs=1e-3)
     assert {(cell.model, cell.service) for cell in plan.cells} >= {("echo:1", "standard"), ("paced:1", "bulk")}
@@ -113,7 +115,7 @@ def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings,
     stated = tune(settings)
     assert stated["adopted"]
     assert stated["why"] == "too few arrivals are recorded: 0 in 0 s, so the plan is for what is expected"
-    plan = parse_plan(store.get(PLAN))
+    plan = read_plan(store.get(PLAN))
     topology = load_topology(settings.queues)
     assert {cell.service for cell in plan.cells if cell.model == "echo:1"} == set(topology.service)
     assert {planned.devices for planned in plan.classes.values()} == {0}
@@ -121,7 +123,7 @@ def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings,
 
 def test_a_plan_for_a_mix_has_devices_until_requests_come(settings: Settings, store: Any, devices: None) -> None:
     stated = tune(settings, "--prior", "echo/bulk=3,paced=0.1")
-    plan = parse_plan(store.get(PLAN))
+    plan = read_plan(store.get(PLAN))
     assert {(cell.model, cell.service) for cell in plan.cells} == {("echo:1", "bulk"), ("paced:1", "standard")}
     assert all(planned.devices for planned in plan.classes.values())
     assert not tune(settings)["adopted"]
@@ -199,7 +201,7 @@ def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings
     with tuner(settings, stop=signal.SIGKILL):
         eventually(lambda: store.exists(TUNER), within=60)
     held = store.get(PLAN)
-    assert held == before or parse_plan(held).number == 8
+    assert held == before or read_plan(held).number == 8
 
 
 def test_a_tuner_waits_until_the_lease_of_one_that_was_killed_has_ended(settings: Settings, store: Any) -> None:
