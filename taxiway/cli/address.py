@@ -32,11 +32,6 @@ class _FleetFile(msgspec.Struct):
     pid: int = 0
     processes: list[dict[str, Any]] = []
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether its supervisor has ended; its processes end with it."""
-        return self.pid > 0 and _PROCESSES.is_dir() and not (_PROCESSES / str(self.pid)).exists()
-
 
 @dataclass(frozen=True, slots=True)
 class AskedFleet:
@@ -107,7 +102,7 @@ def _local_fleet(data: Path | None, environment: Mapping[str, str]) -> _FleetFil
         fleet = _read_fleet(folder)
     except (OSError, msgspec.MsgspecError) as error:
         raise CommandError(f"no fleet runs from {folder}", hint=NO_FLEET, code=UNAVAILABLE) from error
-    if fleet.abandoned:
+    if fleet.pid > 0 and _PROCESSES.is_dir() and not (_PROCESSES / str(fleet.pid)).exists():
         why = f"its supervisor, process {fleet.pid}, has ended"
         raise CommandError(f"no fleet runs from {folder}: {why}", hint=NO_FLEET, code=UNAVAILABLE)
     return fleet

@@ -331,7 +331,7 @@ def status(job: str | None, *, fleet: AskedFleet) -> None:
     if job is None:
         fleet.present(_overview(fleet), "show_fleet")
     else:
-        _show_status(fleet.ask(lambda client: client.job(job).status()), as_json=fleet.as_json)
+        fleet.present(fleet.ask(lambda client: client.job(job).status()), "show_status")
 
 
 @click.command(epilog=_JOBS_EXAMPLES)
@@ -369,13 +369,8 @@ def jobs(
         return JobPage(jobs=tuple(found), next=page.next)
 
     page = fleet.ask(listed)
-    if fleet.as_json:
-        print_json(msgspec.to_builtins(page))
-        return
-    from taxiway.cli.show import show_jobs
-
-    show_jobs(page.jobs)
-    if page.next is not None:
+    fleet.present(page if fleet.as_json else page.jobs, "show_jobs")
+    if page.next is not None and not fleet.as_json:
         click.echo(f"more: --cursor {page.next}", err=True)
 
 
@@ -422,7 +417,8 @@ def cancel(job: str, *, fleet: AskedFleet) -> None:
 
     status = fleet.ask(cancelled)
     state = status.state
-    _show_status(status, as_json=fleet.as_json, cancelled=state == JobState.CANCELLED)
+    shown = {**msgspec.to_builtins(status), "cancelled": state == JobState.CANCELLED} if fleet.as_json else status
+    fleet.present(shown, "show_status")
     if state not in FINAL:
         raise CommandError(
             f"job {job} is not cancelled yet", hint=f"`taxiway status {job}` shows its state", code=UNAVAILABLE
@@ -447,15 +443,6 @@ def _overview(fleet: AskedFleet) -> dict[str, Any]:
             show_processes(processes)
         raise
     return {**overview, "processes": processes} if processes else overview
-
-
-def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:
-    if as_json:
-        print_json({**msgspec.to_builtins(status), **more})
-        return
-    from taxiway.cli.show import show_status
-
-    show_status(status)
 
 
 _LISTED_JOBS = 100

@@ -80,9 +80,13 @@ class PieceReader:
 
     async def read(self, after: str) -> list[tuple[str, StreamEntry]]:
         """The pieces after an entry, each with its id; empty if none came in some seconds. Waits out an outage."""
+        wait = int(_BLOCK * 1000)
+        command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
         while True:
             try:
-                return await self._ask(after)
+                async with asyncio.timeout(_BLOCK + self._connection.connect_timeout):
+                    streams = await self._connection.call(*command)
+                return read_entries(streams[0][1] if streams else [])
             except (ServerError, OSError):
                 await self.aclose()
                 await asyncio.sleep(_RETRY_PAUSE)
@@ -90,13 +94,6 @@ class PieceReader:
     async def aclose(self) -> None:
         """Disconnect."""
         self._connection.close()
-
-    async def _ask(self, after: str) -> list[tuple[str, StreamEntry]]:
-        wait = int(_BLOCK * 1000)
-        command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
-        async with asyncio.timeout(_BLOCK + self._connection.connect_timeout):
-            streams = await self._connection.call(*command)
-        return read_entries(streams[0][1] if streams else [])
 
 
 class Reply:
