@@ -70,8 +70,8 @@ class ArrayProgress(msgspec.Struct, frozen=True):
 Watch = Callable[[ArrayProgress], object]
 
 
-def unwatched(_: ArrayProgress) -> None:
-    """Watch nothing."""
+def unwatched(_: object) -> None:
+    """Ignore progress."""
 
 
 _decode_batch = msgspec.json.Decoder(BatchAnswer).decode

@@ -29,7 +29,7 @@ from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 import msgspec
 
 from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
-from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array
+from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array, unwatched
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import Request, check_content, parse_request
 from taxiway.contract.stream import EventStream
@@ -58,10 +58,6 @@ _CANCEL_POLL = 0.1
 
 REQUESTS_AT_ONCE = 256
 """Requests that a `map` keeps in progress."""
-
-
-def no_progress(_: int) -> None:
-    """The default progress callback: does nothing."""
 
 
 async def in_input_order(
@@ -319,7 +315,7 @@ class AsyncClient:
         *,
         window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
-        progress: Progress = no_progress,
+        progress: Progress = unwatched,
         **options: Unpack[Options],
     ) -> AsyncGenerator[Result, None]:
         """Yield the result of each of `inputs`, in order, with at most `window` requests in progress.

@@ -19,7 +19,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
-from taxiway.client.arrays import WITHIN, AsyncJobArray
+from taxiway.client.arrays import WITHIN, AsyncJobArray, unwatched
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
     REQUESTS_AT_ONCE,
@@ -28,7 +28,6 @@ from taxiway.client.asyncio_client import (
     Options,
     PerProcess,
     Progress,
-    no_progress,
 )
 from taxiway.contract.job import Result
 from taxiway.contract.wire import Durability
@@ -289,7 +288,7 @@ class Client(_OnLoop[AsyncClient]):
         *,
         window: int = REQUESTS_AT_ONCE,
         timeout: float | None = None,
-        progress: Progress = no_progress,
+        progress: Progress = unwatched,
         **options: Unpack[Options],
     ) -> Iterator[Result]:
         """Yield the result of each of `inputs`, in order, with at most `window` requests in progress.
