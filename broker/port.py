@@ -36,13 +36,6 @@ class Arrival(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class InFlight(msgspec.Struct, frozen=True):
-    """Arrivals in serving order, and the state store's time at which they were taken."""
-
-    now: float
-    arrivals: Sequence[Arrival] = ()
-
-
 class ForwardOutcome(IntEnum):
     """What became of a message to be forwarded, as forward.lua answers."""
 

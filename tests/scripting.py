@@ -48,7 +48,7 @@ class Store:
     def live(self, session: str, *, born: bool = False) -> bool:
         """Show that a session lasts."""
         keys = [SESSIONS, session_key(session)]
-        return bool(self.run(Call("fleet/session_sign", keys, [session, 5000, "1" if born else ""]))[1])
+        return bool(self.run(Call("fleet/session_sign", keys, [session, 5000, "1" if born else ""])))
 
     def take(self, session: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
         """What is taken under a session."""

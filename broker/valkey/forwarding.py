@@ -72,9 +72,8 @@ class Taking:
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """The server's time, whether the session lives, what became of each job, and what was taken."""
+    """Whether the session lives, what became of each job, and what was taken."""
 
-    now: float
     lives: bool
     done: list[ForwardOutcome]
     taken: list[bytes]
@@ -228,8 +227,8 @@ def _increments(fields: Mapping[str, str]) -> dict[str, float]:
 
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
     """The server's answer to `forward_call`."""
-    now, lives, done, taken = answer
-    return Forwarded(float(now), bool(lives), [ForwardOutcome(one) for one in done], taken)
+    lives, done, taken = answer
+    return Forwarded(bool(lives), [ForwardOutcome(one) for one in done], taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from broker.port import (
     TAKE_BYTES,
     Arrival,
     ForwardOutcome,
-    InFlight,
     Outgoing,
     StoredReceipts,
     StoredSnapshot,
@@ -84,7 +83,6 @@ class Session:
         self._connection = connection
         self._router = router
         self._number = 0
-        self._ahead = 0.0
         self.name, self._newborn, self._signed = "", True, -math.inf
         self._begin()
 
@@ -102,20 +100,11 @@ class Session:
         """The in-flight list of messages taken from `source` in the current session."""
         return in_flight_key(self.name, source)
 
-    def now(self) -> float:
-        """The server's time, from its last answer and this host's clock since."""
-        return time.monotonic() + self._ahead
-
-    def set_clock(self, now: float) -> None:
-        """Set the server's time, from an answer that was just received."""
-        self._ahead = now - time.monotonic()
-
     async def sign(self) -> bool:
         """Renew the session; False if it has already ended, so that `end` must be called."""
         name, newborn = self.name, self._newborn
         arguments = [name, int(LASTS * 1000), "1" if newborn else ""]
-        now, lives = await self._connection.run(Call("fleet/session_sign", [SESSIONS, session_key(name)], arguments))
-        self.set_clock(float(now))
+        lives = await self._connection.run(Call("fleet/session_sign", [SESSIONS, session_key(name)], arguments))
         if name == self.name:
             self._signed, self._newborn = time.monotonic(), False
         return bool(lives)
@@ -199,8 +188,8 @@ class ValkeyTransport:
             with self._answered():
                 wait.result()
 
-    async def take(self) -> InFlight:
-        """What `wait` moved and the last call took; while arrivals come in bursts, also the rest of the burst."""
+    async def take(self) -> list[Arrival]:
+        """What `wait` moved and the last call took, in serving order; in bursts of arrivals also the burst's rest."""
         if self._abandoned:
             await self._give_back()
         while self._session.due and not await self._session.sign():
@@ -211,10 +200,9 @@ class ValkeyTransport:
             self._bursts = bool(self._ahead)
         if self._more:  # the session ended, and the messages that `wait` moved return to the arrivals
             await self._end_session()
-            return InFlight(self._session.now())
+            return []
         ahead, self._ahead = self._ahead, []
-        arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
-        return InFlight(self._session.now(), arrivals)
+        return [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
 
     async def forward(
         self,
@@ -341,7 +329,6 @@ class ValkeyTransport:
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
         with self._answered():
             answer = forward_answer(await self._takes.run(call(taking)))
-        self._session.set_clock(answer.now)
         self._more = not answer.lives
         self._held -= tags
         if answer.taken:

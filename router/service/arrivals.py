@@ -74,9 +74,9 @@ class Intake:
         outage = Outage(logger, "server unavailable", server="state store")
         while not self._stopping:
             try:
-                taken = await self._transport.take()
-                if taken.arrivals:
-                    await self._handle(taken.arrivals, taken.now)
+                arrivals = await self._transport.take()
+                if arrivals:
+                    await self._handle(arrivals, self._store.clock.stored_now())
                 else:
                     await self._pause()
                 outage.over()

@@ -157,7 +157,7 @@ def arrives(router: Any, store: redis.Redis, *messages: bytes) -> Sequence[Arriv
     arriving.start()
     router.wait(10.0)
     arriving.join()
-    return router.take().arrivals
+    return router.take()
 
 
 def message(job: str) -> bytes:
@@ -181,7 +181,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies_and_is_not_forw
 
         def taken() -> Sequence[Arrival]:
             other.tidy()  # what the idle one still waited for reached it late
-            return other.take().arrivals
+            return other.take()
 
         assert [id_of(one) for one in eventually(taken)] == ["j"]
     assert waiting(store) == 0
@@ -192,13 +192,13 @@ def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered
 ) -> None:
     with transports(settings, "r") as (router,):
         store.lpush(ARRIVALS, *map(message, "ab"))
-        taken = list(router.take().arrivals)
+        taken = list(router.take())
         taken += arrives(router, store, message("woken"))
         store.lpush(ARRIVALS, message("late"))
         assert router.forward([outgoing(taken[2])]) == [ForwardOutcome.NEW]
         assert store.llen(ARRIVALS) == 1
         router.settle([taken[0].tag])
-        taken += router.take().arrivals
+        taken += router.take()
         router.settle([taken[3].tag])
     assert [id_of(one) for one in taken] == ["a", "b", "woken", "late"]
     assert not store.exists(*priority_lists(ARRIVALS))
@@ -210,7 +210,7 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Sett
         taken = list(arrives(router, store, *map(message, "abcd")))
         while len(taken) < 4:
             router.forward([outgoing(arrival) for arrival in taken])
-            taken += router.take().arrivals
+            taken += router.take()
         router.settle(sorted({arrival.tag for arrival in taken}))
         assert len(arrives(router, store, *map(message, "efgh"))) == 4
 

@@ -192,4 +192,4 @@ if taking and ours then
   if #taking.answered > 0 then redis.call('DEL', unpack(keys_of(taking.answered))) end
   taken = take(keys_of(taking.arrivals), KEYS[taking.into], taking.most, taking.bytes)
 end
-return {tostring(now), ours and 1 or 0, done, taken}
+return {ours and 1 or 0, done, taken}

@@ -27,9 +27,9 @@
 --   jobs: for each a map: `key` of its record, `message`, `client` to notify, `use` of an idempotency key: a map of
 --     `digest`, `submission`, its result if the `same` was asked for and if the `other`, seconds to `keep` that, what
 --     stands in it for the first digest (`placeholder`), and how many digits of that are `shown`
--- Returns the time, 1 if the session lasts (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
---   its key was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken,
---   first served first.
+-- Returns 1 if the session lasts (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if its key
+--   was first used for something else, -2 if its tenant has as many open jobs as it may, and what was taken, first
+--   served first.
 -- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
 --   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.
 local was = ''
