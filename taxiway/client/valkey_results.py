@@ -71,29 +71,21 @@ class Rounds:
         return taken
 
 
-class PieceReader:
-    """Reads one job's stream, on its own connection: each read blocks on the server until the next piece."""
+async def read_pieces(connection: AsyncConnection, job: str, after: str) -> list[tuple[str, StreamEntry]]:
+    """The pieces of a job's stream after an entry, each with its id; empty if none came in some seconds.
 
-    def __init__(self, connection: AsyncConnection, job: str) -> None:
-        self._connection = connection
-        self._key = stream_key(job)
-
-    async def read(self, after: str) -> list[tuple[str, StreamEntry]]:
-        """The pieces after an entry, each with its id; empty if none came in some seconds. Waits out an outage."""
-        wait = int(_BLOCK * 1000)
-        command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", self._key, after)
-        while True:
-            try:
-                async with asyncio.timeout(_BLOCK + self._connection.connect_timeout):
-                    streams = await self._connection.call(*command)
-                return read_entries(streams[0][1] if streams else [])
-            except (ServerError, OSError):
-                await self.aclose()
-                await asyncio.sleep(_RETRY_PAUSE)
-
-    async def aclose(self) -> None:
-        """Disconnect."""
-        self._connection.close()
+    Each read blocks on the server until the next piece, so the `connection` is for this job alone. Waits out an outage.
+    """
+    wait = int(_BLOCK * 1000)
+    command = ("XREAD", "COUNT", _MOST_PIECES, "BLOCK", wait, "STREAMS", stream_key(job), after)
+    while True:
+        try:
+            async with asyncio.timeout(_BLOCK + connection.connect_timeout):
+                streams = await connection.call(*command)
+            return read_entries(streams[0][1] if streams else [])
+        except (ServerError, OSError):
+            connection.close()
+            await asyncio.sleep(_RETRY_PAUSE)
 
 
 class Reply:

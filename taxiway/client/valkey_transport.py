@@ -20,7 +20,7 @@ import msgspec
 
 from taxiway.backoff import Backoff
 from taxiway.client import Receipt
-from taxiway.client.valkey_results import PieceReader, Replies, Reply
+from taxiway.client.valkey_results import Replies, Reply, read_pieces
 from taxiway.connection import AsyncConnection, settle
 from taxiway.contract.job import (
     FINAL,
@@ -312,12 +312,11 @@ class ValkeyClientTransport:
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> EventStream:
         """The events of the answer as it is generated, then the result."""
-        async with (
-            contextlib.aclosing(PieceReader(self._link.connection(), receipt.job)) as reader,
-            contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as events,
-        ):
-            async for event in events:
-                yield event
+        with contextlib.closing(self._link.connection()) as connection:
+            read = partial(read_pieces, connection, receipt.job)
+            async with contextlib.aclosing(follow(read, self.result(receipt, timeout), Progress())) as events:
+                async for event in events:
+                    yield event
 
     async def status(self, receipt: Receipt) -> JobStatus:
         """The job's record and error. A job submitted here that no router has recorded yet is reported as accepted."""
