@@ -383,14 +383,10 @@ def unserved(order: Order, rules: Rules, working: WorkingSnapshot, error: Taxiwa
     return unserved_terms(model.id, order.request.tenant, needs)
 
 
-Sizes = tuple[int, int, int]
-"""Mean size of a row, the generated answer's expected part of it, and the longest answer that the request allows."""
-
-
-def sizes_of(model: Model, facts: ContentFacts, lengths: Lengths) -> Sizes:
-    """A request's sizes: a generated answer counts with the length predicted from `lengths`, those of earlier ones."""
+def sizes_of(model: Model, facts: ContentFacts, lengths: Lengths) -> tuple[int, int]:
+    """The mean size of a row, and the part of it that its answer is expected to be by the `lengths` of earlier ones."""
     answer = predicted(lengths, facts.longest) if generates(model) else 0
-    return min(facts.size + answer, model.buckets[-1]), answer, facts.longest  # longer texts are cut there
+    return min(facts.size + answer, model.buckets[-1]), answer  # longer texts are cut there
 
 
 class Measurements(NamedTuple):
@@ -413,12 +409,12 @@ def _measured(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Mod
     facts, locality = facts_of(model, request), _locality(order, model, rules)
     prompt = _prompt(order, rules, working, model, locality)
     lengths = working.tenants.lengths(model.id, request.tenant) if generates(model) else {}
-    size, answer, longest = sizes_of(model, facts, lengths)
+    size, answer = sizes_of(model, facts, lengths)
     measurements = Measurements(
         rows=facts.rows,
         size=quantised(model, size),
         output=answer,
-        longest=tokens_of(bin_of(longest)),
+        longest=tokens_of(bin_of(facts.longest)),
         most_read=_most_read(order, rules.topology, facts),
         payload=order.payload,
         expected_batch=order.expected_batch,
