@@ -151,7 +151,6 @@ async def request_of(job: RunningJob, item: AskItem, link: EndpointLink, timeout
 
     An endpoint that cannot go on within `timeout` seconds begins again.
     """
-    assert item.ask is not None
     generation = job.generation
     if generation is None or not generation.kept.text:
         return item.ask

@@ -266,14 +266,14 @@ It ends with the request for the rest, or with the whole answer if nothing is le
 """
 
 
-class AskItem(Item):
+class AskItem(Item, kw_only=True):
     """A row that was prepared for an endpoint.
 
     `plain` means that its answer is one plain text, and `go_on` continues one that was cut; it is None where the server
     cannot. `seed` is the request's own, if it has one.
     """
 
-    ask: EngineRequest | None = None
+    ask: EngineRequest
     go_on: Callable[[CutGeneration], Continuing] | None = None
     plain: bool = False
     seed: int | None = None
@@ -336,20 +336,18 @@ class WholeReader(AnswerReader):
 
     def __init__(self, parse: Callable[[bytes], Row], most: int = MAX_ANSWER) -> None:
         self._parse, self._most = parse, most
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._body = bytearray()
 
     def feed(self, chunk: bytes) -> Sequence[str | Delta]:
         """Keep the chunk; it adds no text."""
-        self._size += len(chunk)
-        if self._size > self._most:
+        self._body += chunk
+        if len(self._body) > self._most:
             raise malformed(f"more than {self._most} bytes")
-        self._parts.append(chunk)
         return ()
 
     def answer(self) -> Row:
         """The outputs."""
-        return self._parse(b"".join(self._parts))
+        return self._parse(bytes(self._body))
 
 
 def malformed(reason: str) -> EndpointError:

@@ -410,7 +410,6 @@ def test_the_answer_and_its_usage_are_those_of_an_undisturbed_one() -> None:
 
 def test_the_tokens_of_the_text_so_far_are_those_that_llama_cpp_counts() -> None:
     item = chat_at(LLAMA_CPP)
-    assert item.ask is not None
     reader = item.ask.read({})
     choice = {"index": 0, "delta": {"content": "two"}}
     reader.feed(event(choices=[choice], timings={"cache_n": 4, "prompt_n": 3, "predicted_n": 2}))
@@ -464,7 +463,6 @@ def test_a_row_is_a_batch_of_one_on_its_way() -> None:
     (name,) = [spec.name for spec in MODEL.inputs]
     served = ServedModel(MODEL, next(iter(MODEL.variants.values())), "mood")
     item = prepare(served, {name: "a calm flight"}, {"x": None})
-    assert item.ask is not None
     assert item.ask.path == "mood"
     assert b"a calm flight" in item.ask.body
     assert b"\x81\xa4text\x91" in item.ask.body
