@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 
 import aiohttp
@@ -35,30 +36,22 @@ class BrokenProtocolError(Exception):
     """What the other fleet sends is not what was agreed."""
 
 
+@dataclass(slots=True, eq=False)
 class SiteLine:
-    """Carries frames both ways. For one event loop. `most` is the largest frame that the other side reads, in bytes.
+    """Carries frames both ways. For one event loop. `greet` and `take` raise `BrokenProtocolError` to end it."""
 
-    Args:
-        hello: what is said first on each connection.
-        greet: takes in the first frame of each connection, and may say more.
-        take: takes in all frames after it.
-        lost: called with why there is no line, and whether the other fleet broke the protocol.
-
-    `greet` and `take` raise `BrokenProtocolError` to end the connection.
-    """
-
-    def __init__(
-        self,
-        hello: PeerHello,
-        *,
-        greet: Callable[[ToCaller], None],
-        take: Callable[[ToCaller], None],
-        lost: Callable[[str, bool], None],
-    ) -> None:
-        self._hello, self._greet, self._take, self._lost = hello, greet, take, lost
-        self._out = Outbox()
-        self._news = asyncio.Event()
-        self.most = BESIDE
+    hello: PeerHello
+    """What is said first on each connection."""
+    greet: Callable[[ToCaller], None]
+    """Takes in the first frame of each connection, and may say more."""
+    take: Callable[[ToCaller], None]
+    """Takes in all frames after it."""
+    lost: Callable[[str, bool], None]
+    """Called with why there is no line, and whether the other fleet broke the protocol."""
+    most: int = BESIDE
+    """Bytes of the largest frame that the other side reads."""
+    _out: Outbox = field(default_factory=Outbox)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def waiting(self) -> int:
@@ -79,15 +72,15 @@ class SiteLine:
         while True:
             try:
                 async with await connect() as socket:
-                    self._lost(await self._converse(socket), False)
+                    self.lost(await self._converse(socket), False)
             except EndpointError as error:
-                self._lost(error.reason, False)
+                self.lost(error.reason, False)
             except aiohttp.WSServerHandshakeError as error:
-                self._lost(f"it refuses the connection: {error.status}", False)
+                self.lost(f"it refuses the connection: {error.status}", False)
             except BrokenProtocolError as error:
-                self._lost(f"it broke the protocol: {error}", True)
+                self.lost(f"it broke the protocol: {error}", True)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                self._lost(fault(error).reason, False)
+                self.lost(fault(error).reason, False)
             await asyncio.sleep(AGAIN)
 
     async def _converse(self, socket: aiohttp.ClientWebSocketResponse) -> str:
@@ -95,8 +88,8 @@ class SiteLine:
         self._out, self.most = Outbox(), BESIDE
         inbox = Inbox(read_to_caller, read_one_to_caller, MAX_ANSWER)
         bound_unsent(socket)
-        self.say(self._hello)
-        take = self._greet
+        self.say(self.hello)
+        take = self.greet
         writing = asyncio.create_task(self._write(socket))
         try:
             while True:
@@ -106,7 +99,7 @@ class SiteLine:
                     return f"it closed the connection: {why}" if why else "it closed the connection"
                 for frame in _frames(inbox, message.data):
                     take(frame)
-                    take = self._take
+                    take = self.take
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
