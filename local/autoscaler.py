@@ -118,56 +118,48 @@ def _set(slots: Sequence[SupervisedProcess], count: int) -> None:
         process.retire()
 
 
+@dataclass(slots=True, eq=False)
 class Replanner:
-    """Adds the workers of new classes, and fits those of endpoints to their replicas, when queues.yaml changes.
+    """Adds the workers of new classes, and fits those of endpoints to their replicas, when queues.yaml changes."""
 
-    Args:
-        plan: plans this machine's workers by queues.yaml.
-        workers: the running ones; new ones are added.
-        make: creates a worker's process from its plan.
-        scaled: whether an `Autoscaler` fits the classes; only new ones are added then.
-    """
-
-    def __init__(
-        self,
-        queues: QueuesFile,
-        plan: Callable[[Topology], StartPlan],
-        workers: list[tuple[WorkerPlan, SupervisedProcess]],
-        make: Callable[[WorkerPlan], SupervisedProcess],
-        *,
-        scaled: bool,
-    ) -> None:
-        self._queues, self._plan, self._workers, self._make = queues, plan, workers, make
-        self._scaled = scaled
-        self._due = 0.0
+    queues: QueuesFile
+    plan: Callable[[Topology], StartPlan]
+    """Plans this machine's workers by queues.yaml."""
+    workers: list[tuple[WorkerPlan, SupervisedProcess]]
+    """The running ones; new ones are added."""
+    make: Callable[[WorkerPlan], SupervisedProcess]
+    """Creates a worker's process from its plan."""
+    scaled: bool
+    """Whether an `Autoscaler` fits the classes; only new ones are added then."""
+    _due: float = 0.0
 
     def tend(self) -> None:
         """Periodically check queues.yaml, and adapt the workers to it."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY
-        known = self._queues.topology.hardware.keys()
-        if not self._queues.look():
+        known = self.queues.topology.hardware.keys()
+        if not self.queues.look():
             return
         try:
-            plan = self._plan(self._queues.topology)
+            plan = self.plan(self.queues.topology)
         except StartPlanError as error:
             logger.error("queues.yaml changed, and cannot be followed", extra={"error": str(error)})
             return
-        for name, hardware in self._queues.topology.hardware.items():
-            if name not in known or (hardware.endpoint is not None and not self._scaled):
+        for name, hardware in self.queues.topology.hardware.items():
+            if name not in known or (hardware.endpoint is not None and not self.scaled):
                 self._fit([worker for worker in plan.workers if worker.hardware_class == name], name)
         for name in plan.left_out.keys() - known:
             logger.warning("class not started", extra={"class": name, "reason": plan.left_out[name]})
 
     def _fit(self, planned: Sequence[WorkerPlan], name: str) -> None:
-        running = {plan.device: process for plan, process in self._workers if plan.hardware_class == name}
+        running = {plan.device: process for plan, process in self.workers if plan.hardware_class == name}
         for plan in planned:
             process = running.pop(plan.device, None)
             if process is None:
-                process = self._make(plan)
-                process.wanted = not self._scaled
-                self._workers.append((plan, process))
+                process = self.make(plan)
+                process.wanted = not self.scaled
+                self.workers.append((plan, process))
             else:
                 process.wanted = True
         for process in running.values():
