@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
@@ -32,32 +33,22 @@ IDLE = 1.0
 """Longest wait of an idle router for an arrival before it checks again, in seconds."""
 
 
+@dataclass(slots=True, eq=False)
 class Intake:
-    """Takes arrivals, decides each one and forwards them together.
+    """Takes arrivals, decides each one and forwards them together."""
 
-    `placed` is called for each job that is placed, and `refused` with the message, job and error code of each refusal.
-    """
-
-    def __init__(
-        self,
-        transport: ValkeyTransport,
-        fleet: FleetReader,
-        store: RouterStore,
-        rules: Rules,
-        *,
-        placed: Callable[[Place], None],
-        refused: Callable[[Envelope, str, str], None],
-    ) -> None:
-        self._transport = transport
-        self._fleet = fleet
-        self._store = store
-        self._rules = rules
-        self._placed = placed
-        self._refused = refused
-        self._stopping = False
-        self._idle = False
-        self._running: asyncio.Task[None] | None = None
-        self.dead_lettered = 0
+    transport: ValkeyTransport
+    fleet: FleetReader
+    store: RouterStore
+    rules: Rules
+    placed: Callable[[Place], None]
+    """Called for each job that is placed."""
+    refused: Callable[[Envelope, str, str], None]
+    """Called with the message, job and error code of each refusal."""
+    dead_lettered: int = 0
+    _stopping: bool = False
+    _idle: bool = False
+    _running: asyncio.Task[None] | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Begin; the task ends by itself, after its turn, once the intake retires."""
@@ -74,31 +65,31 @@ class Intake:
         outage = Outage(logger, "server unavailable", server="state store")
         while not self._stopping:
             try:
-                arrivals = await self._transport.take()
+                arrivals = await self.transport.take()
                 if arrivals:
-                    await self._handle(arrivals, self._store.clock.stored_now())
+                    await self._handle(arrivals, self.store.clock.stored_now())
                 else:
                     await self._pause()
                 outage.over()
             except FleetUnavailable as error:
-                self._transport.abandon()
+                self.transport.abandon()
                 await asyncio.sleep(outage.pause(error))
 
     async def _pause(self) -> None:
         self._idle = True
         try:
-            await self._transport.wait(IDLE)
+            await self.transport.wait(IDLE)
         finally:
             self._idle = False
 
     async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
-        working = self._fleet.working
+        working = self.fleet.working
         found = [await self._read(arrival, now) for arrival in arrivals]
         decisions = [self._decide(one, arrival, working) for one, arrival in zip(found, arrivals, strict=True)]
         again = [isinstance(one, End) and one.deviceless for one in decisions]
         if any(again):
-            await self._fleet.read()
-            working = self._fleet.working
+            await self.fleet.read()
+            working = self.fleet.working
             drawn = zip(found, arrivals, decisions, again, strict=True)
             decisions = [self._decide(one, a, working) if retry else d for one, a, d, retry in drawn]
         trios = zip(arrivals, found, decisions, strict=True)
@@ -108,7 +99,7 @@ class Intake:
         settled = await self._forward(placed) if placed else set()
         left = {arrival.tag for arrival in arrivals} - settled
         if left:
-            await self._transport.settle(sorted(left))
+            await self.transport.settle(sorted(left))
 
     async def decide(self, arrival: Arrival, now: float, working: WorkingSnapshot) -> Decision:
         """The decision for an arrival; an admitted one is counted as placed."""
@@ -116,17 +107,17 @@ class Intake:
 
     async def _read(self, arrival: Arrival, now: float) -> Order | Decision:
         try:
-            return await beside(len(arrival.raw), read, arrival, self._rules, now)
+            return await beside(len(arrival.raw), read, arrival, self.rules, now)
         except Exception as error:  # a message that cannot be decided must not stop the others
             return _undecided(arrival, error)
 
     def _decide(self, found: Order | Decision, arrival: Arrival, working: WorkingSnapshot) -> Decision:
         try:
-            decision = decide_read(found, self._rules, working)
+            decision = decide_read(found, self.rules, working)
         except Exception as error:  # as above
             return _undecided(arrival, error)
         if isinstance(decision, Place):
-            self._placed(decision)
+            self.placed(decision)
         return decision
 
     async def _forward(self, placed: Sequence[tuple[Arrival, Order, Place]]) -> set[str]:
@@ -137,11 +128,11 @@ class Intake:
         outgoing = [one.outgoing for *_, one in placed]
         if any("open" in one.fields for one in outgoing):
             outgoing = [msgspec.structs.replace(one, tag="") for one in outgoing]
-        forwarded = await self._fleet.forward(self._transport.forward, outgoing)
+        forwarded = await self.fleet.forward(self.transport.forward, outgoing)
         over = []
         for (arrival, order, one), outcome in zip(placed, forwarded, strict=True):
             if outcome is ForwardOutcome.OVER:
-                over.append((arrival, refuse(order, self._rules, over_depth(one.outgoing.fields))))
+                over.append((arrival, refuse(order, self.rules, over_depth(one.outgoing.fields))))
             elif outcome is not ForwardOutcome.NEW:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
         if over:
@@ -149,9 +140,9 @@ class Intake:
         return {one.tag for one in outgoing}
 
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
-        refs = await beside(len(envelope.body), _referred, envelope, self._rules.topology.limits.elements)
+        refs = await beside(len(envelope.body), _referred, envelope, self.rules.topology.limits.elements)
         if refs:
-            await self._store.jobs.drop_blobs(job, refs)
+            await self.store.jobs.drop_blobs(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or dead-letter arrivals that are not forwarded."""
@@ -159,25 +150,25 @@ class Intake:
         if ended := [(arrival, end) for arrival, one in answered if (end := end_of(one)) is not None]:
             await self._end(ended)
         if cancelled := [one.job for one in decisions if isinstance(one, Cancel)]:
-            await self._store.jobs.cancel(cancelled)
+            await self.store.jobs.cancel(cancelled)
         if dead := [DeadLetter(one.reason, time.time(), a.raw) for a, one in answered if isinstance(one, GiveUp)]:
-            await self._store.jobs.dead_letter(dead)
+            await self.store.jobs.dead_letter(dead)
             self.dead_lettered += len(dead)
             for dead_letter in dead:
                 logger.warning("message dead-lettered", extra={"reason": dead_letter.reason})
 
     async def _end(self, ended: Sequence[tuple[Arrival, End]]) -> None:
-        self._store.audit.add(end.receipt for _, end in ended if end.receipt is not None)
-        await end_all(self._store, self._transport, [(end.ending, end.after) for _, end in ended])
-        await self._store.jobs.refuse([end.refusal for _, end in ended if end.refusal is not None])
+        self.store.audit.add(end.receipt for _, end in ended if end.receipt is not None)
+        await end_all(self.store, self.transport, [(end.ending, end.after) for _, end in ended])
+        await self.store.jobs.refuse([end.refusal for _, end in ended if end.refusal is not None])
         refused = {end.ending.job: end.refused for _, end in ended if end.refused is not None}
         if refused:  # also those that ended before: by a router that died before it listed them
-            await self._store.jobs.note_refused(refused)
+            await self.store.jobs.note_refused(refused)
         for arrival, end in ended:
             if end.unserved is not None:
-                self._store.unserved.add(self._store.clock.now(), end.unserved)
+                self.store.unserved.add(self.store.clock.now(), end.unserved)
             assert arrival.envelope is not None  # else it has no job
-            self._refused(arrival.envelope, end.ending.job, end.code)
+            self.refused(arrival.envelope, end.ending.job, end.code)
             await self._drop_blobs(end.ending.job, arrival.envelope)
 
 
