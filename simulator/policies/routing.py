@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from statistics import fmean
 
@@ -312,31 +312,25 @@ class SimulatedWaiting(Queued):
     job: SimulatedJob
 
 
+@dataclass(slots=True, eq=False)
 class SimulatedMover:
     """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
 
-    def __init__(
-        self,
-        rules: Rebalance,
-        reader: SimulatedReader,
-        table_of: Callable[[SimulatedJob, WorkingSnapshot], CandidateTable],
-        needs_of: Callable[[SimulatedJob, float], Needs],
-    ) -> None:
-        self._rules = rules
-        self._reader = reader
-        self._table_of = table_of
-        self._needs_of = needs_of
-        self._flows = Flows()
-        self._moved: dict[int, int] = {}
-        self._next = 0.0
+    rules: Rebalance
+    reader: SimulatedReader
+    table_of: Callable[[SimulatedJob, WorkingSnapshot], CandidateTable]
+    needs_of: Callable[[SimulatedJob, float], Needs]
+    _flows: Flows = field(default_factory=Flows)
+    _moved: dict[int, int] = field(default_factory=dict)
+    _next: float = 0.0
 
     def tick(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """Evaluate once per tick, and move."""
         if now < self._next:
             return
-        self._next = now + self._rules.tick
+        self._next = now + self.rules.tick
         self._flows.begin()
-        working, rules = self._reader.working(pools, now), self._rules
+        working, rules = self.reader.working(pools, now), self.rules
         place = {pool.name: pool for pool in pools}
         busy = [place[name] for name in backlogged(working, rules.tick)]
         most = window_per_level(rules.window, [pool.name for pool in busy], working.backlog)
@@ -351,7 +345,7 @@ class SimulatedMover:
             for name in move.jobs:
                 job = jobs[name]
                 self._moved[job.index] = self._moved.get(job.index, 0) + 1
-                self._reader.move(job, move.target, move.work)
+                self.reader.move(job, move.target, move.work)
                 yield Shift(job, place[move.source].index, place[move.target].index)
 
     def ended(self, job: SimulatedJob) -> None:
@@ -364,18 +358,18 @@ class SimulatedMover:
         return [group for group in groups if group.jobs]
 
     def _waiting(self, job: SimulatedJob, pool: Pool, now: float) -> SimulatedWaiting:
-        work = self._reader.work(job)
+        work = self.reader.work(job)
         kind = (pool.index, job.level, job.model, job.service, magnitude(work), magnitude(job.due - now))
         return SimulatedWaiting(pool.name, job.level, work, kind, job)
 
     def _group(self, members: Sequence[tuple[SimulatedWaiting, float]], working: WorkingSnapshot, now: float) -> Group:
         """The group of similar jobs, with the figures of the one served last."""
         last, ahead = members[0]
-        most = self._rules.max_moves_per_job
+        most = self.rules.max_moves_per_job
         free = [one.job.index for one, _ in reversed(members) if self._moved.get(one.job.index, 0) < most]
-        table = self._table_of(last.job, working)
+        table = self.table_of(last.job, working)
         here = [candidate.hardware_class for candidate in table.candidates].index(last.queue)
-        return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
+        return Group(table, self.needs_of(last.job, now), here, ahead, tuple(map(str, free)))
 
 
 MEMORY = 256
