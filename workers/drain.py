@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -71,29 +72,20 @@ class Drain:
         self.within(grace if self._stops == 1 else 0.0)
 
 
+@dataclass(slots=True, eq=False)
 class NoticeWatch:
-    """Polls for a notice until stopped.
+    """Polls for a notice until stopped."""
 
-    Args:
-        leave: called with the seconds until the machine is gone, at every poll that finds a notice.
-        closes: the seconds until the class's hours end.
-        grace: the last of these seconds count as a notice.
-    """
-
-    def __init__(
-        self,
-        notice: Notice,
-        leave: Callable[[float], None],
-        *,
-        closes: Callable[[], float] = lambda: math.inf,
-        grace: float = 0.0,
-    ) -> None:
-        self._notice = notice
-        self._leave = leave
-        self._closes, self._grace = closes, grace
-        self._wake = SimpleQueue[None]()  # a signal handler may put into it
-        self._signals = 0
-        self._stopped = False
+    notice: Notice
+    leave: Callable[[float], None]
+    """Called with the seconds until the machine is gone, at every poll that finds a notice."""
+    closes: Callable[[], float] = lambda: math.inf
+    """The seconds until the class's hours end."""
+    grace: float = 0.0
+    """The last of these seconds count as a notice."""
+    _wake: SimpleQueue[None] = field(default_factory=SimpleQueue)  # a signal handler may put into it
+    _signals: int = 0
+    _stopped: bool = False
 
     def signal(self) -> None:
         """Count a signal; a second one means to exit at once. Called by the signal handler."""
@@ -110,7 +102,7 @@ class NoticeWatch:
         while not self._stopped:
             grace = self.look()
             if grace is not None:
-                self._leave(grace)
+                self.leave(grace)
             with contextlib.suppress(Empty):
                 self._wake.get(timeout=POLL_EVERY)
 
@@ -118,20 +110,20 @@ class NoticeWatch:
         """Seconds until the machine is gone; None without a notice."""
         graces = [] if (said := self._file()) is None else [said]
         if self._signals:
-            graces.append(self._notice.grace if self._signals == 1 else 0.0)
-        if (left := self._closes()) <= self._grace:
+            graces.append(self.notice.grace if self._signals == 1 else 0.0)
+        if (left := self.closes()) <= self.grace:
             graces.append(left)
         return min(graces, default=None)
 
     def _file(self) -> float | None:
         """The seconds that the file names, else the class's grace; None while there is no file."""
-        if self._notice.file is None:
+        if self.notice.file is None:
             return None
         try:
-            text = Path(self._notice.file).read_text(errors="replace")
+            text = Path(self.notice.file).read_text(errors="replace")
         except OSError:
             return None
         seconds = math.nan
         with contextlib.suppress(ValueError):
             seconds = float(text)
-        return seconds if 0 <= seconds < math.inf else self._notice.grace
+        return seconds if 0 <= seconds < math.inf else self.notice.grace
