@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from broker.valkey.class_queue import ClassQueue, FetchedMessage, TakenMessages
 from taxiway.backoff import Outage
@@ -43,37 +44,24 @@ It then takes 0.1 ms less.
 _LOOKS = 4  # polls during the run time of the patient work waiting here, whose place is free by then
 
 
+@dataclass(slots=True, eq=False)
 class FetchStage:
-    """Keeps the device supplied from the class queues that Celery's consumer names.
+    """Keeps the device supplied from the class queues that Celery's consumer names."""
 
-    Args:
-        admit: admits claimed deliveries.
-        device: states how many jobs it has capacity for, and runs a job that came alone.
-        finish: writes the result of such a job.
-    """
-
-    def __init__(
-        self,
-        class_queue: ClassQueue,
-        admit: AdmitStage,
-        device: DeviceDriver,
-        finish: FinishStage,
-        counters: WorkerOutcomes,
-        shared: Shared,
-        context: WorkerContext,
-    ) -> None:
-        self._queue = class_queue
-        self._admit = admit
-        self._device = device
-        self._finish = finish
-        self._counters = counters
-        self._shared = shared
-        self._own = context.options.hardware_class
-        self._secret = context.settings.secret
-        self._woken = False  # fewer messages came than there was capacity for, as one queue was waited for
-        self._ran_alone = False
-        self._resumed = threading.Event()
-        self._stopping = threading.Event()
+    class_queue: ClassQueue
+    admit: AdmitStage
+    """Admits claimed deliveries."""
+    device: DeviceDriver
+    """States how many jobs it has capacity for, and runs a job that came alone."""
+    finish: FinishStage
+    """Writes the result of such a job."""
+    counters: WorkerOutcomes
+    shared: Shared
+    context: WorkerContext
+    _woken: bool = False  # fewer messages came than there was capacity for, as one queue was waited for
+    _ran_alone: bool = False
+    _resumed: threading.Event = field(default_factory=threading.Event)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def resume(self) -> None:
         """Start fetching: Celery's consumer is connected."""
@@ -87,7 +75,7 @@ class FetchStage:
         """End. Any thread may call it."""
         self._stopping.set()
         self._resumed.set()
-        self._queue.wake()
+        self.class_queue.wake()
 
     def run(self) -> None:
         """Fetch until stopped."""
@@ -102,29 +90,29 @@ class FetchStage:
     def _fetch(self) -> None:
         self._resumed.wait()
         queues = self._queues() if self._resumed.is_set() else []
-        short = self._shared.endings.wait_until_short(LONGEST_WAIT)
-        capacity = self._device.wait_for_capacity(LONGEST_WAIT) if short else 0
-        receiving = self._shared.celery.receiving
+        short = self.shared.endings.wait_until_short(LONGEST_WAIT)
+        capacity = self.device.wait_for_capacity(LONGEST_WAIT) if short else 0
+        receiving = self.shared.celery.receiving
         capacity -= receiving
         if not queues or capacity <= 0:
             self._stopping.wait(0.0 if queues and not receiving else 0.01)
             return
-        levels = self._device.levels()
+        levels = self.device.levels()
         blocks_again, self._woken = self._woken and len(queues) == 1, False
         if not blocks_again:
             for queue in queues:
                 if capacity > 0:
-                    capacity -= self._receive(self._queue.take(queue, capacity, levels))
+                    capacity -= self._receive(self.class_queue.take(queue, capacity, levels))
         if capacity > 0:
             self._wait(queues, levels, capacity, announces=blocks_again)
 
     def _wait(self, queues: Sequence[str], levels: int, capacity: int, *, announces: bool) -> None:
         """Wait for messages, and pass them on."""
-        longest = LONGEST_WAIT if levels == LEVELS else self._device.ahead / _LOOKS
-        fetches = self._queue.wait(queues, longest, levels, capacity if announces else 0)
+        longest = LONGEST_WAIT if levels == LEVELS else self.device.ahead / _LOOKS
+        fetches = self.class_queue.wait(queues, longest, levels, capacity if announces else 0)
         self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < capacity, False
         for fetched in fetches:
-            if self._resumed.is_set() and fetched.queue in self._queues() and not self._device.resting:
+            if self._resumed.is_set() and fetched.queue in self._queues() and not self.device.resting:
                 self._receive(fetched, alone=len(fetches) == 1)
             else:
                 self._return(fetched)
@@ -133,38 +121,38 @@ class FetchStage:
 
     def _queues(self) -> list[str]:
         """The queues that Celery's consumer names, the worker's own class first."""
-        return sorted(self._shared.celery.queues(), key=lambda name: (name != self._own, name))
+        return sorted(self.shared.celery.queues(), key=lambda name: (name != self.context.options.hardware_class, name))
 
     def _receive(self, fetched: TakenMessages, *, alone: bool = True) -> int:
         """Pass on fetched messages; returns their number. `alone` says that no others were fetched with them."""
         claimed: list[Delivery] = []
         for_celery: list[FetchedMessage] = []
         for one in fetched.messages:
-            delivery = read_plain(one, self._secret, fetched.queue)
+            delivery = read_plain(one, self.context.settings.secret, fetched.queue)
             if delivery is None:
                 for_celery.append(one)
             else:
                 claimed.append(delivery)
-        self._shared.store.release([(one.job, one.token) for one in for_celery if one.token])
+        self.shared.store.release([(one.job, one.token) for one in for_celery if one.token])
         for one in for_celery:  # after their claims were released: Celery's consumer claims what it refuses
             self._hand_over(one, fetched.queue)
-        self._shared.held.hold(claimed)
+        self.shared.held.hold(claimed)
         if claimed:
             alone = alone and len(fetched.messages) == 1
-            self._admit.admit(claimed, fetched.now, self._run_alone if alone else None)
+            self.admit.admit(claimed, fetched.now, self._run_alone if alone else None)
         return len(fetched.messages)
 
     def _run_alone(self, job: RunningJob) -> bool:
         """Run a job that came alone and write its result, if it is short and the device idle; whether it was run."""
-        with self._shared.endings.collected() as ended:
-            self._ran_alone = self._device.run_alone(job)
-        self._finish.end_here(ended)
+        with self.shared.endings.collected() as ended:
+            self._ran_alone = self.device.run_alone(job)
+        self.finish.end_here(ended)
         return self._ran_alone
 
     def _return(self, fetched: TakenMessages) -> None:
         """Return messages that the worker does not take any more."""
-        self._shared.store.release([(one.job, one.token) for one in fetched.messages if one.token])
-        self._queue.put_back([one.tag for one in fetched.messages])
+        self.shared.store.release([(one.job, one.token) for one in fetched.messages if one.token])
+        self.class_queue.put_back([one.tag for one in fetched.messages])
 
     def _hand_over(self, taken: FetchedMessage, queue: str) -> None:
         """Pass a message to Celery's consumer."""
@@ -172,8 +160,8 @@ class FetchStage:
             envelope = decode_envelope(taken.raw)
             body = envelope.payload()
         except InvalidRequestError as error:
-            self._counters.reject(queue)
-            add_dead_letter(self._shared.store, taken.raw, error.message, None)
-            self._queue.acknowledge([taken.tag])
+            self.counters.reject(queue)
+            add_dead_letter(self.shared.store, taken.raw, error.message, None)
+            self.class_queue.acknowledge([taken.tag])
             return
-        self._shared.celery.receive(envelope, body, tag=taken.tag, queue=queue)
+        self.shared.celery.receive(envelope, body, tag=taken.tag, queue=queue)
