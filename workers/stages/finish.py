@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -124,31 +125,25 @@ _SAY_NOTHING = (DeadlineExceededError, JobCancelledError, DeadLetteredError)
 Answer = TypeVar("Answer")
 
 
+@dataclass(slots=True, eq=False)
 class FinishStage:
-    """Ends deliveries.
+    """Ends deliveries."""
 
-    Args:
-        admit: receives deliveries whose claim was lost before their result was written; the next claim shows why.
-        class_queue: acknowledges the messages of jobs that had ended before.
-        variants: learn how long jobs took.
-    """
-
-    def __init__(
-        self, shared: Shared, counters: WorkerOutcomes, class_queue: ClassQueue, variants: DeviceVariants
-    ) -> None:
-        self._counters = counters
-        self._queue = class_queue
-        self._variants = variants
-        self._shared = shared
-        self._given_up = threading.Event()
-        self._outage = Outage(logger, "cannot write results")
-        self._started: list[Delivery] = []
-        self._writing = threading.Lock()
+    shared: Shared
+    counters: WorkerOutcomes
+    class_queue: ClassQueue
+    """Acknowledges the messages of jobs that had ended before."""
+    variants: DeviceVariants
+    """Learn how long jobs took."""
+    _given_up: threading.Event = field(default_factory=threading.Event)
+    _outage: Outage = field(default_factory=lambda: Outage(logger, "cannot write results"))
+    _started: list[Delivery] = field(default_factory=list)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def report_started(self, deliveries: list[Delivery]) -> None:
         """Soon report running jobs to the store, and send pending events. Thread-safe."""
         self._started = deliveries
-        self._shared.endings.wake()
+        self.shared.endings.wake()
 
     def end_here(self, endings: Sequence[Ending]) -> None:
         """Write a plain job's answer on the caller's thread; anything else is put in the queue. Thread-safe.
@@ -163,38 +158,38 @@ class FinishStage:
             finally:
                 self._writing.release()
         if not written:
-            self._shared.endings.put(endings)
+            self.shared.endings.put(endings)
 
     def stop(self) -> None:
         """End after the queued endings, or if the store does not answer."""
         self._given_up.set()
-        self._shared.endings.close()
+        self.shared.endings.close()
 
     def run(self) -> None:
         """Serve until stopped."""
         while True:
-            endings, last = self._shared.endings.take()
+            endings, last = self.shared.endings.take()
             for start in range(0, len(endings), _ENDINGS_A_WRITE):
                 some = endings[start : start + _ENDINGS_A_WRITE]
                 with self._writing:
                     self._finish(some)
-                self._shared.endings.wrote(len(some))
+                self.shared.endings.wrote(len(some))
             if self._started or not endings:
                 self._report()
-            self._shared.celery.flush_full_group()
+            self.shared.celery.flush_full_group()
             if last:
-                self._shared.celery.flush_events()
+                self.shared.celery.flush_events()
                 return
 
     def _report(self) -> None:
         started, self._started = [delivery for delivery in self._started if not delivery.ended], []
         try:
-            self._shared.store.start([(delivery.job, delivery.token, delivery.started) for delivery in started])
+            self.shared.store.start([(delivery.job, delivery.token, delivery.started) for delivery in started])
         except BrokerUnavailableError:
             return
         for delivery in started:
             delivery.start_stored = True
-        self._shared.celery.flush_events()
+        self.shared.celery.flush_events()
 
     def _finish(self, endings: Sequence[Ending]) -> None:
         ended = [one for ending in endings if (one := self._outcome(ending)) is not None]
@@ -221,19 +216,19 @@ class FinishStage:
             return self._reported(ending.job)
         if ending.error is not REVOKED or delivery.task is None:
             return self._sealed(ending)
-        self._shared.held.remove(delivery)
+        self.shared.held.remove(delivery)
         delivery.task.revoke()
         return None
 
     def _reported(self, job: RunningJob) -> Ended:
         """The outcome of a job with all rows answered."""
         sealed = job.delivery.sealed
-        inline = self._shared.store.limits.inline
+        inline = self.shared.store.limits.inline
         blobs = Blobs(inline, LARGE, linked=True) if sealed is None else Blobs(sys.maxsize, linked=True)
         try:
-            result = answer_of(job, self._variants.device, blobs)
-            if sealed is not None and self._shared.seal_keys is not None:
-                result = self._shared.seal_keys.seal_result(result, sealed)
+            result = answer_of(job, self.variants.device, blobs)
+            if sealed is not None and self.shared.seal_keys is not None:
+                result = self.shared.seal_keys.seal_result(result, sealed)
             meta, answers = success_meta(job.delivery.job, result), [one for one in job.answers if one is not None]
             check_depth({"outputs": result.outputs}, "outputs", meta)
             return Ended(
@@ -252,22 +247,22 @@ class FinishStage:
     def _sealed(self, ended: Ended) -> Ended:
         """The outcome, with its error sealed if the inputs were; not one that says nothing of them."""
         sealed, error = ended.delivery.sealed, ended.error
-        if sealed is None or self._shared.seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
+        if sealed is None or self.shared.seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
             return ended
-        return msgspec.structs.replace(ended, error=self._shared.seal_keys.seal_error(error, sealed))
+        return msgspec.structs.replace(ended, error=self.shared.seal_keys.seal_error(error, sealed))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""
         kept = {ref: content for one in ended for ref, content in one.blobs.items()}
         if kept:
-            self._insist(lambda: self._shared.store.keep_blobs(kept))
+            self._insist(lambda: self.shared.store.keep_blobs(kept))
 
     def _write(self, ended: Sequence[Ended]) -> None:
         """Write the results of jobs without follow-up tasks, in bulk."""
         if not ended:
             return
         endings = [self._ending(one) for one in ended]
-        self._settle(ended, endings, self._insist(lambda: self._shared.store.finish(endings)))
+        self._settle(ended, endings, self._insist(lambda: self.shared.store.finish(endings)))
 
     def _write_once(self, ended: Ended) -> bool:
         """Write a result without blobs; whether the store answered that it is written."""
@@ -275,7 +270,7 @@ class FinishStage:
         if ended.blobs:
             return False
         try:
-            written = self._shared.store.finish([ending])
+            written = self.shared.store.finish([ending])
         except BrokerUnavailableError:
             return False
         if written[0]:
@@ -285,7 +280,7 @@ class FinishStage:
     def _settle(self, ended: Sequence[Ended], endings: Sequence[StoredEnding], written: Sequence[bool]) -> None:
         """Count and report the results that were written, and find out why others were not."""
         pairs = list(zip(ended, endings, written, strict=True))
-        self._counters.count(one for one, _, done in pairs if done)
+        self.counters.count(one for one, _, done in pairs if done)
         self._judge([one.delivery for one, _, done in pairs if done and one.error is None])
         self._judge([one.delivery for one, _, done in pairs if done and _expired(one.error)], expired=True)
         for one, ending, done in pairs:
@@ -307,26 +302,26 @@ class FinishStage:
             if promise is None or delivery.task is not None:
                 continue
             seconds = taken(delivery, now, expired=expired)
-            self._counters.judge(promise, seconds, expired=expired)
+            self.counters.judge(promise, seconds, expired=expired)
             if promise.hardware_class == delivery.hardware_class:
                 kind = variant_key(ticket.model, ticket.variants[promise.hardware_class]), ticket.level
                 worst[kind] = max(worst.get(kind, (0.0, promise.expected)), (seconds, promise.expected))
         for (key, level), (seconds, expected) in worst.items():
-            self._variants.judge(key, level, expected=expected, seconds=seconds)
+            self.variants.judge(key, level, expected=expected, seconds=seconds)
 
     def _written(self, ended: Ended, ending: StoredEnding) -> None:
         """Report a result that is stored."""
         delivery = ended.delivery
-        removed = self._shared.held.remove(delivery)
+        removed = self.shared.held.remove(delivery)
         if delivery.task is not None:
             delivery.task.finish(ended, delivery.token, ending)
         elif removed:
-            self._shared.celery.report_end(ended)
+            self.shared.celery.report_end(ended)
 
     def _write_again(self, ended: Ended) -> None:
         """Write the result under a new claim, if the store lost the first one in a failover."""
         delivery = ended.delivery
-        _, (claim,) = self._insist(lambda: self._shared.store.claim([(delivery.job, 0.0)]))
+        _, (claim,) = self._insist(lambda: self.shared.store.claim([(delivery.job, 0.0)]))
         if claim.verdict is not Verdict.RUN:
             self._lose(delivery)
             return
@@ -336,57 +331,57 @@ class FinishStage:
     def _lose(self, delivery: Delivery) -> None:
         """Claim a job again whose claim was lost: the new claim shows why, and whether the job runs again."""
         delivery.lost = True
-        self._shared.admissions.put(delivery)
+        self.shared.admissions.put(delivery)
 
     def _end_in_celerys_order(self, ended: Ended, task: CeleryTask) -> None:
         """Send a job's follow-up tasks, then write its result, if its claim is still ours or none is needed."""
         delivery = ended.delivery
         claim = [(delivery.job, delivery.token)]
-        if delivery.token and not self._insist(lambda: self._shared.store.renew(claim))[0]:
+        if delivery.token and not self._insist(lambda: self.shared.store.renew(claim))[0]:
             self._lose(delivery)
             return
         if delivery.began and not delivery.start_stored:
-            self._insist(lambda: self._shared.store.start([(delivery.job, delivery.token, delivery.started)]))
-        self._shared.held.remove(delivery)
+            self._insist(lambda: self.shared.store.start([(delivery.job, delivery.token, delivery.started)]))
+        self.shared.held.remove(delivery)
         task.finish(ended, delivery.token, None)
-        self._counters.count([ended])
+        self.counters.count([ended])
 
     def _drop(self, delivery: Delivery) -> None:
         """Acknowledge a job that had already ended. Its worker may have died before a chord's count."""
-        meta = self._insist(lambda: self._shared.store.result(delivery.job))
+        meta = self._insist(lambda: self.shared.store.result(delivery.job))
         failure = failure_of(meta) if meta is not None else None
         error = error_of_code(failure.code, failure.message) if failure is not None else None
         self._judge([delivery] if _expired(error) else [], expired=True)
         if delivery.task is not None:
-            self._shared.held.remove(delivery)
+            self.shared.held.remove(delivery)
             delivery.task.drop(error)
             return
-        self._queue.acknowledge([delivery.tag])
-        if self._shared.held.remove(delivery):
-            self._shared.celery.report_release(delivery, error)
+        self.class_queue.acknowledge([delivery.tag])
+        if self.shared.held.remove(delivery):
+            self.shared.celery.report_release(delivery, error)
 
     def _bill(self, used: Sequence[Used]) -> None:
         """Count what was used, and charge it to the jobs whose tenants have a budget."""
-        self._counters.use(used)
+        self.counters.use(used)
         dollars: dict[str, float] = {}
         for one in used:
             if one.delivery.ticket.tariffs.get(one.delivery.hardware_class) is not None:
                 dollars[one.delivery.job] = dollars.get(one.delivery.job, 0.0) + one.dollars + one.time_dollars
         bills = [(job, uuid.uuid4().hex, sum_of) for job, sum_of in dollars.items()]
         if bills:
-            self._insist(lambda: self._shared.store.bill(bills))
+            self._insist(lambda: self.shared.store.bill(bills))
 
     def _return(self, returned: Sequence[Returned]) -> None:
         """Return jobs to their queues. What is kept of them is stored before, and runs that count are counted."""
         kept = [(one.delivery.job, one.delivery.token, one.kept) for one in returned if one.kept is not None]
-        self._insist(lambda: self._shared.store.keep(kept))
+        self._insist(lambda: self.shared.store.keep(kept))
         counted = [one.delivery for one in returned if one.counts]
         unstored = [one for one in counted if not one.start_stored]
-        self._insist(lambda: self._shared.store.start([(one.job, one.token, one.started) for one in unstored]))
-        self._insist(lambda: self._shared.store.release([(one.job, one.token) for one in counted], counts=True))
+        self._insist(lambda: self.shared.store.start([(one.job, one.token, one.started) for one in unstored]))
+        self._insist(lambda: self.shared.store.release([(one.job, one.token) for one in counted], counts=True))
         for delivery in counted:
             delivery.retries += 1
-        self._shared.held.requeue([one.delivery for one in returned])
+        self.shared.held.requeue([one.delivery for one in returned])
 
     def _ending(self, ended: Ended) -> StoredEnding:
         delivery, error = ended.delivery, ended.error
@@ -402,7 +397,7 @@ class FinishStage:
             delivery.ticket.reply,
             ended.generated,
             started=repr(delivery.started) if delivery.began and not delivery.start_stored else "",
-            device=self._variants.device.label,
+            device=self.variants.device.label,
             tag=delivery.tag,
         )
 
