@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,48 +79,41 @@ MOST_ENDED = 2
 _SEED = "seed"
 
 
+@dataclass(slots=True, eq=False)
 class AdmitStage:
-    """Admits deliveries to the device.
+    """Admits deliveries to the device."""
 
-    Args:
-        device: receives jobs to run.
-        finish: receives jobs that ended before they ran.
-        counters: count jobs whose sealed inputs cannot be opened.
-        shutdown: set when the worker stops; jobs whose blobs cannot be read then return to their queue.
-    """
+    device: DeviceQueue
+    """Receives jobs to run."""
+    variants: DeviceVariants
+    shared: Shared
+    context: WorkerContext
+    shutdown: threading.Event
+    """Set when the worker stops; jobs whose blobs cannot be read then return to their queue."""
+    counters: WorkerOutcomes
+    """Count jobs whose sealed inputs cannot be opened."""
+    _reader: JobReader = field(init=False)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
-    def __init__(
-        self,
-        device: DeviceQueue,
-        variants: DeviceVariants,
-        shared: Shared,
-        context: WorkerContext,
-        shutdown: threading.Event,
-        counters: WorkerOutcomes,
-    ) -> None:
-        self._device = device
-        self._variants = variants
-        self._shared = shared
+    def __post_init__(self) -> None:
+        context = self.context
         self._reader = JobReader(context.folder, context.topology.hardware, self._fetch, context.seal_keys)
-        self._counters = counters
-        self._shutdown = shutdown
-        self._stopping = threading.Event()
 
     def stop(self) -> None:
         """End after the queued deliveries. Thread-safe."""
         self._stopping.set()
-        self._shared.admissions.close()
+        self.shared.admissions.close()
 
     def run(self) -> None:
         """Claim and admit due deliveries, until stopped."""
         while not self._stopping.is_set():
-            due = self._shared.admissions.take()
+            due = self.shared.admissions.take()
             if due:
                 claimed = [delivery for delivery in due if delivery.token and not delivery.lost]
                 self._admit(claimed, time.monotonic())  # they run again
                 with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages will be redelivered
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
-        self._shared.held.requeue(self._shared.admissions.rest())
+        self.shared.held.requeue(self.shared.admissions.rest())
 
     def admit(self, deliveries: Sequence[Delivery], now: float, alone: RunAlone | None = None) -> None:
         """Admit deliveries according to their claims, as of `now` on the store's clock. Thread-safe.
@@ -128,7 +121,7 @@ class AdmitStage:
         `alone` may run the job instead of the device stage, and returns whether it did.
         """
         arrived = time.monotonic()
-        self._device.clock = now - arrived
+        self.device.clock = now - arrived
         able = []
         for delivery in deliveries:
             assert delivery.claim is not None
@@ -136,7 +129,7 @@ class AdmitStage:
                 self._not_run(delivery, delivery.claim, now)
             elif delivery.claim.blamed >= MOST_ENDED:
                 self._give_up(delivery, f"{delivery.claim.blamed} workers ended while they held the job")
-            elif delivery.claim.attempts >= (most := delivery.ticket.attempts(self._shared.store.limits.attempts)):
+            elif delivery.claim.attempts >= (most := delivery.ticket.attempts(self.shared.store.limits.attempts)):
                 self._give_up(delivery, f"after {most} attempts that ended without an answer")
             else:
                 able.append(delivery)
@@ -146,28 +139,28 @@ class AdmitStage:
         if not deliveries:
             return
         pairs = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
-        now, claims = insist(lambda: self._shared.store.claim(pairs), self._stopping, Outage(logger, "cannot claim"))
+        now, claims = insist(lambda: self.shared.store.claim(pairs), self._stopping, Outage(logger, "cannot claim"))
         for delivery, claim in zip(deliveries, claims, strict=True):
             delivery.claim, delivery.lost, delivery.yields = claim, False, None
         self.admit(deliveries, now)
 
     def _fetch(self, found: Sequence[Reference]) -> Contents:
         """Fetch the blobs of requests, waiting until the store answers."""
-        return insist(lambda: self._shared.store.blobs(found), self._shutdown, Outage(logger, "cannot fetch inputs"))
+        return insist(lambda: self.shared.store.blobs(found), self.shutdown, Outage(logger, "cannot fetch inputs"))
 
     def _not_run(self, delivery: Delivery, claim: Claim, now: float) -> None:
         if claim.verdict is Verdict.FINAL:
-            self._shared.endings.put([Dropped(delivery)])
+            self.shared.endings.put([Dropped(delivery)])
         elif claim.verdict is Verdict.LATE:
-            self._shared.endings.put([late(delivery, now)])
+            self.shared.endings.put([late(delivery, now)])
         else:
-            self._shared.admissions.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
+            self.shared.admissions.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
 
     def _give_up(self, delivery: Delivery, reason: str) -> None:
         """Fail a job that crashed its workers, and keep its message as a dead letter."""
         error = DeadLetteredError(f"given up: {reason}")
-        self._shared.held.dead_letter(delivery, error.message)
-        self._shared.endings.put([Ended(delivery, error=error)])
+        self.shared.held.dead_letter(delivery, error.message)
+        self.shared.endings.put([Ended(delivery, error=error)])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float, alone: RunAlone | None = None) -> None:
         """Pass the jobs to the device, in groups whose inputs were fetched together.
@@ -180,7 +173,7 @@ class AdmitStage:
                 read = [j for one in some for j in self._tried(one, partial(self._reader.read, one, arrived, contents))]
                 jobs = [j for job in read for j in self._prepared(job)]
                 if alone is None or len(jobs) != 1 or not alone(jobs[0]):
-                    self._device.put(jobs)
+                    self.device.put(jobs)
 
     def _prepared(self, job: RunningJob) -> list[RunningJob]:
         """The job, prepared if its variant is already loaded; empty if that failed, which ends the job.
@@ -198,16 +191,16 @@ class AdmitStage:
     def _note_alone(self, delivery: Delivery, *, alone: bool) -> None:
         suspect = [(delivery.job, delivery.token)]
         insist(
-            lambda: self._shared.store.alone(suspect, alone=alone),
-            self._shutdown,
+            lambda: self.shared.store.alone(suspect, alone=alone),
+            self.shutdown,
             Outage(logger, "cannot note a suspect"),
         )
 
     def _prepare(self, job: RunningJob) -> RunningJob:
-        loaded = self._variants.ready(job.model, job.variant)
+        loaded = self.variants.ready(job.model, job.variant)
         if loaded is not None:
             prepare(job, loaded)
-        job.patient = patient_seconds(job, self._variants)
+        job.patient = patient_seconds(job, self.variants)
         return job
 
     def _tried(self, delivery: Delivery, step: Callable[[], RunningJob]) -> list[RunningJob]:
@@ -215,17 +208,17 @@ class AdmitStage:
         try:
             return [step()]
         except SealedError as error:
-            self._counters.reject(delivery.hardware_class)
+            self.counters.reject(delivery.hardware_class)
             self._give_up(delivery, error.message)
         except TaxiwayError as error:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
-                self._variants.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
-            self._shared.endings.put([Ended(delivery, error=error)])
+                self.variants.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
+            self.shared.endings.put([Ended(delivery, error=error)])
         except Exception as error:  # any failure ends only this request
             logger.exception("request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
-            self._shared.endings.put([Ended(delivery, error=failed)])
+            self.shared.endings.put([Ended(delivery, error=failed)])
         return []
 
 
