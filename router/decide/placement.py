@@ -292,10 +292,10 @@ class Route:
 def route_by_plan(weighed: Weighed) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
-    It leaves the preferred class only if it is surely late there. A class that has no devices yet makes no request late
-    that another class could take: then there is no plan for it. But rows that join a running batch slow down all of it:
-    they go only where they are surely in time, or to classes that the plan does not use. A plan may give a reserved
-    class to other services: it has played what that costs.
+    It leaves the preferred class only if it is surely late there. Neither a class that has no devices yet nor a guess
+    makes a request late that another class could take: then there is no plan for it. But rows that join a running batch
+    slow down all of it: they go only where they are surely in time, or to classes that the plan does not use. A plan
+    may give a reserved class to other services: it has played what that costs.
     """
     table, needs, figures = weighed.table, weighed.needs, weighed.figures
     guide = table.guide
@@ -309,6 +309,8 @@ def route_by_plan(weighed: Weighed) -> Route:
     note = f"planned, {guide.in_time:.0%} in time: " if round(guide.in_time, 2) < 1 else "planned: "
     if deadline is None or any_true(finish <= deadline):
         return Route(planned, note)
+    if guide.guessed:
+        return Route(None, f"no plan: a guess, and {guide.hardware_class} would take {finish.min():.3g} s; ")
     harmless = weighed.unreserved & (blocks_for(table, needs) <= guide.spill)
     if not any_true(planned & guide.serve):
         note = f"no plan: {guide.hardware_class} has no device yet; "

@@ -195,7 +195,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the tuner decided at `made` seconds of the store's clock.
 
     `score` is the predicted cost and penalties in US dollars an hour. A class that is not among `classes` serves no
-    planned cell: it may be switched off once all handovers are over.
+    planned cell: it may be switched off once all handovers are over. One that was `guessed`, before anything had
+    arrived, binds no request that would be late by it.
     """
 
     number: int
@@ -203,6 +204,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
     classes: Mapping[str, ClassPlan]
     score: float = 0.0
+    guessed: bool = False
 
     def stale(self, now: float) -> bool:
         """Whether it is too old to be followed at `now` seconds of the store's clock."""
@@ -286,7 +288,8 @@ class Guide:
     Candidates are `preferred` if their class is the one to use now, `hardware_class`, and `serve` if they have devices.
     A request may leave its class for a candidate whose device it blocks for at most `spill` seconds
     (`cost.blocks_for`): then it does not delay what the plan places there. None may leave for a class without devices,
-    or one that the plan does not use. The plan expects the share `in_time` of these requests in time.
+    or one that the plan does not use. The plan expects the share `in_time` of these requests in time. If it was
+    `guessed`, those that would be late go anywhere.
     """
 
     hardware_class: str
@@ -294,6 +297,7 @@ class Guide:
     serve: np.ndarray
     spill: np.ndarray
     in_time: float = 1.0
+    guessed: bool = False
 
     @property
     def scarce(self) -> bool:
@@ -317,6 +321,7 @@ def guide_of(plan: Plan, cell: Cell, candidates: Sequence[str], serve: Collectio
         serve=np.array([name in serve for name in candidates], dtype=bool),
         spill=np.array([longest.get(name, 0.0) if name in serve else 0.0 for name in candidates], dtype=np.float64),
         in_time=cell.in_time,
+        guessed=plan.guessed,
     )
 
 

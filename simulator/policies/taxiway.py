@@ -87,7 +87,8 @@ class Taxiway(Policy):
             return REFUSED_JOB
         except OverloadedError:
             placement = None
-        if job.service == LIVE and self._reader.plan is None and (placement is None or _late(placement)):
+        plan = self._reader.plan
+        if job.service == LIVE and (plan is None or plan.guessed) and (placement is None or _late(placement)):
             fit = [pools[self._place[candidate.hardware_class]] for candidate in table.candidates]
             least = min(job.alone[pool.index] for pool in fit)
             timely = [pool for pool in fit if job.alone[pool.index] <= max(job.deadline / SLACK, least)]
@@ -311,18 +312,21 @@ class TunedPolicy(Taxiway):
         self._follow(self._tuner.tune(window, _states(pools, now), now, plays=plays), window, pools, now)
 
     def _expect(self, pools: Sequence[Pool], now: float, pace: Sequence[float]) -> None:
-        """Follow a plan for what is expected before anything has arrived; it starts no device."""
+        """Follow a guess before anything has arrived; it starts no device, and gives way to the first plan."""
         expected = all_alike(replace(self._recorded, fleet=self._as_learned(pools)))
         window = Window.latest(expected, SHORTEST_PLAY, SHORTEST_PLAY)
         self._watch = TuningWatch(now, FIRST, pace)
         decision = self._tuner.tune(window, _states(pools, now), now)
-        self._follow(replace(decision, devices=(0,) * len(pools)), window, pools, now)
+        self._follow(replace(decision, devices=(0,) * len(pools)), window, pools, now, guessed=True)
+        self._tuner.assignment = None
 
-    def _follow(self, decision: Decision, window: Window, pools: Sequence[Pool], now: float) -> None:
+    def _follow(
+        self, decision: Decision, window: Window, pools: Sequence[Pool], now: float, *, guessed: bool = False
+    ) -> None:
         self._adopt(decision, pools, now)
         plan = plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now)
         cells = tuple(msgspec.structs.replace(cell, model=model_of(cell.model).id) for cell in plan.cells)
-        self._reader.follow(msgspec.structs.replace(plan, cells=cells))
+        self._reader.follow(msgspec.structs.replace(plan, cells=cells, guessed=guessed))
 
     def _window(self, recorded: Workload, until: float) -> tuple[Window, int | None]:
         """The arrivals to play, and how many plays there may be."""

@@ -186,7 +186,7 @@ class FleetTuner:
     def _expect(
         self, unchanged: Tuning, before: Plan | None, known: KnownFleet, now: float
     ) -> tuple[Tuning, Plan | None]:
-        """A plan for what is expected, if none is followed; it starts no device for what is not known.
+        """A plan for what is expected, if none is followed; what is not known is guessed, and no device started for it.
 
         It is tuned again as soon as there may be a plan from arrivals.
         """
@@ -198,7 +198,7 @@ class FleetTuner:
         tuning, plan = self._search(found, before, now)
         if not self._prior:
             idle = {name: msgspec.structs.replace(planned, devices=0) for name, planned in plan.classes.items()}
-            plan = msgspec.structs.replace(plan, classes=idle)
+            plan = msgspec.structs.replace(plan, classes=idle, guessed=True)
         self._watch = TuningWatch(now, FIRST, known.paces)
         why = f"{unchanged.why}, so the plan is for what is expected"
         return msgspec.structs.replace(tuning, why=why, arrivals=unchanged.arrivals), plan
@@ -255,7 +255,7 @@ class FleetTuner:
         began = time.process_time()
         number = 1 if before is None else before.number + 1
         tuner = Tuner(seed=number)
-        tuner.assignment = found.assignment(before)
+        tuner.assignment = found.assignment(None if before is not None and before.guessed else before)
         first = tuner.assignment is None
         window = Window.latest(found.workload, found.span, found.span)
         window = window.behind(found.workload, found.waiting, found.span)

@@ -113,6 +113,14 @@ def test_where_the_plan_expects_many_late_what_would_be_late_is_refused_at_once(
     assert placed(a_fleet(nearly)).reason.startswith("planned, 97% in time: cheapest that meets 0.25 s")
 
 
+def test_a_guess_binds_only_what_is_in_time_by_it() -> None:
+    planned_there = a_cell("cheap", model="other:1", deadline=0.2)
+    guess = msgspec.structs.replace(a_plan(a_cell("dear"), planned_there), guessed=True)
+    assert placed(a_fleet(guess)).reason.startswith("planned: ")
+    late = placed(a_fleet(guess, work=BUSY))
+    assert (late.candidate.hardware_class, late.reason.partition(",")[0]) == ("cheap", "no plan: a guess")
+
+
 def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
     planned_there = a_cell("cheap", model="other:1", deadline=0.2)
     with pytest.raises(OverloadedError):
