@@ -99,9 +99,7 @@ def test_a_request_that_waited_past_its_deadline_is_dropped_and_costs_nothing() 
 def test_models_that_do_not_fit_together_take_turns() -> None:
     document = FLEET.replace("cores: {count: 2,", "cores: {count: 1, minimum: 1, initial: 1,")
     for models, expected in ((["embed"] * 20, 0.011), (["embed", "rank"] * 10, 0.511)):
-        rows = [
-            {"arrival": 2.0 * number, "model": name, "size": 10, "priority": 0} for number, name in enumerate(models)
-        ]
+        rows = [{"arrival": 2.0 * n, "model": name, "size": 10, "priority": 0} for n, name in enumerate(models)]
         workload = prepare(make_trace(rows), parse_fleet(document), seed=1)
         latency = engine("static", workload).run().latency
         assert latency[2::2] == pytest.approx(expected, abs=1e-4)

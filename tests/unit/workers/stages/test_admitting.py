@@ -354,42 +354,32 @@ def test_a_variant_keeps_its_memory_in_use_and_until_the_more_urgent_of_its_jobs
 def test_patient_jobs_displace_what_urgent_ones_use_once_and_then_not_for_a_while(
     dock: Dock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded_for_urgent_jobs() -> None:
+    for _ in range(2):
         dock.executor.used(dock.executor.load(dock.catalogue.resolve("one"), "echo"), level=0)
-
-    loaded_for_urgent_jobs()
-    first = dock.job("other", level=PATIENT, arrived=1.0)
-    dock.begin()
-    assert dock.finish() == [first]
-    loaded_for_urgent_jobs()
-    second = dock.job("other", level=PATIENT, arrived=2.0)
-    dock.begin()
-    assert dock.warm() == {"one:1/echo"}
-    left = dock.loads.pause
-    assert 0 < left < math.inf
+        job, put_off = dock.job("other", level=PATIENT), dock.warm()
+        dock.begin()
+        if (left := dock.loads.pause) == math.inf:
+            assert dock.finish() == [job]
+    assert dock.warm() == put_off
     now = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: now() + left)
     dock.begin()
-    assert dock.finish() == [second]
-    assert dock.loads.pause == math.inf
+    assert dock.finish() == [job]
 
 
-@pytest.mark.parametrize("until", ["it has run", "its load has been worth its time"])
-def test_what_was_loaded_stays_for_its_jobs_although_more_urgent_ones_wait(
-    dock: Dock, monkeypatch: pytest.MonkeyPatch, until: str
+@pytest.mark.parametrize("ran", [True, False])
+def test_what_was_loaded_stays_until_it_has_run_or_for_as_long_as_its_load_took(
+    dock: Dock, monkeypatch: pytest.MonkeyPatch, *, ran: bool
 ) -> None:
-    job = dock.job("one", level=PATIENT)
+    job, now = dock.job("one", level=PATIENT), time.monotonic()
     dock.begin()
     assert dock.woken.wait(20)
-    now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     assert dock.finish() == [job]
-    loaded = dock.executor.ready(job.model, "echo")
-    assert loaded is not None
-    urgent = dock.job("other", level=0)
+    loaded, urgent = dock.executor.load(job.model, "echo"), dock.job("other", level=0)
     dock.begin()
     assert dock.warm() == {loaded.key}
-    if until == "it has run":
+    if ran:
         dock.executor.used(loaded, PATIENT)
     else:
         now += 2 * loaded.seconds
