@@ -9,6 +9,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -50,32 +51,26 @@ MOVED_AT_ONCE = 100
 """Messages moved together: the most that a dying router leaves half moved, and the size of one call to the server."""
 
 
+@dataclass(eq=False)
 class Mover(Duty):
     """Moves waiting jobs. `moves` counts them by source, target and kind since the start."""
 
-    def __init__(
-        self,
-        queue_mover: ValkeyQueueMover,
-        leadership: Leadership,
-        fleet: FleetReader,
-        store: RouterStore,
-        rules: Rules,
-        events: SentEvents,
-    ) -> None:
-        super().__init__(rules.topology.rebalance.tick)
-        self.moves: Counter[tuple[str, ...]] = Counter()
-        self._queue_mover = queue_mover
-        self._leadership = leadership
-        self._fleet = fleet
-        self._store = store
-        self._rules = rules
-        self._events = events
-        self._flows = Flows()
+    queue_mover: ValkeyQueueMover
+    leadership: Leadership
+    fleet: FleetReader
+    store: RouterStore
+    rules: Rules
+    events: SentEvents
+    moves: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    _flows: Flows = field(default_factory=Flows)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.rules.topology.rebalance.tick)
 
     async def tick(self) -> None:
         """Inspect the queues once, and move."""
         self._flows.begin()
-        working, rules = self._fleet.working, self._rules.topology.rebalance
+        working, rules = self.fleet.working, self.rules.topology.rebalance
         if working.fleet.stale:
             return
         names = backlogged(working, rules.tick)
@@ -98,14 +93,14 @@ class Mover(Duty):
         """Some of the running jobs that can yield, by id, if there is another class to run them."""
         classes = [name for name in working.backlog.classes if working.fleet.of_class(name)]
         found: dict[str, tuple[Yieldable, WaitingJob]] = {}
-        for name in classes if len(classes) > 1 and self._rules.topology.rebalance.max_moves_per_job else ():
+        for name in classes if len(classes) > 1 and self.rules.topology.rebalance.max_moves_per_job else ():
             running = [one for device in working.fleet.of_class(name) for one in device.yieldable if one.tag]
             some = random.sample(running, min(len(running), RUNNING_EXAMINED))
             if not some:
                 continue
-            peeked = await self._queue_mover.held(name, [(one.tag, one.level) for one in some])
-            fields = await self._queue_mover.records([one.job for one in some], FIELDS)
-            now, catalogue = self._store.clock.now(), self._rules.catalogue
+            peeked = await self.queue_mover.held(name, [(one.tag, one.level) for one in some])
+            fields = await self.queue_mover.records([one.job for one in some], FIELDS)
+            now, catalogue = self.store.clock.now(), self.rules.catalogue
             for one, message, record in zip(some, peeked, fields, strict=True):
                 job = message and read_waiting(message, record, catalogue, now, JobState.RUNNING)
                 if job:
@@ -114,16 +109,13 @@ class Mover(Duty):
 
     async def _relocate(self, move: Move, running: Yieldable, job: WaitingJob) -> None:
         """Ask a running job to yield and go on in another class, while this router leads."""
-        now = self._store.clock.now()
-        steps = steps_of(move, {running.job: job}, now, self._rules)
-        await self._store.audit.write(receipts_of(move, steps, {running.job: job}, now, self._rules))
+        now = self.store.clock.now()
+        steps = steps_of(move, {running.job: job}, now, self.rules)
+        await self.store.audit.write(receipts_of(move, steps, {running.job: job}, now, self.rules))
         for step in steps:
             ask = YieldAsk(running.job, running.token, move.reason, to=relocation_of(step, running.tag))
-            if (
-                await self._leadership.campaign()
-                and (await self._store.jobs.ask_to_yield([ask]))[0] is YieldAnswer.ASKED
-            ):
-                self._events.add(running.job, step.queue, step.envelope)
+            if await self.leadership.campaign() and (await self.store.jobs.ask_to_yield([ask]))[0] is YieldAnswer.ASKED:
+                self.events.add(running.job, step.queue, step.envelope)
                 await self._note([_moved(move, 1, now)])
         self._flows.note([move])
 
@@ -134,30 +126,30 @@ class Mover(Duty):
         """
         depths, waiting = {}, dict[str, WaitingJob]()
         for name in names:
-            depths[name], messages = await self._queue_mover.peek(name, most)
+            depths[name], messages = await self.queue_mover.peek(name, most)
             for start in range(0, len(messages), READ_TOGETHER):
                 for job in await self._read(messages[start : start + READ_TOGETHER]):
                     waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 
     async def _read(self, messages: Sequence[Peeked]) -> list[WaitingJob]:
-        fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
-        now = self._store.clock.now()
+        fields = await self.queue_mover.records([one.job for one in messages], FIELDS)
+        now = self.store.clock.now()
         pairs = zip(messages, fields, strict=True)
-        jobs = (read_waiting(message, record, self._rules.catalogue, now) for message, record in pairs)
+        jobs = (read_waiting(message, record, self.rules.catalogue, now) for message, record in pairs)
         return [job for job in jobs if job is not None]
 
     async def _make(self, decided: Sequence[Move], waiting: dict[str, WaitingJob]) -> None:
-        now, made = self._store.clock.now(), []
+        now, made = self.store.clock.now(), []
         for move in decided:
-            steps = steps_of(move, waiting, now, self._rules)
-            await self._store.audit.write(receipts_of(move, steps, waiting, now, self._rules))
+            steps = steps_of(move, waiting, now, self.rules)
+            await self.store.audit.write(receipts_of(move, steps, waiting, now, self.rules))
             traces = MoveTraces(move, steps)
             outcomes = await self._move(steps)
             moved = [step for step, done in zip(steps, outcomes, strict=True) if done]
             traces.end(moved)
             for step in moved:
-                self._events.add(step.peeked.job, step.queue, step.envelope)
+                self.events.add(step.peeked.job, step.queue, step.envelope)
             if moved:
                 made.append(_moved(move, len(moved), now))
         self._flows.note(decided)
@@ -167,10 +159,10 @@ class Mover(Duty):
         """Move while this router leads; returns which messages moved."""
         done: list[bool] = []
         for start in range(0, len(steps), MOVED_AT_ONCE):
-            token = await self._leadership.campaign()  # deciding may have taken longer than the lease
+            token = await self.leadership.campaign()  # deciding may have taken longer than the lease
             if not token:
                 break
-            done += await self._queue_mover.move(token, steps[start : start + MOVED_AT_ONCE])
+            done += await self.queue_mover.move(token, steps[start : start + MOVED_AT_ONCE])
         return done + [False] * (len(steps) - len(done))
 
     async def _note(self, made: Sequence[Moved]) -> None:
@@ -178,7 +170,7 @@ class Mover(Duty):
             self.moves[moved.source, moved.target, moved.kind] += moved.jobs
             logger.info("moved", extra=msgspec.structs.asdict(moved))
         if made:
-            await self._queue_mover.note_moves(made)
+            await self.queue_mover.note_moves(made)
 
 
 def _moved(move: Move, jobs: int, now: float) -> Moved:
