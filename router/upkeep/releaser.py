@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from broker.valkey.forwarding import Drawn
 from broker.valkey.processes import Leadership
@@ -25,30 +26,23 @@ RELEASE_LEASE = 5.0
 _CHUNKS = (16, 64, 256)  # jobs drawn in consecutive draws from one queue; surplus jobs are returned
 
 
+@dataclass(eq=False)
 class Releaser(Duty):
     """Releases held jobs. `placed` is called for each job that leaves holding for a queue."""
 
-    def __init__(
-        self,
-        leadership: Leadership,
-        rules: Rules,
-        store: RouterStore,
-        transport: ValkeyTransport,
-        fleet: FleetReader,
-        *,
-        placed: Callable[[Place], None],
-    ) -> None:
+    leadership: Leadership
+    rules: Rules
+    store: RouterStore
+    transport: ValkeyTransport
+    fleet: FleetReader
+    placed: Callable[[Place], None]
+    _expected: bool = False
+    _began: float = 0.0
+
+    def __post_init__(self) -> None:
         super().__init__(BEAT)
-        self._leadership = leadership
-        self._rules = rules
-        self._store = store
-        self._transport = transport
-        self._fleet = fleet
-        self._placed = placed
-        self._order = FairOrder(rules.topology.tenants)
-        self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
-        self._expected = False
-        self._began = 0.0
+        self._order = FairOrder(self.rules.topology.tenants)
+        self._batch = max(hardware.max_batch for hardware in self.rules.topology.hardware.values())
 
     def wake(self) -> None:
         """Signal that a job is about to be held."""
@@ -58,12 +52,12 @@ class Releaser(Duty):
 
     async def tick(self) -> None:
         """Release, while the fleet's facts show held jobs."""
-        if not self._expected and not self._fleet.working.held.seconds.any():
+        if not self._expected and not self.fleet.working.held.seconds.any():
             self.pause = BEAT
             return
         began, held = time.monotonic(), True
         if self.pause == RELEASE_TICK:
-            self._fleet.shares.record_interval(began - self._began)
+            self.fleet.shares.record_interval(began - self._began)
         self._began, self.pause = began, RELEASE_TICK
         self._expected = False
         try:
@@ -73,10 +67,10 @@ class Releaser(Duty):
 
     async def _release_due(self) -> bool:
         """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
-        survey = await self._store.holding.survey()
-        if not survey.queues or self._fleet.working.fleet.stale:
+        survey = await self.store.holding.survey()
+        if not survey.queues or self.fleet.working.fleet.stale:
             return False
-        self._fleet.replace_work(survey.work)
+        self.fleet.replace_work(survey.work)
         found = [Releasable(*one, kind) for one in survey.queues if (kind := kind_of(one[0])) is not None]
         self._order.set_present(one.kind.tenant for one in found)
         ready = {one: 0 for one in found if one.due <= survey.now or self._has_capacity(one)}
@@ -92,9 +86,9 @@ class Releaser(Duty):
 
     def _has_capacity(self, held: Releasable) -> bool:
         """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
-        working = self._fleet.working
+        working = self.fleet.working
         try:
-            table = working.table(self._rules.catalogue.resolve(held.kind.model), held.kind.constraints)
+            table = working.table(self.rules.catalogue.resolve(held.kind.model), held.kind.constraints)
         except (UnknownModelError, ModelUnavailableError):
             return True
         work_limit = working.tenants.shares.work_limit(held.kind.tenant)
@@ -102,27 +96,27 @@ class Releaser(Duty):
 
     async def _release(self, held: Releasable, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
-        now, drawn = await self._store.holding.draw(self._leadership.token, held.name, most, RELEASE_LEASE)
+        now, drawn = await self.store.holding.draw(self.leadership.token, held.name, most, RELEASE_LEASE)
         expected_batch = min(held.jobs, self._batch)
         decisions = [self._decide(one, now, expected_batch) for one in drawn]
         placed = [one for one in decisions if isinstance(one, Place)]
         bound = [one for one in placed if not one.placement.held]
         ended = [one for one in decisions if isinstance(one, End)]
         endings = [(one.ending, one.after) for one in ended if not one.deviceless]
-        self._store.audit.add(one.receipt for one in ended if one.receipt is not None and not one.deviceless)
+        self.store.audit.add(one.receipt for one in ended if one.receipt is not None and not one.deviceless)
         back = [one.outgoing.job for one in placed if one.placement.held]
         back += [one.ending.job for one in ended if one.deviceless]
         if bound:
-            await self._fleet.forward(self._transport.release, [one.outgoing for one in bound])
+            await self.fleet.forward(self.transport.release, [one.outgoing for one in bound])
         if endings:
-            await end_all(self._store, self._transport, endings)
+            await end_all(self.store, self.transport, endings)
         if back:
-            await self._store.holding.give_back(back)
+            await self.store.holding.give_back(back)
         self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
     def _decide(self, drawn: Drawn, now: float, expected_batch: int) -> Place | End:
-        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, expected_batch=expected_batch)
+        decision = decide_held(drawn, self.rules, self.fleet.working, now=now, expected_batch=expected_batch)
         if isinstance(decision, Place) and not decision.placement.held:
-            self._placed(decision)
+            self.placed(decision)
         return decision
