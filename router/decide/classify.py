@@ -206,7 +206,10 @@ def classify(
         if asked:
             refusals.append(Refusal(name, variant_name, f"it does not honour {', '.join(asked)}", asked=asked))
             continue
-        why = [(_device_refusal(model, variant_name, variant, device, keys), device) for device in live[name]]
+        why = [
+            (_device_refusal(model, variant_name, variant, device, keys, constraints.service), device)
+            for device in live[name]
+        ]
         able = tuple(device for refusal, device in why if refusal is None)
         if why and not able:
             refusals.append(Refusal(name, variant_name, str(why[0][0]), ever=False))
@@ -296,7 +299,7 @@ def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constrain
 
 
 def _device_refusal(
-    model: Model, name: str, variant: Variant, device: DeviceFacts, keys: Mapping[str, str]
+    model: Model, name: str, variant: Variant, device: DeviceFacts, keys: Mapping[str, str], service: str
 ) -> str | None:
     """Why this live device cannot run the variant now, of inputs sealed with these keys by label; None if it can."""
     if label := next((label for label in keys if keys[label] not in device.opens), ""):
@@ -306,6 +309,9 @@ def _device_refusal(
     key = variant_key(model.id, name)
     if key in device.unavailable:
         return f"unavailable on {device.worker}: {device.unavailable[key]}"
+    peer = None if device.endpoint is None else device.endpoint.peer
+    if peer is not None and peer.offer(key, service) is None:
+        return f"site {peer.site} offers none for {service} now"
     if model.discovered and discovered_by([(variant.runtime, device.announced)]).get(model.name) != model:
         return f"{device.worker} announces no such model"
     missing = lacking(variant.instruction_sets, device.instruction_sets)

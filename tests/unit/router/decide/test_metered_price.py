@@ -291,6 +291,15 @@ def test_the_offer_of_the_requests_own_service_counts_first() -> None:
         assert float(figures.finish[place]) == pytest.approx(seconds)
 
 
+def test_a_site_gets_no_requests_of_a_service_for_which_it_offers_nothing() -> None:
+    topology, busy = a_peer(), fleet({"live": OFFER})
+    tables = {name: build_table(handed(topology), Constraints(name), topology, busy, BOOK) for name in ("live", "bulk")}
+    taking = {name: {one.hardware_class for one in table.candidates if one.devices} for name, table in tables.items()}
+    assert taking == {"live": {"far"}, "bulk": set()}
+    refused = next(one for one in tables["bulk"].refusals if (one.hardware_class, one.variant) == ("far", PEER))
+    assert (refused.ever, refused.reason) == (False, "site cloud offers none for bulk now")
+
+
 def test_a_site_that_cannot_be_reached_takes_only_what_nothing_else_can() -> None:
     topology = a_peer()
     model = handed(topology)
