@@ -59,7 +59,7 @@ class SimulatedReader:
         fleet = workload.fleet
         self.models = [model_of(name) for name in workload.trace.models]
         self._topology = topology_of(fleet)
-        self._book = _Book()
+        self._book: ProfileBook = _Book()
         self._timings = [fleet.timings[name] for name in workload.trace.models]
         self._path, self._stray = path, stray
         self._tracks: defaultdict[tuple[str, str], Track] = defaultdict(lambda: begin(UNSURE))
