@@ -8,7 +8,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from router.decide.plan import Density, Plan, ScalingRule
+from router.decide.plan import Density, Plan
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 
@@ -75,9 +75,7 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
         cells.add_row(*map(Text, [cell.model, cell.service, cell.locality or "", ", ".join(cell.classes)]))
     classes = table("class", "rule", "devices")
     for name, planned in plan.classes.items():
-        classes.add_row(*map(Text, [name, _rule(planned.rule), str(planned.devices)]))
+        rule = planned.rule
+        scales = f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
+        classes.add_row(*map(Text, [name, scales, str(planned.devices)]))
     return cells, classes
-
-
-def _rule(rule: ScalingRule) -> str:
-    return f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"

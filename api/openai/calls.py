@@ -207,12 +207,8 @@ def headers_of_placement(accepted: Accepted) -> dict[str, str]:
 
 def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:
     named = {"class": hardware_class, "variant": variant, "reason": reason}
-    headers = {f"x-taxiway-{name}": _printable(text) for name, text in named.items()}
-    return {"x-request-id": job, **headers}
-
-
-def _printable(text: str) -> str:
-    return text[:_HEADER_LENGTH].encode("ascii", "replace").decode().translate(_SAFE)
+    printable = {name: text[:_HEADER_LENGTH].encode("ascii", "replace").decode() for name, text in named.items()}
+    return {"x-request-id": job, **{f"x-taxiway-{name}": text.translate(_SAFE) for name, text in printable.items()}}
 
 
 def _stops() -> FleetUnavailable:

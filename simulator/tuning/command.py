@@ -169,7 +169,8 @@ class FleetTuner:
             return _unchanged(None, why, 0), None
         found = recorded(self._arrivals(until), known, until)
         arrivals = len(found.workload) if found is not None else 0
-        if found is None or arrivals < FEWEST_ARRIVALS or (before is None and found.span < FIRST):
+        guessing = before is None or before.guessed
+        if found is None or arrivals < FEWEST_ARRIVALS or (guessing and found.span < FIRST):
             span = found.span if found is not None else 0.0
             self.rest = min(FIRST - span, REST) if span < FIRST else REST
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"

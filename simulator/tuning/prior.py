@@ -70,15 +70,15 @@ def expected(prior: Prior, known: KnownFleet) -> Arrivals:
 def all_alike(workload: Workload) -> Workload:
     """As many requests of all models and services as a tuner expects that has seen none, with the workload's terms."""
     trace, parts = workload.trace, list[Arrivals]()
-    for model, name in enumerate(trace.models):
+    for model, service in sorted({*zip(trace.model.tolist(), trace.service.tolist(), strict=True)}):
+        like, name = (
+            trace.part(np.flatnonzero((trace.model == model) & (trace.service == service))),
+            trace.models[model],
+        )
         generating = any(isinstance(timing, Stepping) for timing in workload.fleet.timings[name])
-        for service in SERVICES:
-            like = trace.part(np.flatnonzero((trace.model == model) & (trace.service == SERVICES.index(service))))
-            if not len(like):
-                continue
-            drawn = _drawn(name, service, ALIKE, len(parts), generating=generating)
-            drawn.jobs["deadline"], drawn.jobs["priority"] = np.median(like.deadline), like.priority[0]
-            parts.append(drawn)
+        drawn = _drawn(name, SERVICES[service], ALIKE, len(parts), generating=generating)
+        drawn.jobs["deadline"], drawn.jobs["priority"] = np.median(like.deadline), like.priority[0]
+        parts.append(drawn)
     asked = trace_of(joined(parts))
     numbers = np.array(indices(asked.models, trace.models), np.int16)
     return prepare(replace(asked, models=trace.models, model=numbers[asked.model]), workload.fleet)
