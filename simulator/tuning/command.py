@@ -169,9 +169,11 @@ class FleetTuner:
             return _unchanged(None, why, 0), None
         found = recorded(self._arrivals(until), known, until)
         arrivals = len(found.workload) if found is not None else 0
+        span = found.span if found is not None else 0.0
+        if before is not None and before.guessed:  # refused requests are recorded as if they came all through a slice
+            span = min(span, max(until - before.made, 0.0))
         guessing = before is None or before.guessed
-        if found is None or arrivals < FEWEST_ARRIVALS or (guessing and found.span < FIRST):
-            span = found.span if found is not None else 0.0
+        if found is None or arrivals < FEWEST_ARRIVALS or (guessing and span < FIRST):
             self.rest = min(FIRST - span, REST) if span < FIRST else REST
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
             tuning, plan = self._expect(_unchanged(before, why, arrivals), before, known, now)

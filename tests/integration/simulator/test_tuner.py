@@ -119,6 +119,8 @@ def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings,
     topology = load_topology(settings.queues)
     assert {cell.service for cell in plan.cells if cell.model == "echo:1"} == set(topology.service)
     assert {planned.devices for planned in plan.classes.values()} == {0}
+    record(store)
+    assert tune(settings)["why"].endswith(" in 0 s"), "what came before the guess does not replace it"
 
 
 def test_a_plan_for_a_mix_has_devices_until_requests_come(settings: Settings, store: Any, devices: None) -> None:
