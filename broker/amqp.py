@@ -365,8 +365,11 @@ def amqp_errors() -> Iterator[None]:
 
 
 def _says_closed(error: BaseException) -> bool:
-    """Whether aiormq's error means that the connection ended: it cancels waits, and writes get a bare `Exception`."""
+    """Whether aiormq's error means that the connection ended.
+
+    It cancels waits; writes get a bare `Exception`, and calls on what is closed a bare `RuntimeError` that says so.
+    """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
-    return type(error) is Exception
+    return type(error) is Exception or (type(error) is RuntimeError and "closed" in str(error))

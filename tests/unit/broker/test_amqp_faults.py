@@ -4,11 +4,13 @@ from broker.amqp import amqp_errors
 from taxiway.errors import BrokerUnavailableError
 
 
-def test_a_connection_that_ended_as_it_was_written_to_is_an_outage() -> None:
+@pytest.mark.parametrize("error", [Exception(), RuntimeError("<Connection> closed")])  # aiormq's ways to say so
+def test_a_connection_that_ended_as_it_was_used_is_an_outage(error: Exception) -> None:
     with pytest.raises(BrokerUnavailableError), amqp_errors():
-        raise Exception  # aiormq's way to say so
+        raise error
 
 
-def test_an_error_of_ours_is_none() -> None:
-    with pytest.raises(KeyError), amqp_errors():
-        raise KeyError("a job")
+@pytest.mark.parametrize("error", [KeyError("a job"), RuntimeError("ours")])
+def test_an_error_of_ours_is_none(error: Exception) -> None:
+    with pytest.raises(type(error)), amqp_errors():
+        raise error
