@@ -33,10 +33,10 @@ from tasks.models.model import Model, Profile, Variant
 from tasks.models.profiles import make_book
 from tasks.queues.endpoints import HOME
 from tasks.topology import HardwareClass, Topology, load_topology
-from taxiway.contract.keys import LEVELS
+from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.contract.peers import STALE, Offers, SiteOffer
 from taxiway.contract.request import Terms
-from workers.endpoints.protocol import BUSY_FOR
+from workers.endpoints.protocol import BUSY_FOR, patient_slots
 
 SITES = ("edge", "lab", "cloud")
 
@@ -159,7 +159,7 @@ class PeerPool(Pool):
         super().__init__(index, name, workload.fleet, workload.trace.models, world, yields=False, seed=0)
         self.heard = heard
         self._models, self._send = workload.trace.models, send
-        self._sent: dict[int, tuple[float, float]] = {}  # when, and the seconds that were expected
+        self._sent: dict[SimulatedJob, tuple[float, float]] = {}  # when, and the seconds that were expected
         self._rest_until = 0.0
 
     def pause(self, now: float) -> float:
@@ -178,7 +178,7 @@ class PeerPool(Pool):
 
     def answered(self, job: SimulatedJob, state: int, now: float) -> None:
         """The peer has answered a job, dropped it, or refused it: then it waits here again."""
-        sent, expected = self._sent.pop(job.index)
+        sent, expected = self._sent.pop(job)
         self._leave(job)
         if state == REFUSED:
             self._push(job)
@@ -191,14 +191,16 @@ class PeerPool(Pool):
 
     def _give(self, job: SimulatedJob, now: float) -> bool:
         offer = self.heard.offer(self._models[job.model], SERVICES[job.service], now)
-        if self.running >= self.slots or self.pause(now):
+        patient = sum(one.level >= PATIENT for one in self._sent)
+        full = self.running >= self.slots or (job.level >= PATIENT and patient >= patient_slots(self.slots))
+        if full or self.pause(now):
             return False
         if offer is None:
             self._rest_until = now + BUSY_FOR
             return False
         self._unqueue(job)
         self._enter(job, now)
-        self._sent[job.index] = now, offer.seconds(job.size, 0) + 2 * self.heard.line.delay
+        self._sent[job] = now, offer.seconds(job.size, 0) + 2 * self.heard.line.delay
         self._send(self, job, now)
         return True
 

@@ -29,6 +29,12 @@ LONGEST_WAIT = 300.0
 BUSY_FOR = 1.0
 """Seconds until an endpoint is asked again that was busy and did not say for how long."""
 
+PATIENT_SHARE = 0.5
+"""Share of another fleet's slots that patient jobs may hold: they wait there, and urgent ones for a slot here.
+
+Source: `lab.sites`, the same hours, seed 1: of live requests 95.5 % are in time with all slots, 98.4 with
+seven eighths, and 99.7 with half."""
+
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
 """The `code` of OpenAI, and the `type` of llama.cpp, for a prompt that does not fit."""
 
@@ -104,6 +110,11 @@ def unready(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
         return refused(status, headers, body, now)
     said = _message(body)[0]
     return EndpointError(FaultKind.STARTING, f"the endpoint is starting: {status}{': ' if said else ''}{said}")
+
+
+def patient_slots(slots: int) -> int:
+    """How many of another fleet's slots patient jobs may hold; one at least."""
+    return max(int(PATIENT_SHARE * slots), 1)
 
 
 def retry_after(text: str, now: float) -> float:

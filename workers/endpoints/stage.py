@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import random
+import sys
 import threading
 import time
 import traceback
@@ -27,7 +28,7 @@ from tasks.models.model import Model
 from tasks.models.profiles import ProfileBook, ran_size
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.job import Tokens
-from taxiway.contract.keys import learned_key
+from taxiway.contract.keys import LEVELS, PATIENT, learned_key
 from taxiway.contract.stream import NOTHING, CutGeneration, Delta, Piece
 from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import RETRIES, describe
@@ -44,13 +45,14 @@ from workers.endpoints.protocol import (
     Exchange,
     FaultKind,
     Tell,
+    patient_slots,
 )
 from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
 from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, RunningJob, Used, late
-from workers.stages.queues import DeviceDriver, DeviceQueue, Shared
+from workers.stages.queues import AHEAD_FOR, DeviceDriver, DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class EndpointStage(DeviceDriver):
         origin: Origin,
     ) -> None:
         self.variants = variants
-        self.ahead = math.inf
+        self.ahead = 2 * AHEAD_FOR  # patient rows are looked for again as soon where `levels` leaves them out
         self._inbox = inbox
         self._shared = shared
 
@@ -158,7 +160,21 @@ class EndpointStage(DeviceDriver):
         """Wait until slots are free, at most `longest` seconds; returns for how many jobs. Thread-safe."""
         longest = min(longest, self._places.now.gate.wait or longest)
         self._inbox.wait_for(lambda: self._capacity() > 0 or self._stopping.is_set(), longest)
-        return max(math.ceil(self._capacity() / self._inbox.rows_a_job), 0)
+        jobs = max(math.ceil(self._capacity() / self._inbox.rows_a_job), 0)
+        patient = self._patient_left()
+        return min(jobs, patient) if patient > 0 else jobs
+
+    def levels(self) -> int:
+        """As `DeviceDriver.levels`: patient jobs leave some slots of another fleet to urgent ones. Thread-safe."""
+        return LEVELS if self._patient_left() > 0 else PATIENT
+
+    def _patient_left(self) -> int:
+        """How many more patient jobs may be held here."""
+        place = self._places.now
+        if not place.endpoint.is_peer:
+            return sys.maxsize
+        held = sum(delivery.ticket.level >= PATIENT for delivery in self._shared.held.all())
+        return patient_slots(place.health.slots) - held
 
     def hung(self, now: float) -> bool:
         """Whether the event loop does not turn. Thread-safe."""

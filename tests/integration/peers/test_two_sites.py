@@ -125,6 +125,16 @@ def test_work_that_only_the_other_site_can_do_waits_for_the_line(valkey_url: str
         assert job.result(timeout=60).report.hardware_class == PEER
 
 
+def test_bulk_work_that_waits_there_leaves_slots_to_urgent_work(valkey_url: str, tmp_path: Path) -> None:
+    with two_sites(valkey_url, tmp_path / "sites", queues=NEAR.replace("slots: 32", "slots: 8")) as sites:
+        near = sites.near.client
+        jobs = [near.submit("slab", LASTING, service="bulk") for _ in range(9)]
+        eventually(lambda: len([*sites.far.state.scan_iter(job_key("*"))]) == 4)
+        assert near.infer("echo", {"payload": "now"}, timeout=60).report.hardware_class == PEER
+        for job in jobs:
+            job.cancel()
+
+
 def submitted(sites: TwoSites) -> taxiway.Job | None:
     """A bulk job, if the fleet takes one."""
     job = sites.near.client.submit("slab", QUICK, service="bulk")
