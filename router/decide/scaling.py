@@ -52,7 +52,12 @@ class Scaler:
     _short: dict[str, float] = field(default_factory=dict)  # since when a class lacks devices
 
     def observe(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float]) -> None:
-        """Scale for the fleet at `now`, in seconds of any monotonic clock; `jobs` are the unfinished ones by class."""
+        """Scale for the fleet at `now`, in seconds of any monotonic clock; `jobs` are the unfinished ones by class.
+
+        A plan that is a guess says nothing of devices.
+        """
+        if fleet.plan is not None and fleet.plan.guessed:
+            fleet = replace(fleet, plan=None)
         cells = fleet.plan.cells if fleet.plan is not None else ()
         moving = any(moves(cell, len(fleet.of_class(cell.classes[0])), fleet.now) for cell in cells)
         due = deadlines(self.topology)

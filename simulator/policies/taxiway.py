@@ -17,7 +17,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.cost import has_capacity
 from router.decide.fairness import RELEASE_TICK, HeldKind
 from router.decide.placement import Placement, choose
-from router.decide.plan import Density
+from router.decide.plan import Density, Plan
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.fleet import SERVICES, USABLE, Fleet, Stepping
 from simulator.policies.policy import LIVE, REFUSED_JOB, Fixed, Held, LeastWork, Policy, Shift, Static
@@ -25,14 +25,13 @@ from simulator.policies.routing import Count, ExpectedBatch, Holding, SimulatedM
 from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
-from simulator.tuning.prior import all_alike
+from simulator.tuning.prior import all_alike, guess
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.search import SLACK
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
     FEWEST_ARRIVALS,
-    FIRST,
     PLAYED_WINDOW,
     REST,
     SHORTEST_PLAY,
@@ -303,30 +302,27 @@ class TunedPolicy(Taxiway):
         recorded = replace(self._recorded, fleet=self._as_learned(pools))
         window, plays = self._window(recorded, until)
         if len(window.jobs) < FEWEST_ARRIVALS:
-            if not self.decisions:
-                self._expect(pools, now, pace)
+            if self._reader.plan is None:
+                self._guess(pools, now)
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
         window = window.behind(recorded, np.sort(np.array(waiting, int) + self._before), until)
         self._watch = TuningWatch(now, window.span, pace)
-        self._follow(self._tuner.tune(window, _states(pools, now), now, plays=plays), window, pools, now)
+        decision = self._tuner.tune(window, _states(pools, now), now, plays=plays)
+        self._adopt(decision, pools, now)
+        self._reader.follow(self._plan_of(decision, window, now))
 
-    def _expect(self, pools: Sequence[Pool], now: float, pace: Sequence[float]) -> None:
-        """Follow a guess before anything has arrived; it starts no device, and gives way to the first plan."""
-        expected = all_alike(replace(self._recorded, fleet=self._as_learned(pools)))
-        window = Window.latest(expected, SHORTEST_PLAY, SHORTEST_PLAY)
-        self._watch = TuningWatch(now, FIRST, pace)
-        decision = self._tuner.tune(window, _states(pools, now), now)
-        self._follow(replace(decision, devices=(0,) * len(pools)), window, pools, now, guessed=True)
+    def _guess(self, pools: Sequence[Pool], now: float) -> None:
+        """Follow a guess before anything has arrived; it gives way to the first plan."""
+        window = Window.latest(all_alike(self._recorded), SHORTEST_PLAY, SHORTEST_PLAY)
+        plan = self._plan_of(self._tuner.tune(window, _states(pools, now), now), window, now)
+        self._reader.follow(guess(plan))
         self._tuner.assignment = None
 
-    def _follow(
-        self, decision: Decision, window: Window, pools: Sequence[Pool], now: float, *, guessed: bool = False
-    ) -> None:
-        self._adopt(decision, pools, now)
+    def _plan_of(self, decision: Decision, window: Window, now: float) -> Plan:
         plan = plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now)
         cells = tuple(msgspec.structs.replace(cell, model=model_of(cell.model).id) for cell in plan.cells)
-        self._reader.follow(msgspec.structs.replace(plan, cells=cells, guessed=guessed))
+        return msgspec.structs.replace(plan, cells=cells)
 
     def _window(self, recorded: Workload, until: float) -> tuple[Window, int | None]:
         """The arrivals to play, and how many plays there may be."""

@@ -35,7 +35,7 @@ from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.traces import TraceError
-from simulator.tuning.prior import Prior, expected, parse_prior
+from simulator.tuning.prior import Prior, expected, guess, parse_prior
 from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
@@ -200,8 +200,7 @@ class FleetTuner:
             return unchanged, before
         tuning, plan = self._search(found, before, now)
         if not self._prior:
-            idle = {name: msgspec.structs.replace(planned, devices=0) for name, planned in plan.classes.items()}
-            plan = msgspec.structs.replace(plan, classes=idle, guessed=True)
+            plan = guess(plan)
         self._watch = TuningWatch(now, FIRST, known.paces)
         why = f"{unchanged.why}, so the plan is for what is expected"
         return msgspec.structs.replace(tuning, why=why, arrivals=unchanged.arrivals), plan

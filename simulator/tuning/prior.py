@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from router.decide.plan import Plan
 from simulator.fleet import SERVICES, Stepping
 from simulator.own_fleet.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
@@ -65,6 +67,11 @@ def expected(prior: Prior, known: KnownFleet) -> Arrivals:
         for seed, ((model, service), rate) in enumerate(mix.items())
     ]
     return under(joined(parts), known.topology, known.topology)
+
+
+def guess(plan: Plan) -> Plan:
+    """The plan for what is not known: it says nothing of devices."""
+    return msgspec.structs.replace(plan, classes={}, guessed=True)
 
 
 def all_alike(workload: Workload) -> Workload:

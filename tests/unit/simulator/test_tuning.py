@@ -264,10 +264,11 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
 
 def test_before_anything_has_arrived_the_plan_is_for_what_is_expected_and_starts_no_device() -> None:
     policy = TunedPolicy(workload(), seed=1)
-    Simulation(workload(), policy, seed=1).run()
-    (at, expected), (later, _) = policy.decisions[:2]
-    assert at < 1 and expected.adopted and not any(expected.devices)
-    assert later >= FIRST
+    run = Simulation(workload(), policy, seed=1)
+    assert not [*policy.look(run.pools, 0.0)]
+    assert policy._reader.plan is not None and policy._reader.plan.guessed and not policy._reader.plan.classes
+    run.run()
+    assert policy.decisions[0][0] >= FIRST
 
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:

@@ -189,6 +189,14 @@ def test_a_class_that_the_plan_does_not_use_is_emptied_after_the_handover() -> N
     assert clock.target("other") > 0
 
 
+def test_a_guess_starts_no_device_and_ends_none() -> None:
+    clock, guess = Clock(), msgspec.structs.replace(a_plan(Density(), devices=2), classes={}, guessed=True)
+    clock.observe(a_fleet(None, work={"other": (0.0, 0.0, 0.0, 7200.0)}))
+    before = clock.target("used"), clock.target("other")
+    clock.observe(a_fleet(guess))
+    assert (clock.target("used"), clock.target("other")) == before
+
+
 LENDING = parse_topology(recorded("fleets/lending.yaml"))
 TIMEOUT = 2.0
 
