@@ -180,8 +180,9 @@ def test_a_body_that_is_malformed_ends_its_connection_and_writes_no_error(
 ) -> None:
     with served(application=application) as server, connected(server.port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
-        if application is refuser:
-            assert connection.recv(65536).startswith(b"HTTP/1.1 403 ")
+        answered = b""
+        while application is refuser and not answered.endswith(b"nobody"):
+            answered += connection.recv(65536)
         connection.sendall(b"zz\r\n")
         assert read(connection)[:13] == (b"" if application is refuser else b"HTTP/1.1 400 ")
     assert not caplog.records
