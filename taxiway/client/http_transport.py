@@ -382,7 +382,9 @@ def _read_json(response: HttpResponse) -> dict[str, Any]:
             return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
         reported = answer.get("error")
         if isinstance(reported, dict):  # the form of OpenAI's API
-            raise _error_class_of(response)(str(reported.get("message", "")), status=response.status)
+            said = str(reported.get("message", ""))
+            ours = error_of_code(str(reported.get("code")), said, {"status": response.status})
+            raise ours if type(ours) is not TaxiwayError else _error_class_of(response)(said, status=response.status)
         if "code" not in answer:
             raise _not_a_router(response)
         details = dict(answer.get("details") or {})

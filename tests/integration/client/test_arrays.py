@@ -18,6 +18,7 @@ from taxiway import (
     Result,
     TaxiwayError,
     UnknownModelError,
+    UnknownObjectError,
 )
 from taxiway.client.arrays import ArrayProgress
 from tests.command_line import CommandLine
@@ -87,6 +88,14 @@ async def test_inputs_may_be_arrays_rows_and_bytes(url: str) -> None:
     found = [[one.outputs for one in outcomes if isinstance(one, Result)] for outcomes in (numbers, texts)]
     assert [list(outputs["estimate"]) for outputs in found[0]] == [[0.5, 0.25], [1.0, 0.5], [1.5]]
     assert [next(iter(outputs.values())) for outputs in found[1]] == ["a", b"\xff", ["b", "c"]]
+
+
+async def test_an_array_that_is_gone_is_not_known(url: str) -> None:
+    async with AsyncClient(url) as client:
+        array = await client.array("slab", [one(1)])
+        array.id = "batch_gone"
+        with pytest.raises(UnknownObjectError):
+            await array.progress()
 
 
 def test_what_is_cancelled_says_so(client: Client, fleet: Settings) -> None:
