@@ -99,7 +99,7 @@ class Region(EventQueue):
         if visit is not None:
             pool, job = visit
             self.elsewhere[index] = state == ANSWERED
-            self._later(pool.heard.line.arrival(self.now), partial(pool.answered, job, state))
+            self._later(pool.received.line.arrival(self.now), partial(pool.answered, job, state))
             return
         self._left -= 1
         latency = self.now + float(self.away[index]) - float(self._trace.arrival[index])

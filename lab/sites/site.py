@@ -122,16 +122,16 @@ class Line:
     cuts: tuple[tuple[float, float], ...] = ()
 
     def is_cut(self, now: float) -> bool:
-        """Whether nothing is heard."""
+        """Whether nothing is received."""
         return any(begin <= now < end for begin, end in self.cuts)
 
     def arrival(self, now: float) -> float:
-        """When what is said now is heard."""
+        """When what is said now is received."""
         return next((end for begin, end in self.cuts if begin <= now < end), now) + self.delay
 
 
 @dataclass(slots=True, eq=False)
-class Heard:
+class Received:
     """What a site knows of a peer: its latest offers, and when they came."""
 
     line: Line
@@ -155,9 +155,9 @@ Send = Callable[["PeerPool", SimulatedJob, float], None]
 class PeerPool(Pool):
     """A peer as a class."""
 
-    def __init__(self, index: int, name: str, workload: Workload, world: World, heard: Heard, send: Send) -> None:
+    def __init__(self, index: int, name: str, workload: Workload, world: World, received: Received, send: Send) -> None:
         super().__init__(index, name, workload.fleet, workload.trace.models, world, yields=False, seed=0)
-        self.heard = heard
+        self.received = received
         self._models, self._send = workload.trace.models, send
         self._sent: dict[SimulatedJob, tuple[float, float]] = {}  # when, and the seconds that were expected
         self._rest_until = 0.0
@@ -173,7 +173,7 @@ class PeerPool(Pool):
 
     def hear(self, offers: Offers, now: float) -> None:
         """The peer has made new offers."""
-        self.heard.offers, self.heard.at = offers, now
+        self.received.offers, self.received.at = offers, now
         self.feed(now)
 
     def answered(self, job: SimulatedJob, state: int, now: float) -> None:
@@ -190,7 +190,7 @@ class PeerPool(Pool):
         self.feed(now)
 
     def _give(self, job: SimulatedJob, now: float) -> bool:
-        offer = self.heard.offer(self._models[job.model], SERVICES[job.service], now)
+        offer = self.received.offer(self._models[job.model], SERVICES[job.service], now)
         patient = sum(one.level >= PATIENT for one in self._sent)
         full = self.running >= self.slots or (job.level >= PATIENT and patient >= patient_slots(self.slots))
         if full or self.pause(now):
@@ -200,7 +200,7 @@ class PeerPool(Pool):
             return False
         self._unqueue(job)
         self._enter(job, now)
-        self._sent[job] = now, offer.seconds(job.size, 0) + 2 * self.heard.line.delay
+        self._sent[job] = now, offer.seconds(job.size, 0) + 2 * self.received.line.delay
         self._send(self, job, now)
         return True
 
@@ -226,12 +226,12 @@ class SiteReader(SimulatedReader):
 
     def _peer(self, pool: PeerPool, now: float) -> DeviceFacts:
         """What the worker of a peer's class reports."""
-        heard, keys = pool.heard, [variant_key(model.id, _THERE) for model in self.models]
+        received, keys = pool.received, [variant_key(model.id, _THERE) for model in self.models]
         tracks = [(key, self._tracks[pool.name, model.id]) for key, model in zip(keys, self.models, strict=True)]
         learned = {key: track for key, track in tracks if track.batches}
-        offers = {key: heard.fresh(now).get(model.name) for key, model in zip(keys, self.models, strict=True)}
+        offers = {key: received.fresh(now).get(model.name) for key, model in zip(keys, self.models, strict=True)}
         made = {key: dict(one) for key, one in offers.items() if one is not None}
-        peer = PeerFacts(site=pool.name, round_trip=2 * heard.line.delay, age=now - heard.at, offers=made)
+        peer = PeerFacts(site=pool.name, round_trip=2 * received.line.delay, age=now - received.at, offers=made)
         return DeviceFacts(
             worker=pool.name,
             hardware_class=pool.name,
@@ -305,7 +305,7 @@ class Sent(OutcomeColumns):
 
 
 class Site(Simulation):
-    """One site's fleet, whose events happen in `world`; `ended` is told of every job that ends here, and how."""
+    """One site's fleet, whose events happen in `world`; `ended` learns of every job that ends here, and how."""
 
     def __init__(
         self, topology: Topology, workload: Workload, world: EventQueue, ended: Callable[[int, int], None], *, seed: int
@@ -325,7 +325,7 @@ class Site(Simulation):
         """Switch devices on, and take each peer at the end of a line as a class."""
         for index, pool in enumerate(self.pools):
             if self.topology.hardware[pool.name].is_peer:
-                self.pools[index] = PeerPool(index, pool.name, self.workload, self, Heard(lines[pool.name]), send)
+                self.pools[index] = PeerPool(index, pool.name, self.workload, self, Received(lines[pool.name]), send)
         self._begin()
 
     def accept(self, index: int, left: float, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What a tuner expects that has seen no arrivals: what it is told, or all models and services alike."""
+"""What a tuner expects that has seen no arrivals: what operators say, or all models and services alike."""
 
 from __future__ import annotations
 
