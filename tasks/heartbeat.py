@@ -256,8 +256,12 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     def offer(self, variant: str, service: str) -> SiteOffer | None:
         """What the fleet behind it offers for a variant and service; None of any other device."""
-        peer = None if self.endpoint is None else self.endpoint.peer
-        return None if peer is None else peer.offer(variant, service)
+        return None if self.peer is None else self.peer.offer(variant, service)
+
+    @property
+    def peer(self) -> PeerFacts | None:
+        """The fleet behind it; None of any other device."""
+        return None if self.endpoint is None else self.endpoint.peer
 
     @property
     def host(self) -> str:

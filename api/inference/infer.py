@@ -163,10 +163,12 @@ class Inference:
         """
         order, blobs = await self._prepared(request, size, reply=self.router.name if awaited else "", notify=notify)
         job, admitted = order.job, await self._placed(order, blobs)
-        announced = partial(self._own, self.router.results.expect(job), job)
-        if admitted is None or not await self._forward(order, admitted):
-            return Accepted(job, None, partial(self._earlier, job))
-        return Accepted(job, admitted.placement, announced if awaited else partial(self._earlier, job))
+        looked_for = partial(self._earlier, job)
+        if admitted is None:
+            return Accepted(job, None, looked_for)
+        wait = partial(self._own, self.router.results.expect(job), job) if awaited else looked_for
+        fresh = await self._forward(order, admitted)
+        return Accepted(job, admitted.placement, wait) if fresh else Accepted(job, None, looked_for)
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf

@@ -318,8 +318,8 @@ UNMEASURED = 1e9
 
 def _bytes_per_second(candidate: Candidate) -> float:
     """What the link to the candidate's class carries: as stated, else as measured of the slowest line to a fleet."""
-    peers = [device.endpoint.peer for device in candidate.devices if device.endpoint is not None]
-    measured = [peer.bytes_per_second for peer in peers if peer is not None and peer.bytes_per_second > 0]
+    peers = [device.peer for device in candidate.devices if device.peer is not None]
+    measured = [peer.bytes_per_second for peer in peers if peer.bytes_per_second > 0]
     return candidate.hardware.link.bytes_per_second or min(measured, default=UNMEASURED)
 
 
@@ -429,8 +429,8 @@ def _profile(device: DeviceFacts, known: KnownProfile, key: str, service: str) -
     """What the device learned of the variant with this key, or another fleet offers; else its profile."""
     offer = device.offer(key, service)
     if offer is not None:
-        assert device.endpoint is not None and device.endpoint.peer is not None
-        base = offer.base + device.endpoint.peer.round_trip
+        assert device.peer is not None
+        base = offer.base + device.peer.round_trip
         return Profile(base=base, step=offer.each_written, load=0.0, prompt_step=offer.each_read)
     curve = device.endpoint.curves.get(key) if device.endpoint is not None else None
     return known.profile if curve is None else replace(curve, load=known.profile.load)
@@ -446,7 +446,7 @@ def _absent(candidate: Candidate, start: float) -> str:
 def _warning(known: Sequence[tuple[DeviceFacts, KnownProfile]], key: str, service: str) -> str | None:
     for device, _ in known:
         offer = device.offer(key, service)
-        if offer is not None and device.endpoint is not None and (peer := device.endpoint.peer) is not None:
+        if offer is not None and (peer := device.peer) is not None:
             signed = f"signed at {datetime.fromtimestamp(peer.signed_at, UTC):%FT%TZ}, " if peer.signed_at else ""
             more = f"{peer.age:.1f} s old, {signed}{1000 * peer.round_trip:.0f} ms away"
             return f"offer of site {peer.site}, {more}: it takes {offer.rate:.3g} rows/s"

@@ -309,7 +309,7 @@ def _device_refusal(
     key = variant_key(model.id, name)
     if key in device.unavailable:
         return f"unavailable on {device.worker}: {device.unavailable[key]}"
-    peer = None if device.endpoint is None else device.endpoint.peer
+    peer = device.peer
     if peer is not None and peer.offers.get(key) and peer.offer(key, service) is None:  # without any, the line is cut
         return f"site {peer.site} offers none for {service} now"
     if model.discovered and discovered_by([(variant.runtime, device.announced)]).get(model.name) != model:

@@ -257,7 +257,7 @@ class FleetTuner:
         began = time.process_time()
         number = 1 if before is None else before.number + 1
         tuner = Tuner(seed=number)
-        tuner.assignment = found.assignment(None if before is not None and before.guessed else before)
+        tuner.assignment = found.assignment(before)
         first = tuner.assignment is None
         window = Window.latest(found.workload, found.span, found.span)
         window = window.behind(found.workload, found.waiting, found.span)

@@ -95,8 +95,11 @@ class Recorded:
     waiting: Column
 
     def assignment(self, plan: Plan | None) -> Assignment | None:
-        """The plan as an assignment, for the search to begin with; None if it says nothing about these requests."""
-        if plan is None:
+        """The plan as an assignment, for the search to begin with.
+
+        None if it says nothing about these requests, or was a guess: that gives way to any plan.
+        """
+        if plan is None or plan.guessed:
             return None
         names = list(self.workload.fleet.classes)
         able = able_classes(self.workload.fleet, self.workload.trace.models)
