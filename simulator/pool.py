@@ -293,7 +293,13 @@ class Pool:
                 device.hold(model, timing, now)
 
     def _admit(self, job: SimulatedJob, timing: Stepping, now: float) -> bool:
-        """Add a generating job to the device with the fewest jobs among those with capacity."""
+        """Add a generating job to the device with the fewest jobs among those with capacity.
+
+        It does not take the memory that an urgent one of another model waits for.
+        """
+        most = min(job.level, PATIENT)
+        if any(ahead.level < most and isinstance(self._timings[ahead.model], Stepping) for ahead in self.queue.heads()):
+            return False
         device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots, now))
         if device is None:
             return False

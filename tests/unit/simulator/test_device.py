@@ -1,6 +1,7 @@
 """A simulated device runs several models as a worker's does, its hardware changes, and its generations yield."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +87,20 @@ def test_patient_work_displaces_a_model_that_urgent_work_uses_for_a_tenth_of_the
     outcome = Simulation(trace, First(), seed=1).run()
     assert (outcome.state == ANSWERED).all()
     assert outcome.latency[[1, 4]] == pytest.approx([1.1, 2.6 - 2.2 + 1.1])
+
+
+def test_a_bulk_generation_does_not_take_the_memory_that_a_live_one_waits_for() -> None:
+    """A cached token takes a GiB of 24, and a step a second: the live one fits in once the second chat ends."""
+    fleet = parse_fleet(FLEET.replace("gpu: {count: 2", "gpu: {count: 1"))
+    timing = replace(CHAT, cache=float(2**30), overhead=1.0)
+    fleet = replace(fleet, timings={**fleet.timings, "chat": (timing, None), "embed": (timing, None)})
+    rows = [(0, "chat", 2, 1, 10), (0, "chat", 2, 1, 4), (1, "chat", 0, 9, 1), (2, "embed", 2, 1, 4)]
+    asked = [
+        {"arrival": float(at), "model": model, "size": size, "output": output, "deadline": 60, "priority": level}
+        for at, model, level, size, output in rows
+    ]
+    outcome = Simulation(prepare(make_trace(asked), fleet, seed=1), First(), seed=1).run()
+    assert outcome.latency[2] < 10
 
 
 @pytest.mark.parametrize("name", POLICIES)
