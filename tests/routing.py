@@ -70,7 +70,14 @@ class EchoDevice:
     `answering` False only heartbeats: what is placed stays in the queue.
     """
 
-    def __init__(self, settings: Settings, *, hardware_class: str = "cpu.batch", answering: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        hardware_class: str = "cpu.batch",
+        answering: bool = True,
+        memory: int = 2**34,
+    ) -> None:
         self.hardware_class = hardware_class
         self.done: list[str] = []
         self.unavailable: dict[str, str] = {}
@@ -79,6 +86,7 @@ class EchoDevice:
         self._name = f"{hardware_class}.{uuid.uuid4().hex[:6]}"
         self._stopping = threading.Event()
         self._answering = answering
+        self._memory = memory
         self._resting = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -102,6 +110,8 @@ class EchoDevice:
             instruction_sets=("avx2", "avx512f", "avx512_vnni"),
             warm=("echo:1/echo",),
             unavailable=self.unavailable,
+            memory_total=self._memory,
+            memory_free=self._memory,
         )
         run(self._client, heartbeat_call(self._name, msgspec.json.encode(facts)))
 

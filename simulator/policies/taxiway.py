@@ -25,7 +25,7 @@ from simulator.policies.routing import Count, ExpectedBatch, Holding, SimulatedM
 from simulator.pool import Pool
 from simulator.traces import Column
 from simulator.tuning.opponents import pinned, tuned_split
-from simulator.tuning.prior import all_alike, guess
+from simulator.tuning.prior import all_alike, displaces, guess
 from simulator.tuning.real_fleet import paces
 from simulator.tuning.recall import alike
 from simulator.tuning.search import SLACK
@@ -302,7 +302,7 @@ class TunedPolicy(Taxiway):
         recorded = replace(self._recorded, fleet=self._as_learned(pools))
         window, plays = self._window(recorded, until)
         if len(window.jobs) < FEWEST_ARRIVALS:
-            if self._reader.plan is None:
+            if self._reader.plan is None and displaces(self._fleet):
                 self._guess(pools, now)
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()

@@ -35,7 +35,7 @@ from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
 from simulator.traces import TraceError
-from simulator.tuning.prior import Prior, expected, guess, parse_prior
+from simulator.tuning.prior import Prior, displaces, expected, guess, parse_prior
 from simulator.tuning.real_fleet import (
     KnownFleet,
     Recorded,
@@ -194,7 +194,7 @@ class FleetTuner:
         It is tuned again as soon as there may be a plan from arrivals.
         """
         found = recorded(expected(self._prior, known), known, 0.0) if before is None or before.stale(now) else None
-        if found is None:
+        if found is None or not (self._prior or displaces(found.workload.fleet)):
             if not (known.snapshot.devices or known.snapshot.startable):  # the fleet is just starting
                 self.rest = WAIT
             return unchanged, before

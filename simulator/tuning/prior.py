@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from router.decide.plan import Plan
-from simulator.fleet import SERVICES, Stepping
+from simulator.fleet import SERVICES, USABLE, Fleet, Stepping
 from simulator.own_fleet.history import day_of
 from simulator.own_fleet.known import arrivals_from, under
 from simulator.traces import TraceError, synthetic_arrivals, trace_of
@@ -67,6 +67,18 @@ def expected(prior: Prior, known: KnownFleet) -> Arrivals:
         for seed, ((model, service), rate) in enumerate(mix.items())
     ]
     return under(joined(parts), known.topology, known.topology)
+
+
+def displaces(fleet: Fleet) -> bool:
+    """Whether a device cannot hold all models that it may run: what comes first decides what is loaded, for all.
+
+    Elsewhere requests are placed better one by one than by a guess.
+    """
+    by_class = zip(*fleet.timings.values(), strict=True)
+    return any(
+        sum(timing.memory for timing in timings if timing is not None) > device.memory * USABLE
+        for device, timings in zip(fleet.classes.values(), by_class, strict=True)
+    )
 
 
 def guess(plan: Plan) -> Plan:

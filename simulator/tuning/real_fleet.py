@@ -289,7 +289,7 @@ def _device_class(
         initial=min(here, max(count, 1)),
         price=_price(own, name, hardware),
         spot=hardware.capacity == "spot",
-        memory=hardware.memory or _MEMORY,
+        memory=hardware.memory or Size(min((d.memory_total for d in own if d.memory_total), default=_MEMORY)),
         start=scaling.start,
         reclaims_per_hour=hardware.reclaims_per_hour,
         max_batch=hardware.max_batch,

@@ -111,8 +111,13 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     assert (again["adopted"], again["number"], again["cells"]) == (False, stated["number"] + 1, [])
 
 
-def test_before_anything_has_arrived_a_plan_starts_no_device(settings: Settings, store: Any, devices: None) -> None:
-    stated = tune(settings)
+def test_before_anything_has_arrived_there_is_a_guess_without_devices_where_models_displace_one_another(
+    settings: Settings, store: Any
+) -> None:
+    with EchoDevice(settings):
+        assert not tune(settings)["adopted"]
+    with EchoDevice(settings, memory=2**28):
+        stated = tune(settings)
     assert stated["adopted"]
     assert stated["why"] == "too few arrivals are recorded: 0 in 0 s, so the plan is for what is expected"
     plan = read_plan(store.get(PLAN))
@@ -154,7 +159,7 @@ def test_a_first_plan_is_made_as_soon_as_the_history_is_long_enough(
     record(store, seconds=FIRST / 2)
     with closing(FleetTuner(settings, load_topology(settings.queues))) as tuner:
         stated, _ = tuner.tune(dry_run=False)
-        span = float(stated.why.partition(" s,")[0].rpartition(" ")[2])
+        span = float(stated.why.removesuffix(" s").rpartition(" ")[2])
         assert tuner.rest == pytest.approx(min(FIRST - span, REST), abs=1)
         record(store)
         assert tuner.tune(dry_run=False)[1] is not None

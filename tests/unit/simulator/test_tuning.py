@@ -262,13 +262,21 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert [few.due(now, (1.0,), []) for now in (144.0, 145.0)] == [False, True], "twice as much is known"
 
 
-def test_before_anything_has_arrived_the_plan_is_for_what_is_expected_and_starts_no_device() -> None:
-    policy = TunedPolicy(workload(), seed=1)
-    run = Simulation(workload(), policy, seed=1)
-    assert not [*policy.look(run.pools, 0.0)]
-    assert policy._reader.plan is not None and policy._reader.plan.guessed and not policy._reader.plan.classes
-    run.run()
-    assert policy.decisions[0][0] >= FIRST
+def test_before_anything_has_arrived_there_is_a_guess_without_devices_where_models_displace_one_another() -> None:
+    work = workload()
+    large = {
+        name: tuple(timing and replace(timing, memory=5 << 30) for timing in row)
+        for name, row in work.fleet.timings.items()
+    }
+    displacing = replace(work, fleet=replace(work.fleet, timings=large))
+    for fleet, guesses in ((work, False), (displacing, True)):
+        policy = TunedPolicy(fleet, seed=1)
+        run = Simulation(fleet, policy, seed=1)
+        assert not [*policy.look(run.pools, 0.0)]
+        plan = policy._reader.plan
+        assert plan is None if not guesses else plan is not None and plan.guessed and not plan.classes
+        run.run()
+        assert policy.decisions[0][0] >= FIRST
 
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
