@@ -183,12 +183,13 @@ class ClassPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How a class scales, how many devices the plan expects it to need, and for how long it has them without a job.
 
     A class that shrinks in a pause between bursts is late in the next one: `pause` is how many seconds of its devices
-    are cheaper than that.
+    are cheaper than that. It begins with `begin` devices: those that the plan would have by now, bursts included.
     """
 
     rule: ScalingRule
     devices: Count
     pause: Seconds = 0.0
+    begin: Count = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +197,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `score` is the predicted cost and penalties in US dollars an hour. A class that is not among `classes` serves no
     planned cell: it may be switched off once all handovers are over. One that was `guessed`, before anything had
-    arrived, binds no request that would be late by it.
+    arrived, binds no request that would be late by it. Its assignment may have been `adopted` earlier, and kept.
     """
 
     number: int
@@ -205,6 +206,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     classes: Mapping[str, ClassPlan]
     score: float = 0.0
     guessed: bool = False
+    adopted: float = 0.0
 
     def stale(self, now: float) -> bool:
         """Whether it is too old to be followed at `now` seconds of the store's clock."""

@@ -48,7 +48,7 @@ class Scaler:
     """By class; empty before the first look."""
     _sizes: dict[str, ClassSize] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)  # the targets without spare devices
-    _left: set[str] = field(default_factory=set)  # classes that the plan has given up
+    _begun: dict[str, tuple[float, bool]] = field(default_factory=dict)  # when the plan was adopted; without handovers
     _short: dict[str, float] = field(default_factory=dict)  # since when a class lacks devices
 
     def observe(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float]) -> None:
@@ -67,24 +67,34 @@ class Scaler:
             size = self._sizes.setdefault(name, ClassSize(hardware.scaling.start, hardware.scaling.minimum))
             if name not in self._counts:
                 size.need(load.devices, now)
-            self._follow(name, size, fleet.plan, now, moving=moving)
+            self._follow(name, size, fleet.plan, now)
+            if fleet.plan is not None:
+                self._begin(name, size, fleet.plan, load.devices, now, moving=moving)
             count = _resized(hardware, size, load, self._counts.get(name, load.devices), now)
             self._counts[name] = count
             targets[name] = self._lacking(name, _target(hardware, size, load, count, fleet.plan, now), now)
         self.targets = targets
 
-    def _follow(self, name: str, size: ClassSize, plan: Plan | None, now: float, *, moving: bool) -> None:
-        """Scale by the plan's rule; a class that it does not use gives its devices up once no work moves any more."""
+    def _follow(self, name: str, size: ClassSize, plan: Plan | None, now: float) -> None:
+        """Scale by the plan's rule."""
         planned = plan.classes.get(name) if plan is not None else None
         if planned is not None:
             size.follow(planned.rule, planned.devices, planned.pause, now)
         else:
             size.follow(Density())
-        if planned is not None or plan is None:
-            self._left.discard(name)
-        elif not moving and name not in self._left:
-            self._left.add(name)
-            size.release(0, now)
+        if plan is None:
+            self._begun.pop(name, None)
+
+    def _begin(self, name: str, size: ClassSize, plan: Plan, live: int, now: float, *, moving: bool) -> None:
+        """Begin with what a plan that is adopted has: what starts for more than that is not awaited, nor kept on top.
+
+        What lives stays until no work moves any more.
+        """
+        begun = self._begun.get(name)
+        if begun not in ((plan.adopted, True), (plan.adopted, not moving)):
+            self._begun[name] = (plan.adopted, not moving)
+            first = plan.classes[name].begin if name in plan.classes else 0
+            size.release(max(live, first) if moving else first, now)
 
     def _lacking(self, name: str, target: ScalingTarget, now: float) -> ScalingTarget:
         """The target, which says what has been missing for longer than a start takes."""

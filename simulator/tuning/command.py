@@ -269,6 +269,8 @@ class FleetTuner:
         self._each = cpu / max(decision.plays, 1.0)
         twins = plan_of(decision, found.workload.fleet, window, number=number, made=now)
         plan = _still_moving(found.translated(twins), before, now)
+        if before is not None and not decision.adopted:
+            plan = msgspec.structs.replace(plan, adopted=before.adopted)
         return _told(decision, plan, before, len(window.jobs), cpu, first=first), plan
 
     def _affordable(self) -> float:

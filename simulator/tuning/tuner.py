@@ -253,11 +253,14 @@ def plan_of(decision: Decision, fleet: Fleet, window: Window, *, number: int, ma
     used = sorted(decision.assignment.used())
     classes = {
         names[place]: ClassPlan(
-            rule=decision.assignment.rules[place], devices=decision.devices[place], pause=decision.pauses[place]
+            rule=decision.assignment.rules[place],
+            devices=decision.devices[place],
+            pause=decision.pauses[place],
+            begin=decision.begin[place],
         )
         for place in used
     }
-    return Plan(number=number, made=made, cells=tuple(cells), classes=classes, score=decision.predicted)
+    return Plan(number=number, made=made, cells=tuple(cells), classes=classes, score=decision.predicted, adopted=made)
 
 
 def _tightest(window: Window) -> Mapping[Cell, float]:

@@ -109,15 +109,15 @@ TOPOLOGY = Topology(
 PAUSE = 120
 
 
-def a_plan(rule: ScalingRule, devices: int = 0, number: int = 1, **fields: Any) -> Plan:
+def a_plan(rule: ScalingRule, devices: int = 0, begin: int = 0, **fields: Any) -> Plan:
     cell = Cell(**{"model": "m:1", "service": "live", "classes": ("used", "other"), "deadline": 2.0, **fields})
-    return Plan(
-        number=number, made=0.0, cells=(cell,), classes={"used": ClassPlan(rule=rule, devices=devices, pause=PAUSE)}
-    )
+    used = ClassPlan(rule=rule, devices=devices, pause=PAUSE, begin=begin)
+    return Plan(number=1, made=0.0, cells=(cell,), classes={"used": used})
 
 
-def a_fleet(plan: Plan | None, live: int = 0, now: float = 0.0, **fields: Any) -> FleetSnapshot:
+def a_fleet(plan: Plan | None, live: int = 0, now: float = 0.0, others: int = 0, **fields: Any) -> FleetSnapshot:
     devices = tuple(a_device("used", worker=f"w{n}") for n in range(live))
+    devices += tuple(a_device("other", worker=f"o{n}") for n in range(others))
     return FleetSnapshot(devices, plan=plan, now=now, **fields)
 
 
@@ -175,18 +175,29 @@ def test_a_depth_counts_jobs_and_grows_only_when_it_polls() -> None:
 
 
 def test_a_class_that_the_plan_does_not_use_is_emptied_after_the_handover() -> None:
-    clock, work = Clock(), {"other": (0.0, 0.0, 0.0, 7200.0)}
+    clock, work = Clock(), {"other": (8.0, 0.0, 0.0, 0.0)}
     handover = Handover(former="other", devices=1, latest=100.0)
-    clock.observe(a_fleet(None, work=work))
-    before = clock.target("other")
-    assert before > 0
+    clock.observe(a_fleet(None, others=1, work=work))
+    assert clock.target("other") == 2
     moving = a_plan(Density(), devices=1, handover=handover)
-    clock.observe(a_fleet(moving))
-    assert clock.target("other") == before
-    clock.observe(a_fleet(moving, live=1))
+    clock.observe(a_fleet(moving, others=1))
+    assert clock.target("other") == 1, "what starts for what was placed before is not awaited"
+    clock.observe(a_fleet(moving, live=1, others=1))
     assert clock.target("other") == 0
     clock.observe(a_fleet(moving, live=1, work=work))
     assert clock.target("other") > 0
+
+
+def test_a_class_begins_a_plan_that_is_adopted_with_the_devices_that_it_would_have_by_now() -> None:
+    clock, work = Clock(), {"used": (8.0, 0.0, 0.0, 0.0)}
+    assert clock.observe(a_fleet(None, live=4, work=work), jobs=9) == 7
+    plan = a_plan(Density(keep=300.0), devices=2, begin=3)
+    assert clock.observe(a_fleet(plan, live=7), jobs=1) == 3
+    assert clock.observe(a_fleet(plan, live=7, work=work), jobs=9) == 7, "work that needs more gets more"
+    kept = msgspec.structs.replace(plan, number=2, made=60.0)
+    assert clock.observe(a_fleet(kept, live=7), jobs=1) == 7, "a plan that is kept ends nothing"
+    renewed = msgspec.structs.replace(plan, number=3, made=90.0, adopted=90.0)
+    assert clock.observe(a_fleet(renewed, live=7), jobs=1) == 3
 
 
 def test_a_guess_starts_no_device_and_ends_none() -> None:
