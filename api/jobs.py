@@ -27,12 +27,12 @@ from taxiway.contract.job import (
     JobRecord,
     JobState,
     JobStatus,
+    decode_moves,
+    decode_parts,
     ended_as,
     expired,
     failure_of,
     read_meta,
-    read_moves,
-    read_parts,
     read_result,
     record_from,
     report_of,
@@ -123,8 +123,8 @@ class Jobs:
         seen = await self._observe(job, 0.0)
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
         table, note = await self._table(seen)
-        moves = read_moves(seen.fields.get("moves", ""))
-        parts = read_parts(seen.fields.get("parts", ""))
+        moves = decode_moves(seen.fields.get("moves", "[]"))
+        parts = decode_parts(seen.fields.get("parts", "[]"))
         return {
             **{name: getattr(seen.record, name) for name in names},
             "led_to": seen.fields.get("led"),

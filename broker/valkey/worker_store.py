@@ -19,7 +19,7 @@ from tasks.models.folder import Watched
 from tasks.queues.limits import Limits
 from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
-from taxiway.contract.job import ResultMeta, RunProgress, celery_state, read_meta, read_parts
+from taxiway.contract.job import ResultMeta, RunProgress, celery_state, decode_parts, read_meta
 from taxiway.contract.keys import (
     DEAD,
     blob_key,
@@ -301,7 +301,7 @@ def _kept(generation: bytes | None, parts: bytes | None) -> CutGeneration:
     """What is kept in the fields of a job's record; nothing if another release wrote them."""
     try:
         kept = decode_kept(generation) if generation else NOTHING
-        return msgspec.structs.replace(kept, parts=read_parts(parts or b""))
+        return msgspec.structs.replace(kept, parts=decode_parts(parts or b"[]"))
     except msgspec.MsgspecError:
         return NOTHING
 

@@ -36,7 +36,7 @@ from benchmarks.harness.processes import broker_settings, running, started
 from broker.port import Moved
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
-from taxiway.contract.job import read_meta, read_moves, read_result
+from taxiway.contract.job import decode_moves, read_meta, read_result
 from taxiway.contract.keys import DEVICES, LEAD, MOVES, WORK, job_key, result_key, work_cell
 
 HERE, THERE = "cpu.here", "cpu.there"
@@ -299,7 +299,7 @@ def outcome_of(fleet: Fleet, jobs: int, *, seconds: float, perfect: float, kille
         names = ["attempts", "claims", "released", "moves"]
         attempts, claims, released, moved = fleet.store.hmget(job_key(job), names)
         again += (int(attempts), int(claims) - int(released or 0), fleet.written[job]) != (1, 1, 1)
-        moves.update(move.at for move in read_moves((moved or b"").decode()))
+        moves.update(move.at for move in decode_moves(moved or b"[]"))
     cut = len(moves.keys() - fleet.recorded)
     return Outcome(jobs, seconds, perfect, killed, moves.total(), cut, lost, again)
 

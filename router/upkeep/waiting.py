@@ -28,7 +28,7 @@ from tasks.models.model import Model
 from tasks.queues.locality import labels_of
 from tasks.queues.receipts import EARLIER, PlacementReceipt, lacking
 from tasks.ticket import TicketError, attach, read_ticket
-from taxiway.contract.job import JobState, MoveRecord, read_moves
+from taxiway.contract.job import JobState, MoveRecord, decode_moves
 from taxiway.contract.keys import work_cell
 from taxiway.contract.wire import HEADER, Envelope, encode_envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, TaxiwayError, UnknownModelError
@@ -69,7 +69,7 @@ def read_waiting(
         return None
     try:
         model = catalogue.resolve(fields.get("model", ""))
-        moves = read_moves(fields.get("moves", ""))
+        moves = decode_moves(fields.get("moves", "[]"))
     except (UnknownModelError, ModelUnavailableError, msgspec.MsgspecError):
         return None
     deadline_at = float(fields["deadline_at"])

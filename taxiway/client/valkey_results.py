@@ -6,7 +6,7 @@ One subscription delivers the results of all jobs; missed announcements are reco
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
@@ -53,22 +53,13 @@ _RETRY_PAUSE = 0.1
 """Seconds between two attempts to connect or to subscribe."""
 
 
-class Rounds:
-    """Polls waiters in turn: each only after it has waited for a pass, and none twice before all others."""
+def next_pass(left: Sequence[str], waiting: Collection[str]) -> tuple[list[str], list[str]]:
+    """The jobs of those `left` by earlier passes to read now, and those left for later ones.
 
-    def __init__(self) -> None:
-        self._left: deque[str] = deque()
-
-    def take(self, waiting: Collection[str]) -> Sequence[str]:
-        """The jobs to read in this pass, out of `waiting`."""
-        taken: list[str] = []
-        while self._left and len(taken) < MOST_PER_PASS:
-            job = self._left.popleft()
-            if job in waiting:
-                taken.append(job)
-        if not self._left:
-            self._left.extend(waiting)
-        return taken
+    Each of the `waiting` is read only after it has waited for a pass, and none twice before all others.
+    """
+    still = [job for job in left if job in waiting]
+    return still[:MOST_PER_PASS], still[MOST_PER_PASS:] or list(waiting)
 
 
 async def read_pieces(connection: AsyncConnection, job: str, after: str) -> list[tuple[str, StreamEntry]]:
@@ -279,10 +270,11 @@ class Replies:
 
     async def _poll(self) -> None:
         """Periodically read the stored results of jobs that have waited since the previous pass."""
-        rounds = Rounds()
+        left: Sequence[str] = ()
         while True:
             await asyncio.sleep(self._pause)
-            self._check(rounds.take(self._waiting))
+            jobs, left = next_pass(left, self._waiting)
+            self._check(jobs)
 
     async def _poll_once(self, reply: Reply, job: str) -> None:
         """Read a job's stored result once, however short the caller's timeout, within the link's `connect_timeout`."""

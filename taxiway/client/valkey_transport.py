@@ -262,16 +262,15 @@ class ValkeyClientTransport:
         """
         for reply, arrival in list(self._unconfirmed.items()):
             if reply.answer is None:
-                self._link.post(*arrival, _ignore)
+                self._link.post(*arrival, lambda _: None)  # a failed one is repeated after the next reconnection
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
+        until = _until(timeout)
         if request.idempotency_key is not None:
-            until = _until(timeout)
             job = await self._submit_keyed(request, _CONFIRMED_WITHIN if timeout is None else timeout)
             left = None if timeout is None else max(0.0, until - asyncio.get_running_loop().time())
             return await self.result(Receipt(job, submitted=True), left)
-        until = _until(timeout)
         job = new_id()
         reply = self._replies.expect(job)
         with submitting(request.model, job) as trace:
@@ -405,10 +404,6 @@ class ValkeyClientTransport:
 def _until(timeout: float | None) -> float:
     """The time on the loop's clock until which outages are waited out; without a timeout, now."""
     return asyncio.get_running_loop().time() + (timeout or 0.0)
-
-
-def _ignore(_pushed: Any) -> None:
-    """Ignore a failed push: it is repeated after the next reconnection."""
 
 
 def _fail_unpushed(reply: Reply, pushed: Any) -> None:

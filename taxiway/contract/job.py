@@ -84,9 +84,8 @@ class _CeleryState(msgspec.Struct):
     children: tuple[()] = ()
 
 
-def read_progress(raw: bytes | str) -> RunProgress:
-    """The report in a job's record or stream. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(raw, type=RunProgress)
+decode_progress = msgspec.json.Decoder(RunProgress).decode
+"""Decodes the report in a job's record or stream."""
 
 
 def celery_state(job: str, progress: RunProgress) -> bytes:
@@ -129,16 +128,8 @@ class GenerationPart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Why it was cut; empty if it was not."""
 
 
-_decode_parts = msgspec.json.Decoder(tuple[GenerationPart, ...]).decode
-
-
-def read_parts(text: str | bytes) -> tuple[GenerationPart, ...]:
-    """Parse the parts in a job's record, oldest first.
-
-    Raises:
-        msgspec.MsgspecError: another release wrote them.
-    """
-    return _decode_parts(text) if text else ()
+decode_parts = msgspec.json.Decoder(tuple[GenerationPart, ...]).decode
+"""Decodes the parts in a job's record, oldest first."""
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -191,16 +182,8 @@ class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-_decode_moves = msgspec.json.Decoder(tuple[MoveRecord, ...]).decode
-
-
-def read_moves(text: str) -> tuple[MoveRecord, ...]:
-    """Parse the moves in a job's record, oldest first.
-
-    Raises:
-        msgspec.MsgspecError: another release wrote them.
-    """
-    return _decode_moves(text) if text else ()
+decode_moves = msgspec.json.Decoder(tuple[MoveRecord, ...]).decode
+"""Decodes the moves in a job's record, oldest first."""
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,7 +276,7 @@ def expired(job: str) -> ResultExpiredError:
 
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
     """The record from the store's hash; an empty hash is a job that no router has placed yet."""
-    progress = read_progress(fields["progress"]) if "progress" in fields else None
+    progress = decode_progress(fields["progress"]) if "progress" in fields else None
     known = {"state": JobState.ACCEPTED, **fields, "id": job, "progress": progress}
     return msgspec.convert(known, JobRecord, strict=False)
 
@@ -390,7 +373,10 @@ def read_result(meta: ResultMeta) -> Result:
         TaxiwayError: the error that the job ended with, of its own class.
     """
     if meta.status == "SUCCESS":
-        return _read_success(meta)
+        try:
+            return msgspec.convert(from_wire(meta.result), Result)
+        except (msgspec.ValidationError, TaxiwayError) as error:
+            raise ExecutionError(f"{meta.task_id}: expected a result of taxiway: {error}") from error
     named = meta.result if isinstance(meta.result, dict) else {}
     text = named.get("exc_message") or "the job ended without an error message"
     message = " ".join(map(str, text)) if isinstance(text, list) else str(text)
@@ -419,13 +405,6 @@ def failure_of(meta: ResultMeta) -> JobFailure | None:
     except TaxiwayError as error:
         return JobFailure(code=error.code, message=error.message, details=error.details)
     return None
-
-
-def _read_success(meta: ResultMeta) -> Result:
-    try:
-        return msgspec.convert(from_wire(meta.result), Result)
-    except (msgspec.ValidationError, TaxiwayError) as error:
-        raise ExecutionError(f"{meta.task_id}: expected a result of taxiway: {error}") from error
 
 
 def _meta(job: str, state: JobState, result: Any) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from taxiway.contract.job import GenerationPart, Result, RunProgress, Tokens, read_progress
+from taxiway.contract.job import GenerationPart, Result, RunProgress, Tokens, decode_progress
 from taxiway.running import end
 
 Delta = Mapping[str, Any]
@@ -314,7 +314,7 @@ def read_entries(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[tuple
 def read_piece(fields: Mapping[bytes, bytes]) -> StreamEntry:
     """What a stream entry holds."""
     if _PROGRESS in fields:
-        return read_progress(fields[_PROGRESS])
+        return decode_progress(fields[_PROGRESS])
     sent, beside = _decode_beside(fields[_BESIDE]) if _BESIDE in fields else (0, ())
     text = fields[_TEXT].decode()
     row, tokens = int(fields.get(_ROW, 0)), int(fields.get(_TOKENS, 0))

@@ -291,7 +291,18 @@ class ReceivedTask:
     delivery: Delivery = field(init=False)
 
     def __post_init__(self) -> None:
-        self.delivery = self._delivery()
+        message, ticket = self.request.message, self.fields[HEADER]
+        assert isinstance(ticket, Ticket)  # the consumer's strategy has checked it
+        self.delivery = Delivery(
+            ticket.job,
+            ticket,
+            bytes_of(message.body),
+            message.content_type,
+            time.time(),
+            hardware_class=class_of(message),
+            parent=parent_of(self.fields),
+            task=self,
+        )
 
     @property
     def followed(self) -> bool:
@@ -359,20 +370,6 @@ class ReceivedTask:
     def _embed(self) -> dict[str, Any]:
         """What follows from the task, as its message says."""
         return self.request.message.payload[2] or {}
-
-    def _delivery(self) -> Delivery:
-        message, ticket = self.request.message, self.fields[HEADER]
-        assert isinstance(ticket, Ticket)  # the consumer's strategy has checked it
-        return Delivery(
-            ticket.job,
-            ticket,
-            bytes_of(message.body),
-            message.content_type,
-            time.time(),
-            hardware_class=class_of(message),
-            parent=parent_of(self.fields),
-            task=self,
-        )
 
     def _revoked(self) -> None:
         with sending_where_it_came_from(self.request.message):

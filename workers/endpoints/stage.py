@@ -51,7 +51,7 @@ from workers.endpoints.variants import EndpointVariants
 from workers.learned import Loaded
 from workers.port import Row
 from workers.stages.admit import named_row, prepare
-from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, RunningJob, Used, late
+from workers.stages.job import Delivery, Ended, Ending, Returned, RunningJob, Used, late
 from workers.stages.queues import AHEAD_FOR, DeviceDriver, DeviceQueue, Shared
 
 logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ class EndpointStage(DeviceDriver):
             logger.exception("a job failed in the endpoint's worker", extra={"job": job.delivery.job})
             failed = ExecutionError(f"{job.key}: {describe(error)}", variant=job.key)
             return Ended(job.delivery, error=failed)
-        return Answered(job)
+        return job
 
     async def _answer(self, job: RunningJob, loaded: Loaded) -> None:
         """Run every row of the job."""

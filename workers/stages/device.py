@@ -39,7 +39,7 @@ from workers.decide.faults import RETRIES, Budget
 from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, named_row, prepare
-from workers.stages.job import Answered, Delivery, Ended, Ending, Returned, RunningJob
+from workers.stages.job import Delivery, Ended, Ending, Returned, RunningJob
 from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, Shared, ahead_of
 from workers.stages.runs import BatchUse, DeviceRunner
@@ -85,11 +85,11 @@ class Retries:
     def put(self, endings: Sequence[Ending]) -> None:
         """Pass on endings, and retry where allowed."""
         for ending in endings:
-            if isinstance(ending, Answered):
-                self._starved.pop(ending.job.key, None)
+            if isinstance(ending, RunningJob):
+                self._starved.pop(ending.key, None)
             elif isinstance(ending, Ended) and isinstance(ending.error, DeviceFaultError):
                 self._starve(str(ending.error.details.get("variant")), ending.delivery.job)
-        self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
+        self._budget = self._budget.earned(sum(isinstance(ending, RunningJob) for ending in endings))
         self._shared.endings.put([ending for ending in endings if not self._retried(ending)])
 
     def _starve(self, variant: str, job: str) -> None:
@@ -429,7 +429,7 @@ class DeviceStage(DeviceDriver):
                 self._lanes.remove(job)
                 endings.append(Ended(job.delivery, error=error))
             elif job.done:
-                endings.append(Answered(job))
+                endings.append(job)
         return endings
 
     def _fail(self, jobs: Sequence[RunningJob], error: TaxiwayError) -> None:

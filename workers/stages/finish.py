@@ -45,7 +45,6 @@ from workers.device import Device
 from workers.learned import DeviceVariants
 from workers.stages.job import (
     REVOKED,
-    Answered,
     CeleryTask,
     Delivery,
     Dropped,
@@ -150,9 +149,8 @@ class FinishStage:
 
         One attempt: what the store does not take is put in the queue too, and the finish thread insists.
         """
-        job = endings[0].job if len(endings) == 1 and isinstance(endings[0], Answered) else None
-        written = False
-        if job is not None and job.delivery.task is None and self._writing.acquire(blocking=False):
+        written, job = False, endings[0] if len(endings) == 1 else None
+        if isinstance(job, RunningJob) and job.delivery.task is None and self._writing.acquire(blocking=False):
             try:
                 written = not job.delivery.ended and self._write_once(self._reported(job))
             finally:
@@ -212,8 +210,8 @@ class FinishStage:
         delivery = ending.delivery
         if delivery.ended or isinstance(ending, (Dropped, Returned, Used)):
             return None
-        if isinstance(ending, Answered):
-            return self._reported(ending.job)
+        if isinstance(ending, RunningJob):
+            return self._reported(ending)
         if ending.error is not REVOKED or delivery.task is None:
             return self._sealed(ending)
         self.shared.held.remove(delivery)

@@ -267,17 +267,6 @@ class RunningJob(msgspec.Struct, eq=False):
         return any(self.answers[row] is None for row in rows)
 
 
-class Answered(msgspec.Struct, frozen=True):
-    """A job with all rows answered."""
-
-    job: RunningJob
-
-    @property
-    def delivery(self) -> Delivery:
-        """Its message."""
-        return self.job.delivery
-
-
 class Ended(msgspec.Struct, frozen=True):
     """How a job ended: with a result or an error.
 
@@ -339,7 +328,8 @@ class Used(msgspec.Struct, frozen=True):
     """Tokens that the endpoint counted beyond what the request may have; they are in no other figure."""
 
 
-Ending = Answered | Ended | Dropped | Returned | Used
+Ending = RunningJob | Ended | Dropped | Returned | Used
+"""What became of a delivery; a `RunningJob` is one whose rows all have their answers."""
 
 
 REVOKED = JobCancelledError("the job was revoked")

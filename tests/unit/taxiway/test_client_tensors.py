@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 import taxiway
 from taxiway import errors
 from taxiway.backoff import Backoff
-from taxiway.client.valkey_results import MOST_PER_PASS, Rounds
+from taxiway.client.valkey_results import MOST_PER_PASS, next_pass
 from taxiway.contract.tensors import (
     HEADER,
     array,
@@ -174,18 +174,20 @@ def test_what_only_a_router_knows_is_not_asked_of_a_broker() -> None:
 
 
 def test_nothing_is_read_before_it_has_waited_for_a_look_or_if_it_was_announced_meanwhile() -> None:
-    rounds = Rounds()
-    assert rounds.take({"a", "b"}) == []
-    assert sorted(rounds.take({"a", "b", "c"})) == ["a", "b"]
-    assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
-    assert rounds.take({"b"}) == ["b"]
+    jobs, left = next_pass([], "ab")
+    assert (jobs, left) == ([], ["a", "b"])
+    jobs, left = next_pass(left, "abc")
+    assert (jobs, left) == (["a", "b"], ["a", "b", "c"])
+    assert next_pass(left, "bc") == (["b", "c"], ["b", "c"])
 
 
 @given(st.integers(0, 3 * MOST_PER_PASS))
 def test_each_of_many_has_its_turn_before_any_comes_again(count: int) -> None:
-    waiting, rounds = {str(number): None for number in range(count)}, Rounds()
-    rounds.take(waiting)
-    looks = [rounds.take(waiting) for _ in range(-(-count // MOST_PER_PASS))]
+    waiting, looks = {str(number): None for number in range(count)}, list[list[str]]()
+    _, left = next_pass([], waiting)
+    for _ in range(-(-count // MOST_PER_PASS)):
+        look, left = next_pass(left, waiting)
+        looks.append(look)
     assert sorted(job for look in looks for job in look) == sorted(waiting)
     assert all(len(look) <= MOST_PER_PASS for look in looks)
 

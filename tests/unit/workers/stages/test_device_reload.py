@@ -33,7 +33,7 @@ from workers.port import Item
 from workers.profiling.measure import bench_class
 from workers.stages.admit import gather, prepare
 from workers.stages.device import OTHERS_FIRST, DeviceStage
-from workers.stages.job import Answered, Ending, RunningJob
+from workers.stages.job import Ending, RunningJob
 from workers.stages.lane import Lane
 from workers.stages.queues import DeviceQueue, patient_seconds
 
@@ -102,8 +102,8 @@ def device(tmp_path: Path) -> Device:
 
 
 def answer(ending: Ending) -> Any:
-    assert isinstance(ending, Answered)
-    row = ending.job.answers[0]
+    assert isinstance(ending, RunningJob)
+    row = ending.answers[0]
     assert row is not None
     return row["y"].tolist()
 
@@ -231,7 +231,7 @@ def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(idle: Devic
         idle.gate.set()
         alone.join()
         assert until(lambda: len(idle.endings.all) == 2)
-    assert [one.job for one in idle.endings.all if isinstance(one, Answered)] == [first, second]
+    assert idle.endings.all == [first, second]
 
 
 def test_one_that_waits_for_others_is_run_by_the_device_thread(idle: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from workers.port import Item, Row, Runtime
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import named_row
 from workers.stages.device import OUT_OF_MEMORY, Retries
-from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, RunningJob, Used
+from workers.stages.job import Delivery, Dropped, Ended, Ending, RunningJob, Used
 from workers.stages.outcomes import WorkerOutcomes
 
 
@@ -132,9 +132,9 @@ def test_one_job_that_is_too_large_ends_no_worker_however_often_it_is_tried() ->
 def test_an_answer_of_the_variant_says_that_there_is_memory() -> None:
     desk = Desk(well=False)
     starve(desk, "a", "b")
-    desk.retries.put([Answered(a_running_job(key="m/v"))])
+    desk.retries.put([a_running_job(key="m/v")])
     starve(desk, "c", "d")
-    desk.retries.put([Answered(a_running_job(key="m/other"))])
+    desk.retries.put([a_running_job(key="m/other")])
     assert not desk.drain.begun
 
 
