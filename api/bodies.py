@@ -18,7 +18,6 @@ from typing import Any
 from api.access import Bodies
 from api.errors import over_limit
 from api.gate import Application, Message, Receive, Send, caller_of, refuse
-from tasks.large_bodies import beside
 from taxiway.contract.limits import LARGE
 from taxiway.errors import (
     FleetUnavailable,
@@ -28,6 +27,7 @@ from taxiway.errors import (
     UnsupportedEncodingError,
     quoted,
 )
+from taxiway.running import beside
 
 ENCODINGS = "gzip, deflate"
 """Accepted encodings of a body, as in `Accept-Encoding`."""

@@ -35,7 +35,6 @@ from aio_pika.exceptions import (
 
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.processes import Leadership
-from tasks.large_bodies import beside
 from taxiway.backoff import Outage
 from taxiway.connection import ANSWER_WITHIN, AsyncConnection
 from taxiway.contract.keys import AMQP_OUTBOX, AMQP_SENDER, AMQP_SENDERS, ARRIVALS, kept_key, priority_list
@@ -49,7 +48,7 @@ from taxiway.contract.wire import (
     encode_envelope,
 )
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, bounded
-from taxiway.running import first_of
+from taxiway.running import beside, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,29 @@
-"""Work that runs beside other work, and ends with it."""
+"""Work that runs beside other work on the event loop: large bodies on a thread, and tasks that end with it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
+from taxiway.contract.limits import LARGE
+
+P = ParamSpec("P")
 T = TypeVar("T")
+
+_thread = ThreadPoolExecutor(1, "large bodies")
+
+
+async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The value of `call`, run on a thread if `size`, in bytes, is large. Raises what it raises.
+
+    There is one thread, so that the event loop competes with one. Python's interpreter lock is released every 5 ms, but
+    not during a call into C; inputs are bounded so that no such call takes over 100 ms (`limits.ELEMENTS`).
+    """
+    if size <= LARGE:
+        return call(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_thread, lambda: call(*args, **kwargs))
 
 
 async def end(running: Iterable[asyncio.Future[Any] | None]) -> None:

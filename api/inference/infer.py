@@ -41,7 +41,6 @@ from api.routing.router import HttpRouter
 from broker.valkey.jobs import Ending
 from router.decide.placement import Placement
 from router.service.admission import Order, Place, check_size, digest_at
-from tasks.large_bodies import beside
 from tasks.models.catalogue import reference_of
 from tasks.models.signature import bind, check_stream, conflict
 from tasks.ticket import job_id
@@ -55,6 +54,7 @@ from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, Envelope, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, OverloadedError, SealedError, TaxiwayError
+from taxiway.running import beside
 
 _TRACEPARENT, _HEADER = TRACEPARENT.encode(), HEADER.encode()
 

@@ -16,7 +16,6 @@ from api.services import JsonResponse, jobs_of, router_of, services_of
 from router.decide.classify import Constraints, classify
 from router.decide.snapshot import FleetSnapshot
 from router.service.model_list import model_list
-from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue, reference_of
 from tasks.models.model import Model
 from tasks.models.tensor_spec import TensorSpec
@@ -25,6 +24,7 @@ from taxiway.contract.job import JobState
 from taxiway.contract.tensors import HEADER
 from taxiway.contract.values import BATCH_AXIS
 from taxiway.errors import ModelUnavailableError
+from taxiway.running import beside
 
 
 class JobLocation(msgspec.Struct, frozen=True):

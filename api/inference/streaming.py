@@ -17,7 +17,6 @@ import msgspec
 from api.inference.infer import Inference
 from api.inference.protocol import answer_of
 from api.jobs import Jobs
-from tasks.large_bodies import beside
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.limits import LARGE
 from taxiway.contract.stream import (
@@ -35,7 +34,7 @@ from taxiway.errors import (
     TaxiwayError,
     wrong_field,
 )
-from taxiway.running import end
+from taxiway.running import beside, end
 
 STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of every stream; the second one makes nginx pass on each event at once."""

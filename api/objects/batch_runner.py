@@ -40,7 +40,6 @@ from api.openai.answers import AnswerHead
 from api.openai.requests import service_of, tier_for_later, tier_of
 from api.openai_errors import JOB, code_of, param_of
 from api.storage.objects import Contents, FileRecord, Objects, file_path, one_piece
-from tasks.large_bodies import beside
 from tasks.ticket import job_id
 from taxiway.backoff import Backoff
 from taxiway.contract.batches import ENDED, Line, LineError
@@ -56,7 +55,7 @@ from taxiway.errors import (
     UnknownObjectError,
     quoted,
 )
-from taxiway.running import end, first_of
+from taxiway.running import beside, end, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -41,12 +41,12 @@ from api.openai.requests import (
     tier_of,
 )
 from api.services import router_of
-from tasks.large_bodies import beside
 from tasks.models.catalogue import Catalogue
 from tasks.models.model import Model
 from taxiway.contract.request import Request as TaxiwayRequest
 from taxiway.contract.request import parse_request
 from taxiway.errors import UnknownModelError, quoted, wrong_field
+from taxiway.running import beside
 
 Spoken = TypeVar("Spoken", ChatCall, CompletionCall)
 Fields = Callable[[ParsedCall[Call], Model], dict[str, Any]]

@@ -18,7 +18,6 @@ from api.inference.streaming import Streaming
 from api.jobs import Jobs
 from api.peers.offers import changed, offers_of
 from api.routing.router import HttpRouter
-from tasks.large_bodies import beside
 from tasks.queues.endpoints import HOME
 from tasks.ticket import job_id
 from taxiway.contract.job import Result
@@ -66,7 +65,7 @@ from taxiway.errors import (
     cut,
     unreadable,
 )
-from taxiway.running import end, first_of
+from taxiway.running import beside, end, first_of
 
 HELLO_WITHIN = 10.0
 """Seconds within which a peer says who it is."""

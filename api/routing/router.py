@@ -19,13 +19,13 @@ from router.decide.scaling import Scaler
 from router.router import Router
 from router.service.admission import Order, Place, Rules, admit, refused_receipt, sealed, unserved
 from router.service.snapshot_reader import FleetReader
-from tasks.large_bodies import beside
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.connection import settle
 from taxiway.contract.limits import LARGE
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, TaxiwayError
+from taxiway.running import beside
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from broker.port import (
 )
 from broker.valkey import Call
 from broker.valkey.forwarding import Taking, forward_answer, forward_call
-from tasks.large_bodies import beside
 from taxiway.connection import AsyncConnection
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -48,7 +47,7 @@ from taxiway.contract.wire import (
     encode_envelope,
 )
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, InvalidRequestError
-from taxiway.running import end
+from taxiway.running import beside, end
 from taxiway.valkey import parse
 
 LASTS = 5.0

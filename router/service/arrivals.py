@@ -20,12 +20,12 @@ from router.service.decision import Cancel, Decision, End, GiveUp, decide_read, 
 from router.service.events import end_all
 from router.service.snapshot_reader import FleetReader
 from router.service.store import RouterStore
-from tasks.large_bodies import beside
 from taxiway.backoff import Outage
 from taxiway.contract.limits import values_beyond
 from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import FleetUnavailable, InvalidRequestError
+from taxiway.running import beside
 
 logger = logging.getLogger(__name__)
 

@@ -33,12 +33,12 @@ from tasks.history import (
     unpack,
     unserved,
 )
-from tasks.large_bodies import beside
 from tasks.models.profiles import tokens_of
 from tasks.queues.limits import Limits
 from taxiway.connection import AsyncConnection
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ACCEPTED, HISTORY, HISTORY_OPEN, RECORDED, history_key, unserved_key
+from taxiway.running import beside
 
 logger = logging.getLogger(__name__)
 
