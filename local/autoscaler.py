@@ -101,7 +101,7 @@ class Autoscaler:
         before = {name: sum(process.wanted for process in those) for name, those in slots.items()}
         wanted = {name: before[name] if (count := ask(name)) is None else count for name in slots}
         most = {name: len(those) for name, those in slots.items()}
-        on_cpu = {plan.hardware_class for plan, _ in self._workers if plan.computes_on_cpu}
+        on_cpu = {plan.hardware_class for plan, _ in self._workers if plan.emulated or plan.device.startswith("cpu")}
         for name, count in resize(wanted, most, on_cpu=on_cpu, cores=self._cores).items():
             if count != before[name]:
                 logger.info("class resized", extra={"class": name, "workers": count, "before": before[name]})

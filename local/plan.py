@@ -46,11 +46,6 @@ class WorkerPlan:
         """`cpu.batch.cpu-0`: unique on one machine, and the worker's node name up to the @."""
         return f"{self.hardware_class}.{self.device.replace(':', '-')}"
 
-    @property
-    def computes_on_cpu(self) -> bool:
-        """Whether it takes a core of the machine."""
-        return self.emulated or self.device.startswith("cpu")
-
     def command(self) -> list[str]:
         """Arguments of `python` that start it."""
         module = "local.engine" if self.with_engine else "workers"

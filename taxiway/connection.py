@@ -16,8 +16,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from taxiway.contract.limits import Buffer
@@ -143,7 +142,8 @@ class AsyncConnection:
             return self._wire
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open())
-            self._opening.add_done_callback(_retrieve_exception)
+            # Marks an exception as retrieved, for when no caller waits any more
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         opening = self._opening
         try:
             wire = await asyncio.shield(opening)
@@ -323,12 +323,6 @@ async def _open(address: Address, place: Place, answer: float | None) -> _Wire:
     return wire
 
 
-def _retrieve_exception(opening: asyncio.Task[Any]) -> None:
-    """Mark the exception as retrieved, for when no caller waits any more."""
-    if not opening.cancelled():
-        opening.exception()
-
-
 def settle(future: asyncio.Future[Any], answer: Any) -> None:
     """Set a future's value or exception, unless it is done."""
     if future.done():
@@ -477,18 +471,6 @@ class ConnectionPool:
         self._answer = answer
         self._free: deque[Connection] = deque()
 
-    @contextmanager
-    def one(self) -> Iterator[Connection]:
-        """A connection for the caller alone."""
-        try:
-            connection = self._free.pop()
-        except IndexError:
-            connection = Connection(self._url, answer=self._answer)
-        try:
-            yield connection
-        finally:
-            self._free.append(connection)
-
     def call(self, *command: Any) -> Any:
         """The server's answer to a command."""
         return self.calls(command)[0]
@@ -500,8 +482,15 @@ class ConnectionPool:
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to commands that are sent together, in order; an error from the server is a value."""
-        with self._errors, self.one() as connection:
-            return connection.ask(commands)
+        try:
+            connection = self._free.pop()
+        except IndexError:
+            connection = Connection(self._url, answer=self._answer)
+        try:
+            with self._errors:
+                return connection.ask(commands)
+        finally:
+            self._free.append(connection)
 
     def run(self, script: Script, *before: Command) -> Any:
         """The answer of a script, which is sent together with the commands `before` it."""

@@ -33,7 +33,7 @@ from taxiway.cli.show import stdout_console
 from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device, find_device, unfit
-from workers.executor import Executor, briefest
+from workers.executor import Executor, briefest, most_rows
 from workers.learned import Loaded
 from workers.port import Item
 from workers.profiling.measure import bench_class
@@ -112,7 +112,7 @@ def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str
     """
     model = loaded.model
     bound = bind(model, artefacts.example(model, model.examples[0]), briefest(model))
-    rows = executor.max_batch(loaded)
+    rows = most_rows(executor.hardware, loaded.variant)
     items: list[Item] = [loaded.pipeline.prepare(bound.rows[0], bound.parameters) for _ in range(rows)]
     began = time.perf_counter()
     answers: list[Any] = executor.run(loaded, items)

@@ -64,8 +64,7 @@ CPU_SHARE = 0.8
 Answer = Row | TaxiwayError | None
 """A row's answer or error; None for a row that has not run yet or is no longer wanted."""
 
-
-_Value = TypeVar("_Value")
+Value = TypeVar("Value")
 
 
 class Executor(DeviceVariants):
@@ -141,10 +140,6 @@ class Executor(DeviceVariants):
     def memory_used(self) -> int:
         """Bytes held by loaded variants. Thread-safe."""
         return sum(_memory(loaded) for loaded in (*self.all_loaded(), *self._retired))
-
-    def max_batch(self, loaded: Loaded) -> int:
-        """Most rows of the variant in one batch here."""
-        return most_rows(self.hardware, loaded.variant)
 
     def load(self, model: Model, variant: str) -> Loaded:
         """Load and warm up the variant, unloading others for its memory.
@@ -266,7 +261,7 @@ class Executor(DeviceVariants):
         self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - started)
         return list(answers)
 
-    def at_level(self, level: int, seconds: float, compute: Callable[[], _Value]) -> _Value:
+    def at_level(self, level: int, seconds: float, compute: Callable[[], Value]) -> Value:
         """The value of `compute`, which computes for about so many seconds, and whose most urgent job has this level.
 
         Patient work leaves the processor to what others of this machine do for somebody who waits.
@@ -472,9 +467,6 @@ def _failed(loaded: Loaded, job: str, error: TaxiwayError) -> TaxiwayError:
     extra = {"job": job, "variant": loaded.key, "error": error.message}
     logger.warning("a callable failed", extra=extra | ({"traceback": traceback} if traceback else {}))
     return error
-
-
-Value = TypeVar("Value")
 
 
 class NicerThread:

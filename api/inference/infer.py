@@ -145,7 +145,8 @@ class Inference:
         if "respond-async" in prefer:
             got: Framed | Accepted = await self.accept(await self._converted(reference, infer, size), size)
         else:
-            got = await self.infer(reference, infer, size, _seconds_in(prefer))
+            wait = _wait_in(prefer)  # in seconds (RFC 7240, 4.3)
+            got = await self.infer(reference, infer, size, float(wait[1]) if wait else math.inf)
         if isinstance(got, Framed):
             return HttpAnswer(200, got.headers, got.pieces)
         location = f"/v2/jobs/{got.job}"
@@ -352,12 +353,6 @@ class Inference:
         """The result of a job that an earlier request with the same idempotency key created."""
         found = await self._jobs.result(job, wait=wait)
         return None if isinstance(found, JobStatus) else found
-
-
-def _seconds_in(prefer: str) -> float:
-    """The `wait` of a `Prefer` header in seconds (RFC 7240, 4.3); infinite if absent."""
-    found = _wait_in(prefer)
-    return float(found[1]) if found else math.inf
 
 
 _INFER = re.compile(r"/+v2/+models/+([^/]+)(?:/+versions/+([^/]+))?/+infer/*")  # as Litestar reads slashes

@@ -262,14 +262,11 @@ class _Work:
                 if after is not None:
                     self._raw, self.batch = after, changed
                     return
-                await self._take_over_changes()
-
-    async def _take_over_changes(self) -> None:
-        raw = await self._objects.get("batch", self.batch.id, None)
-        batch = decode_batch(raw)
-        if batch.owner != self.batch.owner:
-            raise _LostError(f"{batch.owner} works on the batch")
-        self._raw, self.batch = raw, batch
+                raw = await self._objects.get("batch", self.batch.id, None)
+                batch = decode_batch(raw)
+                if batch.owner != self.batch.owner:
+                    raise _LostError(f"{batch.owner} works on the batch")
+                self._raw, self.batch = raw, batch
 
     async def _renew(self) -> None:
         while True:

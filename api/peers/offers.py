@@ -62,7 +62,7 @@ def _needs(model: Model, terms: Terms, topology: Topology, read: float, written:
 
 
 def _placed(model: Model, needs: Needs, working: WorkingSnapshot, tenant: str) -> Placement:
-    ahead = working.ahead(released=working.bypasses_holding(tenant))
+    ahead = working.ahead(released=working.tenants.shares.bypasses_holding(tenant))
     return choose(working.table(model, needs.constraints), needs, ahead, seed=0)
 
 

@@ -77,7 +77,7 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     """
     model, needs = understood(order, rules, working)
     table = working.table(model, needs.constraints)
-    ahead = working.ahead(released=working.bypasses_holding(order.request.tenant))
+    ahead = working.ahead(released=working.tenants.shares.bypasses_holding(order.request.tenant))
     return model, explain(table, needs, ahead, seed=seed_of(order.job))
 
 

@@ -173,18 +173,15 @@ def _group(messages: Sequence[Outgoing], keys: _Keys, keep: int) -> dict[str, An
 
 def _job(message: Outgoing, keys: _Keys) -> dict[str, Any]:
     """The map of one job."""
-    job: dict[str, Any] = {"key": keys.number(job_key(message.job)), "message": as_text(_stored(message))}
+    if not message.held:
+        addressed(message.envelope, message.queue, message.level)
+    stored = as_text(encode_envelope(message.envelope))
+    job: dict[str, Any] = {"key": keys.number(job_key(message.job)), "message": stored}
     if message.reply:
         job["client"] = message.reply
     if message.use is not None:
         job["use"] = {**msgspec.structs.asdict(message.use), "placeholder": FIRST, "shown": SHOWN}
     return job
-
-
-def _stored(message: Outgoing) -> bytes:
-    if not message.held:
-        addressed(message.envelope, message.queue, message.level)
-    return encode_envelope(message.envelope)
 
 
 def _times(fields: Mapping[str, str], keep: int) -> dict[str, float]:

@@ -128,12 +128,11 @@ class Session:
         return await self._recover_all([name for name in names if name != self.name], remembered=SESSION_REMEMBERED)
 
     async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
-        return sum(await asyncio.gather(*(self._recover(session, remembered) for session in sessions)))
-
-    async def _recover(self, session: str, remembered: float) -> int:
-        keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
-        arguments = [session, remembered, REMEMBERED_AT_MOST]
-        return int(await self._connection.run(Call("fleet/session_recover", keys, arguments)))
+        calls = []
+        for session in sessions:
+            keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
+            calls.append(Call("fleet/session_recover", keys, [session, remembered, REMEMBERED_AT_MOST]))
+        return sum(await asyncio.gather(*map(self._connection.run, calls)))
 
     def _begin(self) -> None:
         self._number += 1

@@ -237,7 +237,7 @@ class WorkingSnapshot:
 
         Only `count` adds work.
         """
-        ahead = self.ahead(released=released or self.bypasses_holding(tenant))
+        ahead = self.ahead(released=released or self.tenants.shares.bypasses_holding(tenant))
         equals = weigh(self.table(model, needs.constraints), needs, ahead)
         basis = basis_text(needs, self.snapshot_name, equals[0].table.classes, ahead)
         templates = [Template(one, self._topology, tenant, basis) for one in equals]
@@ -262,10 +262,6 @@ class WorkingSnapshot:
         Only bound work is ahead of a request `released` from holding, or of one that bypasses it.
         """
         return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
-
-    def bypasses_holding(self, tenant: str) -> bool:
-        """Whether the tenant's requests bypass the held jobs of other tenants."""
-        return self.tenants.shares.bypasses_holding(tenant)
 
     def table(self, model: Model, constraints: Constraints, place: tuple[str, str] | None = None) -> CandidateTable:
         """The model's candidates for all requests with these constraints; see `build_table` for the `place`."""

@@ -68,7 +68,10 @@ def check_headers(envelope: Envelope) -> None:
         moment_of("eta", eta)
     if not _is_utf8(envelope.content_encoding):
         raise _invalid("content-encoding", "utf-8", envelope.content_encoding)
-    size = _header_size(headers)
+    try:
+        size = len(_encode(headers))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"headers: expected values that JSON can hold: {error}", field="headers") from error
     if size > MOST_BYTES:
         message = f"headers: expected at most {MOST_BYTES} bytes, got {size}"
         raise RequestTooLargeError(message, limit="headers", most=MOST_BYTES, got=size)
@@ -211,13 +214,6 @@ def _is_utf8(encoding: str) -> bool:
         return encoding == "binary" or codecs.lookup(encoding).name in ("utf-8", "ascii")
     except (LookupError, ValueError):
         return False
-
-
-def _header_size(headers: Mapping[str, Any]) -> int:
-    try:
-        return len(_encode(headers))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"headers: expected values that JSON can hold: {error}", field="headers") from error
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:

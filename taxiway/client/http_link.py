@@ -278,7 +278,9 @@ class HttpLink:
     async def _send(self, call: _Call, request: _Request, connect: float) -> HttpResponse:
         if self._closed:
             raise self._unavailable()
-        async with self._shared_session().request(
+        if self._session is None:  # made now because it belongs to the loop
+            self._session = self._new_session(keepalive_timeout=KEEP_ALIVE)
+        async with self._session.request(
             request.method,
             URL(self._base + request.path, encoded=True),
             **request.sent(call),
@@ -300,12 +302,6 @@ class HttpLink:
                 raise FleetUnavailable(f"expected at most {MOST_BODY} bytes from {self.url}, got more")
             take(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _shared_session(self) -> aiohttp.ClientSession:
-        """The session with the connection pool, created on first use because it belongs to the loop."""
-        if self._session is None:
-            self._session = self._new_session(keepalive_timeout=KEEP_ALIVE)
-        return self._session
 
     def _new_session(self, **kept: Any) -> aiohttp.ClientSession:
         """A session with the server's TLS, proxy and credentials; host names are resolved again for each connection."""
@@ -332,9 +328,8 @@ class HttpLink:
                 gone = not alive and self.last_active < now  # otherwise it is busy answering other calls
             for call in self._calls:
                 end = now if gone else min(call.last_active + self._silence, call.latest)
-                call.end_at(
-                    max(end, call.began + self.connect_timeout + _RECONNECT_PAUSE)
-                )  # until then it may be connecting
+                if not call.scope.expired():  # until its `connect_timeout` it may be connecting
+                    call.scope.reschedule(max(end, call.began + self.connect_timeout + _RECONNECT_PAUSE))
 
     async def _await_recovery(self) -> None:
         """Wait up to `connect_timeout` seconds for an unavailable server; one probe serves all waiting calls.
@@ -347,13 +342,10 @@ class HttpLink:
         while self.last_active < self._last_unavailable:
             if clock() + _RECONNECT_PAUSE >= until:
                 raise self._unavailable()
-            await asyncio.wait((self._probe(),), timeout=until - clock())
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.create_task(self._is_alive(self.connect_timeout))
+            await asyncio.wait((self._probing,), timeout=until - clock())
             await asyncio.sleep(_RECONNECT_PAUSE)
-
-    def _probe(self) -> asyncio.Task[bool]:
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._is_alive(self.connect_timeout))
-        return self._probing
 
     async def _is_alive(self, timeout: float) -> bool:
         """Whether the server answers a probe on a new connection within `timeout` seconds."""
@@ -411,11 +403,6 @@ class _Call:
         """Part of a body was sent or received."""
         self.last_active = now
         self.latest += count / _SLOWEST
-
-    def end_at(self, when: float) -> None:
-        """Abandon the call at this time on the loop's clock, unless it has ended by then."""
-        if not self.scope.expired():
-            self.scope.reschedule(when)
 
 
 async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:

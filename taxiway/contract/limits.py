@@ -143,12 +143,9 @@ def elements_of(shape: object, field: str, most: int = LENGTHS - 1) -> int:
 
 
 def _is_shape(shape: object) -> TypeGuard[list[int] | tuple[int, ...]]:
-    return isinstance(shape, (list, tuple)) and len(shape) <= RANK and all(map(is_length, shape))
-
-
-def is_length(length: object) -> bool:
-    """Whether `length` is a valid axis length."""
-    return type(length) is int and 0 <= length < LENGTHS
+    if not isinstance(shape, (list, tuple)) or len(shape) > RANK:
+        return False
+    return all(type(length) is int and 0 <= length < LENGTHS for length in shape)
 
 
 DEEPEST = 64

@@ -407,7 +407,7 @@ class EndpointStage(DeviceDriver):
         self._shared.endings.put([Used(delivery, tokens, used, time_dollars, first, each, exchange.aborted, excess)])
 
     async def _asked(self, health: EndpointHealth, exchange: Exchange, job: RunningJob, row: int) -> Row:
-        tell = self._publisher(job, row, exchange) if job.stream else _ignore
+        tell = self._publisher(job, row, exchange) if job.stream else lambda parts: None
         try:
             answer = await health.link.ask(exchange, tell)
         except EndpointError as error:
@@ -489,7 +489,3 @@ def _returned(job: RunningJob, reason: str, *, counts: bool) -> Returned:
 
 def _kept_of(job: RunningJob) -> CutGeneration:
     return NOTHING if job.generation is None else job.generation.kept
-
-
-def _ignore(parts: Sequence[str | Delta]) -> None:
-    """Pass on nothing."""
