@@ -66,7 +66,8 @@ def takes(body: type[Any], headers: Mapping[str, str] = TERMS, *, events: bool =
                 {"name": name, "in": "header", "required": False, "description": what, "schema": {"type": "string"}}
                 for name, what in headers.items()
             ]
-            content = {MediaType.JSON.value: {"schema": _schema_of(body)}}
+            (schema,), components = msgspec.json.schema_components([body], ref_template="{name}")
+            content = {MediaType.JSON.value: {"schema": _inlined(schema, components)}}
             parameters = [*described.get("parameters", []), *read]
             return {**described, "parameters": parameters, "requestBody": {"required": True, "content": content}}
 
@@ -97,12 +98,6 @@ def document(version: str) -> OpenAPIConfig:
         components=Components(security_schemes={"key": key}),
         security=[{"key": []}],
     )
-
-
-def _schema_of(kind: type[Any]) -> Any:
-    """The JSON Schema of `kind`, without references."""
-    (schema,), components = msgspec.json.schema_components([kind], ref_template="{name}")
-    return _inlined(schema, components)
 
 
 def _inlined(schema: Any, components: dict[str, Any]) -> Any:

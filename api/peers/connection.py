@@ -139,20 +139,17 @@ class PeerConnection:
         Raises:
             PeerError: it cannot be read, did not come within so many seconds, or was said unasked.
         """
+        frames: list[ToSite] = []
         try:
-            frames = await asyncio.wait_for(self._first_frames(receive), within)
+            async with asyncio.timeout(within):
+                while not frames and (message := await receive()) is not None:
+                    frames = list(self._frames(message))
         except TimeoutError as error:
             raise PeerError(WRONG_FRAME, f"no hello within {within:g} s") from error
         if len(frames) > 1 and isinstance(frames[0], PeerServe):
             raise PeerError(WRONG_FRAME, "expected nothing before hello")
         self._early = frames[1:]
         return frames[0] if frames else None
-
-    async def _first_frames(self, receive: ReceiveMessage) -> list[ToSite]:
-        while (message := await receive()) is not None:
-            if frames := list(self._frames(message)):
-                return frames
-        return []
 
     async def serve(self, first: ToSite | None, receive: ReceiveMessage) -> None:
         """Serve until the peer leaves. Its jobs go on: it comes back for their answers, or cancels them.

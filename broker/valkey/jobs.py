@@ -138,14 +138,11 @@ def yield_call(seconds: float, asks: Sequence[YieldAsk]) -> Call:
 
 
 def _wanted(ask: YieldAsk) -> dict[str, Any]:
-    return {"token": ask.token, "reason": bounded(ask.reason), "held": ask.held, **_moved(ask.to)}
-
-
-def _moved(to: Relocation | None) -> dict[str, Any]:
-    if to is None:
-        return {}
+    wanted = {"token": ask.token, "reason": bounded(ask.reason), "held": ask.held}
+    if (to := ask.to) is None:
+        return wanted
     entry = b'[%b, "%b", "%b"]' % (to.message, to.queue.encode(), to.queue.encode())
-    return {"tag": to.tag, "moved": as_text(entry), "record": flat(to.fields)}
+    return {**wanted, "tag": to.tag, "moved": as_text(entry), "record": flat(to.fields)}
 
 
 def renewed(answer: int | bytes) -> YieldRequest | bool:

@@ -188,13 +188,14 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Place:
     if not placement.held:
         attach(ticket, order.envelope, order.body, rules.secret)
         order.envelope.headers["kwargsrepr"] = template.shown
+    record = template.record(order.accepted, order.moment, hooks_of(order, rules))
     outgoing = Outgoing(
         tag=order.tag,
         queue=template.queue,
         level=placement.level,
         envelope=order.envelope,
         job=order.job,
-        fields=_record(template, order, hooks_of(order, rules)),
+        fields={**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record,
         reply=order.reply,
         use=use,
         affinity=_affinity(placement, prompt, topology.limits.lease),
@@ -339,11 +340,6 @@ def hooks_of(order: Order, rules: Rules) -> str:
     if not order.notify or order.released:
         return ""
     return rules.webhooks.record(order.request.tenant, order.request.webhook)
-
-
-def _record(template: Template, order: Order, hooks: str) -> Mapping[str, str]:
-    record = template.record(order.accepted, order.moment, hooks)
-    return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 
 def _template(

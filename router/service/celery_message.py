@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -154,19 +155,12 @@ def moment_of(header: str, text: Any) -> datetime:
     Raises:
         InvalidRequestError: not an ISO 8601 date, or out of range.
     """
-    moment = _moment(text)
-    if moment is None:
-        raise _invalid(header, _DATE, text)
-    return moment
-
-
-def _moment(text: Any) -> datetime | None:
-    try:
+    with suppress(ValueError, TypeError, OverflowError):
         moment = datetime.fromisoformat(text)
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return moment if 0 <= moment.timestamp() < _FARTHEST else None
-    except (ValueError, TypeError, OverflowError):
-        return None
+        if 0 <= moment.timestamp() < _FARTHEST:
+            return moment
+    raise _invalid(header, _DATE, text)
 
 
 _FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()

@@ -139,7 +139,9 @@ class WebhookDelivery:
         try:
             event: WebhookEvent | None = decode_event(taken.event)
             if taken.endpoint not in self.known:
-                await self._forget(taken.endpoint)
+                await self.read()
+            if taken.endpoint not in self.known:  # it was removed before a job that named it ended: so are its events
+                await self.change(taken.endpoint, b"", b"")
             while event is not None and not self._leaving and (endpoint := self.known.get(taken.endpoint)):
                 event, before = await self._attempt(endpoint, taken.token, event, before), 0
         except BrokerUnavailableError as error:  # the lease passes
@@ -177,7 +179,8 @@ class WebhookDelivery:
             async with sent as answer:
                 with contextlib.suppress(aiohttp.ClientError, asyncio.IncompleteReadError, TimeoutError):
                     await answer.content.readexactly(MOST_ANSWER)
-                return _answered(answer)
+                pause = answer.headers.get("retry-after", "")
+                return Attempt(answer.status, retry_after=float(pause) if pause.isdecimal() and len(pause) < 9 else 0.0)
         except aiohttp.ClientConnectorError as error:
             return Attempt(0, f"cannot connect: {cut(error.os_error.strerror or str(error.os_error))}")
         except TimeoutError:
@@ -195,12 +198,6 @@ class WebhookDelivery:
                 trust_env=False,  # a proxy would connect in place of the guard
             )
         return self._session
-
-    async def _forget(self, name: str) -> None:
-        """Remove the events of an endpoint that was removed before a job that named it ended."""
-        await self.read()
-        if name not in self.known:
-            await self.change(name, b"", b"")
 
     async def change(self, name: str, before: bytes, after: bytes) -> bool:
         """Replace an endpoint as stored, empty for none, by another value; False if it is not `before` any more."""
@@ -231,8 +228,3 @@ def guarded(networks: Sequence[str]) -> Callable[[aiohttp.AddrInfoType], socket.
         return socket.socket(family, kind, protocol)
 
     return open_socket
-
-
-def _answered(answer: aiohttp.ClientResponse) -> Attempt:
-    pause = answer.headers.get("retry-after", "")
-    return Attempt(answer.status, retry_after=float(pause) if pause.isdecimal() and len(pause) < 9 else 0.0)

@@ -255,10 +255,8 @@ def decode_outputs(tensors: Sequence[Named], single: bool | None, show: Show) ->
 
 def _only_row(rows: Any, axis: int) -> Any:
     """A batch of one row, in lists or an array, without its batch axis."""
-    return rows[0] if axis == 0 else _without(rows, axis)
-
-
-def _without(rows: Any, axis: int) -> Any:
+    if axis == 0:
+        return rows[0]
     if isinstance(rows, list):
         return [_only_row(below, axis - 1) for below in rows]
     return rows.squeeze(axis)

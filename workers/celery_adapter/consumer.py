@@ -145,11 +145,6 @@ def received(delivery: Delivery) -> TaskEvent:
     )
 
 
-def progressed(job: str, progress: RunProgress) -> TaskEvent:
-    """The event of a job whose callable reports: Flower shows the state PROGRESS, and the report as its result."""
-    return TaskEvent("task-progress", job, time.time(), result=progress.text)
-
-
 def event_of(ended: Ended) -> TaskEvent:
     """The event of a plain job that ended."""
     job, now = ended.delivery.job, time.time()
@@ -422,10 +417,13 @@ class Inspection:
             shown.start(time.monotonic() - time.time() + delivery.began)
 
     def _show_progress(self, progress: dict[Delivery, RunProgress]) -> None:
-        """Report what is new of how far jobs are, those that Celery runs itself included."""
+        """Report what is new of how far jobs are, also of those that Celery runs itself.
+
+        Flower shows the state PROGRESS, and the report as the result.
+        """
         for delivery, reported in progress.items():
             if self._progress.get(delivery) is not reported:
-                self.events.add(progressed(delivery.job, reported))
+                self.events.add(TaskEvent("task-progress", delivery.job, time.time(), result=reported.text))
         self._progress = progress
 
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:

@@ -215,7 +215,10 @@ class EndpointStage(DeviceDriver):
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
         for job in self._inbox.take(0.0, lambda: False):
-            if not self._taken_in(job):
+            if not self._shared.may_run(job, self._now()):
+                continue
+            if not self.variants.is_current(job.model):
+                self._shared.admissions.put(job.delivery)
                 continue
             absent = job.key in self.variants.absent
             loaded = None if absent else self._prepared(job)
@@ -267,15 +270,6 @@ class EndpointStage(DeviceDriver):
     def _now(self) -> float:
         """The store's time."""
         return time.monotonic() + self._inbox.clock
-
-    def _taken_in(self, job: RunningJob) -> bool:
-        """Whether the job is to run now."""
-        if not self._shared.may_run(job, self._now()):
-            return False
-        current = self.variants.is_current(job.model)
-        if not current:
-            self._shared.admissions.put(job.delivery)
-        return current
 
     async def _put_off(self, job: RunningJob) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""

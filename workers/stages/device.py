@@ -172,7 +172,8 @@ class DeviceStage(DeviceDriver):
 
         A running batch finishes with the old model; waiting jobs of changed models are decoded again.
         """
-        self._change(partial(self._renew, catalogue, book, tuple(warm)))
+        self._changes.append(partial(self._renew, catalogue, book, tuple(warm)))
+        self._inbox.wake()
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
@@ -299,10 +300,6 @@ class DeviceStage(DeviceDriver):
 
     def _has_news(self) -> bool:
         return self._loads.ended or self._stopping.is_set() or bool(self._changes) or self._left_over
-
-    def _change(self, change: Callable[[], None]) -> None:
-        self._changes.append(change)
-        self._inbox.wake()
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
