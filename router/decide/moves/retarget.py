@@ -46,12 +46,12 @@ class Retarget:
 class RetargetConditions:
     """When each condition began, in seconds of the caller's clock: the state that one tick passes to the next.
 
-    Classes that are `starving`, `drained` or `calm` (could spare a device), `idle` devices by worker, and when a worker
-    was `notified` about a class.
+    Classes that are `starving`, `relieved` (their own devices are enough) or `calm` (could spare a device), `idle`
+    devices by worker, and when a worker was `notified` about a class.
     """
 
     starving: dict[str, float] = field(default_factory=dict)
-    drained: dict[str, float] = field(default_factory=dict)
+    relieved: dict[str, float] = field(default_factory=dict)
     calm: dict[str, float] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
     notified: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -59,8 +59,10 @@ class RetargetConditions:
     def observe(self, fleet: FleetSnapshot, topology: Topology, now: float) -> None:
         """Update every condition from the fleet as it is at `now`."""
         classes = topology.hardware
-        _update_condition(self.starving, [name for name in classes if _is_starved(name, fleet, topology)], now)
-        _update_condition(self.drained, [name for name in classes if _backlog(name, fleet) <= NEGLIGIBLE], now)
+        starving = [name for name in classes if _is_starved(name, fleet, topology, len(fleet.of_class(name)))]
+        relieved = [name for name in classes if not _is_starved(name, fleet, topology, len(fleet.own(name)))]
+        _update_condition(self.starving, starving, now)
+        _update_condition(self.relieved, relieved, now)
         home = _at_home(fleet.devices)
         _update_condition(self.calm, [name for name in classes if _suffice(name, fleet, topology, home[name] - 1)], now)
         idle = [d.worker for d in fleet.devices if d.utilisation < IDLE and not d.running and not d.held]
@@ -104,8 +106,8 @@ class _Tick:
                 reason = unfit_for(name, device, self.topology)
                 if not _suffice(own, self.fleet, self.topology, home[own]):
                     reason = f"{own} has work of its own"
-                elif self._persists(self.conditions.drained, name):
-                    reason = f"nothing waits for {name}"
+                elif self._persists(self.conditions.relieved, name):
+                    reason = f"{name} serves what waits without it"
                 if reason is not None:
                     yield Retarget(device.worker, name, Action.RETURN, reason)
 
@@ -175,9 +177,9 @@ def _backlog(name: str, fleet: FleetSnapshot) -> float:
     return sum(fleet.work.get(name, ())) + sum(fleet.held.get(name, ()))
 
 
-def _is_starved(name: str, fleet: FleetSnapshot, topology: Topology) -> bool:
-    """Whether the class's backlog exceeds what its devices serve within its horizon."""
-    span = topology.hardware[name].horizon * len(fleet.of_class(name))
+def _is_starved(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) -> bool:
+    """Whether the class's backlog exceeds what this many devices serve within its horizon."""
+    span = topology.hardware[name].horizon * devices
     return _backlog(name, fleet) > max(span, NEGLIGIBLE)
 
 

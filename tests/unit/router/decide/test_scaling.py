@@ -274,6 +274,16 @@ def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
     assert [one.action for one in retarget(fleet, LENDING, conditions, 4.0)] == [Action.RETURN]
 
 
+def test_a_lent_device_returns_once_the_class_has_had_devices_enough_of_its_own_for_a_while() -> None:
+    lent, conditions = device("a", serves=("cpu.day", "cpu.night")), RetargetConditions()
+    decided = []
+    for now, own in ((0.0, 0), (1.0, 1), (2.9, 1), (3.0, 1)):
+        devices = (lent, *(device(f"n{number}", "cpu.night") for number in range(own)))
+        conditions.observe(fleet := FleetSnapshot(devices, work=waiting_for(night=0.5)), LENDING, now)
+        decided.append([one.action for one in retarget(fleet, LENDING, conditions, now)])
+    assert decided == [[], [], [], [Action.RETURN]]
+
+
 def test_a_retargeted_worker_is_not_commanded_again_until_its_heartbeat_can_show_it() -> None:
     fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting_for(night=9.0)), RetargetConditions()
     conditions.note(after(fleet, conditions=conditions), TIMEOUT)
