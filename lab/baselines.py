@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 from lab.changes import simulate
 from router.decide.fairness import RELEASE_TICK
+from simulator.class_queue import SimulatedQueue
 from simulator.engine import RunSummary
 from simulator.fleet import SERVICES
 from simulator.policies.policy import Assignment, Fixed, Held, Policy, Shift, able
@@ -66,10 +67,18 @@ class JoinShortestQueue(Policy):
         return min(able(job, pools), key=_crowd).index
 
 
+class DeadlineOrder(SimulatedQueue):
+    """Jobs that are served by deadline alone."""
+
+    def order(self, job: SimulatedJob) -> float:
+        """As `SimulatedQueue.order`."""
+        return job.due
+
+
 class ByDeadline(Policy):
     """The same with queues served by deadline."""
 
-    by_level = False
+    queue = DeadlineOrder
 
 
 class PowerOfTwo(Policy):

@@ -1,7 +1,8 @@
 """What do all policies attain and cost on a trace, beside lower bounds on cost and score?
 
 `python -m lab.compare --trace TRACE --fleet FILE` prints a table, or with `--json` one JSON object per policy and
-bound. A trace is a CSV file or a text such as `poisson:rate=50,duration=600,seed=1`, as for `taxiway simulate`.
+bound. With `--yields`, what placements attain where running generations yield to urgent ones, and where they do not.
+A trace is a CSV file or a text such as `poisson:rate=50,duration=600,seed=1`, as for `taxiway simulate`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import whole_bound
 from lab.fleet_file import FleetError, load_fleet, prepare
 from lab.rows import read_trace, synthetic_trace
+from lab.yielding import yielded
 from simulator.engine import RunSummary
 from simulator.reports import figures, json_lines, usage
 from simulator.traces import TraceError, is_spec
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--trace", required=True, help="a CSV file, or a text such as poisson:rate=50,duration=600")
     parser.add_argument("--fleet", type=Path, required=True, help="a fleet file")
     parser.add_argument("--load", type=float, default=1.0, help="multiple of the trace's requests")
+    parser.add_argument("--yields", action="store_true", help="generations that yield, instead of policies and bounds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object per policy and bound")
     given = parser.parse_args()
@@ -50,7 +53,7 @@ def main() -> None:
         workload = prepare(trace.at_load(given.load, seed=given.seed), fleet, seed=given.seed)
     except (TraceError, FleetError) as error:
         parser.error(str(error))
-    summaries = list(compared(workload, given.seed))
+    summaries = list((yielded if given.yields else compared)(workload, given.seed))
     if given.json:
         sys.stdout.write(json_lines(summaries))
     else:

@@ -26,11 +26,10 @@ Entry = tuple[Place, SimulatedJob]
 class SimulatedQueue:
     """Jobs that wait for a class. Models do not wait for each other: each has its own queue.
 
-    It is served as the product's, `by_level` and first come, first served within each; or else by deadline alone.
+    It is served as the product's, by level and first come, first served within each.
     """
 
-    def __init__(self, *, by_level: bool = True) -> None:
-        self._by_level = by_level
+    def __init__(self) -> None:
         self._lines: dict[int, list[Entry]] = {}
         self._places: dict[int, Place] = {}
         self._joined = 0
@@ -42,10 +41,14 @@ class SimulatedQueue:
         """The indices of the jobs here, by when they joined."""
         return list(self._places)
 
+    def order(self, job: SimulatedJob) -> float:
+        """What jobs are served by, least first."""
+        return job.level
+
     def push(self, job: SimulatedJob) -> None:
         """Add a job."""
         self._joined += 1
-        place = (job.level if self._by_level else job.due, self._joined)
+        place = (self.order(job), self._joined)
         self._places[job.index] = place
         insort(self._lines.setdefault(job.model, []), (place, job))
 
@@ -78,7 +81,6 @@ class SimulatedQueue:
 
     def back(self, most: int) -> Iterator[SimulatedJob]:
         """Up to `most` jobs of each level, last served first. Requires an order by level."""
-        assert self._by_level
         return chain.from_iterable(self._last(level, most) for level in range(LEVELS))
 
     def _last(self, level: int, most: int) -> list[SimulatedJob]:

@@ -79,7 +79,7 @@ class Simulation(EventQueue):
         self.policy = policy
         self.outcome = OutcomeColumns(len(workload))
         self.pools = [
-            self.pool_type(index, name, fleet, models, self, yields=policy.yields, seed=seed, by_level=policy.by_level)
+            self.pool_type(index, name, fleet, models, self, yields=policy.yields, seed=seed, queue=policy.queue)
             for index, name in enumerate(fleet.classes)
         ]
         self._inside = 0

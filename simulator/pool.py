@@ -6,6 +6,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 from router.decide.moves.preempt import LET_START, SWITCH
@@ -57,7 +58,7 @@ class Pool:
         *,
         yields: bool,
         seed: int,
-        by_level: bool = True,
+        queue: type[SimulatedQueue] = SimulatedQueue,
     ) -> None:
         device = fleet.classes[name]
         self.index = index
@@ -84,7 +85,7 @@ class Pool:
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
-        self.queue = SimulatedQueue(by_level=by_level)
+        self.queue = queue()
         self._size = ClassSize(device.start, device.minimum)
         self._density = self._peak = 0.0
         self._draining = 0
@@ -297,8 +298,10 @@ class Pool:
 
         It does not take the memory that an urgent one of another model waits for.
         """
-        most = min(job.level, PATIENT)
-        if any(ahead.level < most and isinstance(self._timings[ahead.model], Stepping) for ahead in self.queue.heads()):
+        before = takewhile(lambda other: other is not job, self.queue.heads())
+        if any(
+            one.level < min(job.level, PATIENT) and isinstance(self._timings[one.model], Stepping) for one in before
+        ):
             return False
         device = self._emptiest(job.model, lambda device: device.can_admit(job, timing, self.slots, now))
         if device is None:

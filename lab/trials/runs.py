@@ -112,7 +112,7 @@ class Watched(Policy):
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.by_level, self.beat, self.yields = policy.by_level, policy.beat, policy.yields
+        self.queue, self.beat, self.yields = policy.queue, policy.beat, policy.yields
         self._chosen: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
 
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int | Held:

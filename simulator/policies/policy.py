@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from router.decide.plan import ScalingRule
+from simulator.class_queue import SimulatedQueue
 from simulator.fleet import Fleet
 from simulator.pool import Pool
 from simulator.workload import SimulatedJob
@@ -41,10 +42,10 @@ class Shift:
 class Policy:
     """Decides where a job runs; one instance serves one run. Unless it says otherwise, it decides once.
 
-    With `yields`, running generations yield to more urgent ones; `by_level` is as of `SimulatedQueue`.
+    With `yields`, running generations yield to more urgent ones; a class's jobs wait in a `queue`.
     """
 
-    by_level: bool = True
+    queue: type[SimulatedQueue] = SimulatedQueue
     yields: bool = False
     beat: float = math.inf
     """Seconds between two calls of `look`; infinite for a policy that decides once."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.baselines import DeadlineOrder
 from lab.changes import simulate
 from lab.fleet_file import parse_fleet, prepare
 from lab.rows import make_trace, synthetic_trace
@@ -171,15 +172,15 @@ def some_jobs(*terms: tuple[int, float]) -> list[SimulatedJob]:
 STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30)
 
 
-@pytest.mark.parametrize("by_level", [True, False])
+@pytest.mark.parametrize("form", [SimulatedQueue, DeadlineOrder])
 @given(steps=STEPS)
 def test_a_queue_serves_each_model_in_order_and_any_job_may_leave(
-    by_level: bool, steps: list[tuple[int, int, int, bool]]
+    form: type[SimulatedQueue], steps: list[tuple[int, int, int, bool]]
 ) -> None:
     def key(job: SimulatedJob) -> float:
-        return job.level if by_level else job.arrival + job.deadline
+        return job.level if form is SimulatedQueue else job.arrival + job.deadline
 
-    queue, inside = SimulatedQueue(by_level=by_level), list[SimulatedJob]()
+    queue, inside = form(), list[SimulatedJob]()
     made = some_jobs(*((level, due) for level, due, _, _ in steps)) if steps else []
     for (_, _, model, leaves), job in zip(steps, made, strict=True):
         job.model = model
@@ -193,7 +194,7 @@ def test_a_queue_serves_each_model_in_order_and_any_job_may_leave(
         assert queue.front(model, 99) == [job for job in served if job.model == model]
     firsts = [next(job for job in served if job.model == model) for model in {job.model for job in served}]
     assert queue.heads() == sorted(firsts, key=lambda job: (key(job), job.index))
-    assert not by_level or list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
+    assert form is DeadlineOrder or list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
 
 
 class Watched(Taxiway):
