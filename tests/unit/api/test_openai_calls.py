@@ -190,21 +190,10 @@ def test_text_is_sent_once_whatever_happens_on_the_way() -> None:
     assert said(Piece(3, 0, "ab"), ab, whole="abc") == text("ab", "c")
 
 
-@pytest.mark.parametrize(
-    ("stated", "whole"),
-    [
-        (Piece(1, 0, "ab"), "xyz"),
-        (Piece(1, 0, beside=[{"reasoning_content": "hm"}]), {"content": "a"}),
-        (Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]), {"content": "a"}),
-        (
-            Piece(1, 0, beside=[{"tool_calls": [{"index": 0, "id": "a"}]}]),
-            {"tool_calls": [{"id": "b", "function": {}}]},
-        ),
-    ],
-)
-def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(stated: Piece, whole: Any) -> None:
+@pytest.mark.cases("stated, whole")
+def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error(stated: dict[str, Any], whole: Any) -> None:
     with pytest.raises(errors.DeviceFaultError, match="restarted"):
-        said(stated, Piece(2, 0, "xy"), whole=whole)
+        said(Piece(1, 0, **stated), Piece(2, 0, "xy"), whole=whole)
 
 
 @given(deltas=st.lists(DELTAS, max_size=8), stated=st.integers(0, 8))

@@ -10,35 +10,10 @@ from taxiway.valkey import LARGE, Address, AnswerParser, packed, parse
 from tests.narrowing import present
 
 
-def served(*hosts: tuple[str, int] | str, **fields: Any) -> Address:
-    return Address(hosts or (("h", 6379),), **fields)
-
-
-SENTINELS = served(
-    *(("a", 1), ("::1", 26379), ("c", 26379)),
-    database=2,
-    username="u",
-    password="p",
-    service="fleet",
-    sentinel_username="w",
-    sentinel_password="s",
-)
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("redis://h", served()),
-        ("redis://h:1/2", served(("h", 1), database=2)),
-        ("redis://:p%2F%23@h/3?db=4", served(database=3, password="p/#")),
-        ("redis://u%40:p@[::1]:7", served(("::1", 7), username="u@", password="p")),
-        ("unix://u:p@/run/v%20.sock?db=5", served("/run/v .sock", database=5, username="u", password="p")),
-        ("redis+sentinel://u:p@a:1,[::1],c/2?service=fleet&sentinel_username=w&sentinel_password=s", SENTINELS),
-        ("rediss://h/1?ssl_cert_reqs=none", served(database=1, tls={"ssl_cert_reqs": "none"})),
-    ],
-)
-def test_an_address_has_the_server_and_its_user(url: str, address: Address) -> None:
-    assert parse(url) == address
+@pytest.mark.cases("url, servers, fields")
+def test_an_address_has_the_server_and_its_user(url: str, servers: list[Any], fields: dict[str, Any]) -> None:
+    hosts = tuple(one if isinstance(one, str) else tuple(one) for one in servers)
+    assert parse(url) == Address(hosts, **fields)
 
 
 @pytest.mark.parametrize("url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379"])

@@ -326,20 +326,10 @@ def test_what_no_class_can_ever_run_is_unplaceable_with_each_reason(
     assert (refusal["hardware_class"], refusal["variant"]) == ("cpu", "fast")
 
 
-@pytest.mark.parametrize(
-    ("live", "reason"),
-    [
-        ([], "cpu/fast: no device of the class is live"),
-        ([device(serves=(), fault="no answer")], "cpu/fast: cpu@host is out of service: no answer"),
-        ([device(runtimes=())], "onnx is not installed on cpu@host"),
-        ([device(kind="tpu")], "the variant has no profile for tpu"),
-        ([device(memory_total=10)], "needs 100 bytes of memory, cpu@host has 10"),
-        ([device(unavailable={"sentiment:1/fast": "bad file"})], "unavailable on cpu@host: bad file"),
-    ],
-)
-def test_a_fleet_without_the_right_device_says_why_and_until_when(live: list[DeviceFacts], reason: str) -> None:
+@pytest.mark.cases("live, reason")
+def test_a_fleet_without_the_right_device_says_why_and_until_when(live: list[dict[str, Any]], reason: str) -> None:
     with pytest.raises(NoDeviceError, match=reason) as caught:
-        place(model(), needs_by(), topology(), fleet(*live))
+        place(model(), needs_by(), topology(), fleet(*(device(**facts) for facts in live)))
     assert caught.value.retry_after
 
 
@@ -387,16 +377,7 @@ def test_every_class_and_variant_is_a_candidate_or_refused_whatever_the_fleet(si
 NEEDS = 6 * 2**30
 
 
-@pytest.mark.parametrize(
-    ("facts", "able"),
-    [
-        ({"memory_free": NEEDS}, True),
-        ({"memory_free": NEEDS - 1}, False),
-        ({"memory_free": NEEDS - 1, "memory_used": 1}, True),  # of other variants, which would be unloaded
-        ({"memory_free": 0, "warm": ("m:1/v",)}, True),
-        ({"memory_free": 0, "warm": ("m:1/other",)}, False),
-    ],
-)
+@pytest.mark.cases("facts, able")
 def test_a_device_whose_memory_others_use_gets_no_work_that_does_not_fit(facts: dict[str, Any], able: bool) -> None:
     memory = {"memory_total": 8 * 2**30, **facts}
     device = a_device("gpu", worker="a", kind="cuda", runtimes=("torch",), **memory)

@@ -189,19 +189,9 @@ def test_a_running_job_moves_only_to_devices_that_can_go_on_from_its_checkpoint(
 ALL_AT_ONCE = Rebalance(max_share_per_tick=1.0)
 
 
-@pytest.mark.parametrize(
-    ("dear", "source", "jobs", "deadline", "kind", "moved"),
-    [
-        (3.0, "cpu.a", 1000, 9.5, Kind.RESCUE, 50),  # those that would be late, and no more of them
-        (1.0, "cpu.a", 1000, None, Kind.BALANCE, 500),  # with an idle class of the same price
-        (3.0, "cpu.b", 100, 60, Kind.SAVE, 100),  # back to cheaper hardware, in time there
-        (3.0, "cpu.a", 1000, None, None, 0),  # in time here: not onto dearer hardware
-        (1.0, "cpu.a", 1, None, None, 0),
-        (1.0, "cpu.a", 0, None, None, 0),
-    ],
-)
+@pytest.mark.cases("dear, source, jobs, deadline, kind, moved")
 def test_jobs_move_where_they_are_in_time_or_earlier_or_cheaper(
-    dear: float, source: str, jobs: int, deadline: float | None, kind: Kind | None, moved: int
+    dear: float, source: str, jobs: int, deadline: float | None, kind: str | None, moved: int
 ) -> None:
     moves = rebalance(*waiting(two_classes(dear=dear), source, jobs, deadline), ALL_AT_ONCE)
     assert [move.kind for move in moves] == [kind] * bool(kind)

@@ -31,19 +31,9 @@ def changed(**fields: Any) -> Checkpoint:
     return msgspec.structs.replace(CHECKPOINT, **fields)
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "why"),
-    [
-        (CHECKPOINT, ""),
-        (changed(kind="cpu"), ""),
-        (changed(kind="cuda"), "not portable"),
-        (changed(job="other"), "another job"),
-        (changed(digest="other"), "another version of the callable"),
-        (changed(size=101), "over limits.checkpoint (100)"),
-    ],
-)
-def test_a_checkpoint_is_refused_by_name(checkpoint: Checkpoint, why: str) -> None:
-    found = unusable(checkpoint, ROW)
+@pytest.mark.cases("fields, why")
+def test_a_checkpoint_is_refused_by_name(fields: dict[str, Any], why: str) -> None:
+    found = unusable(changed(**fields), ROW)
     assert why in found and bool(found) == bool(why)
 
 

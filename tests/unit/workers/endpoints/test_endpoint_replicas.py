@@ -147,19 +147,9 @@ def test_two_missed_probes_open_the_breaker_or_one_of_starting(outcomes: Sequenc
 SLOTS = b'[{"id":0,"is_processing":true,"params":{}},{"id":1,"is_processing":false}]'
 
 
-@pytest.mark.parametrize(
-    ("body", "engine"),
-    [
-        (recorded("documents/vllm.txt"), EngineLoad(running=5, waiting=4, cache=0.5)),
-        ("llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", EngineLoad(running=1, waiting=2)),
-        ('nv_inference_pending_request_count{model="a"} 7\n', EngineLoad(waiting=7)),
-        *((nothing, None) for nothing in ("process_cpu_seconds_total 1\n", "vllm:num_requests_running{broken 1", "")),
-        ("vllm:num_requests_running 1e300\nvllm:num_requests_waiting NaN\n", EngineLoad(running=10**6)),
-        ("vllm:kv_cache_usage_perc -3\nvllm:num_requests_running -1\n", EngineLoad()),
-    ],
-)
-def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: EngineLoad | None) -> None:
-    assert read_metrics(body.encode()) == engine
+@pytest.mark.cases("body, engine", [(recorded("documents/vllm.txt"), {"running": 5, "waiting": 4, "cache": 0.5})])
+def test_an_engines_metrics_show_what_runs_and_waits_there(body: str, engine: dict[str, Any] | None) -> None:
+    assert read_metrics(body.encode()) == (None if engine is None else EngineLoad(**engine))
 
 
 @pytest.mark.parametrize(("body", "engine"), [(SLOTS, EngineLoad(running=1)), (b"{}", None), (b"\xff", None)])

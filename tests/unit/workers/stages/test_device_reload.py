@@ -340,17 +340,10 @@ def test_the_cpu_is_found_with_its_memory_and_instruction_sets() -> None:
     assert utilisation(device) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "label", "found"),
-    [
-        ("cpu.batch", "", ("cpu:0", False)),
-        ("cpu.batch", "cpu:1", ("cpu:1", False)),
-        ("tpu.bulk", "tpu:0", ("tpu:0", True)),
-    ],
-)
-def test_an_emulated_class_runs_on_the_cpu_and_says_so(name: str, label: str, found: tuple[str, bool]) -> None:
+@pytest.mark.cases("name, label, found, emulated")
+def test_an_emulated_class_runs_on_the_cpu_and_says_so(name: str, label: str, found: str, emulated: bool) -> None:
     device = find_device(HARDWARE[name], label, emulate=True)
-    assert (device.kind, device.address, (device.label, device.emulated)) == ("cpu", "cpu", found)
+    assert (device.kind, device.address, device.label, device.emulated) == ("cpu", "cpu", found, emulated)
 
 
 @pytest.mark.parametrize("label", ["cuda:0", "cpu:x", "cpu:0:1", "gpu"])
