@@ -42,6 +42,8 @@ def die(store: Store, session: str) -> None:
 
 
 def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store) -> None:
+    nothing = store.exchange(session="r", most=10)
+    assert (nothing.lives, nothing.taken) == (True, [])
     low, *_ = reversed(priority_lists(ARRIVALS))
     store.client.lpush(low, b"low")
     store.client.lpush(ARRIVALS, b"first", b"second")
@@ -54,11 +56,6 @@ def test_no_more_is_taken_than_so_many_messages_and_bytes(store: Store) -> None:
     assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"1", b"0"]
     assert store.client.llen(ARRIVALS) == 3
     assert len(store.take("r", most_bytes=2)) == 2
-
-
-def test_nothing_is_taken_from_empty_lists(store: Store) -> None:
-    answer = store.exchange(session="r", most=10)
-    assert (answer.lives, answer.taken) == (True, [])
 
 
 def test_under_a_session_that_ended_nothing_is_taken(store: Store) -> None:

@@ -135,15 +135,11 @@ def ask(store: Store, *asks: YieldAsk) -> list[int]:
     return [YieldAnswer(one) for one in store.run(yield_call(5.0, asks))]
 
 
-def listened(worker: WorkerStore) -> JobNotice:
-    """What the worker hears next; its subscription is confirmed first."""
-    return next(one for _ in range(20) for one in worker.notices(0.5))
-
-
 def test_the_holder_of_a_job_is_asked_once(store: Store, worker: WorkerStore) -> None:
     over, unknown = YieldAsk("j", "w#2", ""), YieldAsk("other", "w#1", "")
     assert ask(store, over, unknown, ASK, ASK) == [*[YieldAnswer.NOT_HELD] * 2, YieldAnswer.ASKED, YieldAnswer.NOT_HELD]
-    assert listened(worker) == JobNotice("j", "w#1", REQUEST)
+    heard = next(one for _ in range(20) for one in worker.notices(0.5))  # its subscription is confirmed first
+    assert heard == JobNotice("j", "w#1", REQUEST)
 
 
 def test_a_holder_that_did_not_hear_is_told_when_it_renews_its_claim(store: Store, worker: WorkerStore) -> None:

@@ -86,15 +86,11 @@ def settings_with(settings: Settings, folder: Path, **classes: Any) -> Settings:
     return configured
 
 
-def llama_class(*urls: str, price: float = 0.1) -> dict[str, Any]:
-    """A class of replicas of llama.cpp's server."""
-    return engine_class([f"{url}/v1" for url in urls], slots=2, price=price, models={"chat": NAME})
-
-
 @contextmanager
 def fleet_before(llamas: Sequence[str], base: Settings, folder: Path) -> Iterator[Fleet]:
     """A fleet whose replicas are these servers."""
-    settings = settings_with(base, folder, **{CLASS: llama_class(*llamas)})
+    served = engine_class([f"{url}/v1" for url in llamas], slots=2, price=0.1, models={"chat": NAME})
+    settings = settings_with(base, folder, **{CLASS: served})
     with ExitStack() as stack:
         started = [
             stack.enter_context(worker_process(settings, "--device", f"endpoint:{n}")) for n in range(len(llamas))

@@ -8,7 +8,6 @@ import pytest
 import redis
 
 import taxiway
-from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tests.engine import Engine, serving
 from tests.queues import engine_class, queues_of
@@ -51,7 +50,8 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
         answer = HTTP.post(f"{discovering.http}/v1/embeddings", json=embedded, timeout=60).json()
         assert [one["embedding"] for one in answer["data"]] == [[1.0, 1.0], [2.0, 1.0]]
         assert models(discovering)["slab"]["variants"].keys() == {"missing", "python"}  # a model.yaml keeps its name
-        (facts,) = device_facts(settings)
+        with redis.Redis.from_url(settings.broker) as store:
+            (facts,) = all_facts(store)
         assert "a model.yaml has the name of 'slab'" in facts.unavailable["slab:1/openai"]
         engine.models.append("acme/Later")
         eventually(lambda: "later" in models(discovering))
@@ -59,8 +59,3 @@ def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
         engine.models.remove("acme/Talk-7B")
         with pytest.raises(taxiway.TaxiwayError):
             eventually(lambda: not client.infer("talk-7b", HELLO, timeout=60))
-
-
-def device_facts(settings: Settings) -> list[DeviceFacts]:
-    with redis.Redis.from_url(settings.broker) as store:
-        return all_facts(store)

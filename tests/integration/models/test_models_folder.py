@@ -28,13 +28,9 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
     models = tmp_path / "models"
     shutil.copytree(TREE / "models" / "echo", models / "echo")
     write_model(models, "broken", scale_graph(2.0), **SCALE_SPECS)
-    break_model(models / "broken")
+    described = models / "broken" / "model.yaml"
+    described.write_text(described.read_text().replace("1MiB", "much"))
     return replace(settings, models=models)
-
-
-def break_model(folder: Path) -> None:
-    path = folder / "model.yaml"
-    path.write_text(path.read_text().replace("1MiB", "much"))
 
 
 @pytest.fixture

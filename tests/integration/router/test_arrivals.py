@@ -54,12 +54,6 @@ def device(settings: Settings) -> Iterator[EchoDevice]:
         yield device
 
 
-@pytest.fixture
-def idle_device(settings: Settings) -> Iterator[EchoDevice]:
-    with EchoDevice(settings, answering=False) as device:
-        yield device
-
-
 def send(
     store: redis.Redis,
     *,
@@ -215,10 +209,8 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Sett
         assert len(arrives(router, store, *map(message, "efgh"))) == 4
 
 
-def test_a_router_that_stops_finishes_what_it_took(
-    settings: Settings, store: redis.Redis, idle_device: EchoDevice
-) -> None:
-    with router_process(settings) as router:
+def test_a_router_that_stops_finishes_what_it_took(settings: Settings, store: redis.Redis) -> None:
+    with EchoDevice(settings, answering=False), router_process(settings) as router:
         jobs = [send(store, deadline=600) for _ in range(400)]
         eventually(lambda: waiting(store) > 0)
         router.process.terminate()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import redis
 from celery import Celery
-from celery.result import AsyncResult
 
 import taxiway
 from tasks.settings import Settings
@@ -61,11 +60,6 @@ def interface(request: pytest.FixtureRequest, fleet: ServedFleet) -> str:
 def celery(fleet: ServedFleet) -> Iterator[Celery]:
     with producing(fleet.settings) as app:
         yield app
-
-
-def ask_by_hand(celery: Celery, reference: dict[str, Any]) -> AsyncResult[Any]:
-    asked = {"model": "echo", "inputs": reference}
-    return celery.send_task(INFER, kwargs=asked, ignore_result=True)
 
 
 @pytest.mark.parametrize("given", [LARGE, SMALL, LARGE[:1], LARGE[:, ::2]], ids=["large", "small", "row", "strided"])
@@ -124,7 +118,7 @@ def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(
     ref = uuid.uuid4().hex
     store.set(blob_key(ref), b"abc", ex=60)
     made = {"datatype": "BYTES", "ref": ref, "bytes": 3, "digest": hashlib.sha256(b"abc").hexdigest()}
-    asked = ask_by_hand(celery, made | altered)
+    asked = celery.send_task(INFER, kwargs={"model": "echo", "inputs": made | altered}, ignore_result=True)
 
     with taxiway.Client(settings.broker) as client:
         if error is None:

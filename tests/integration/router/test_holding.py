@@ -60,10 +60,6 @@ def send(settings: Settings, count: int = 1, **terms: Any) -> list[str]:
     return jobs
 
 
-def bound_seconds(store: redis.Redis) -> float:
-    return float(store.hget(WORK, BOUND) or 0)
-
-
 def is_placed_or_held(store: redis.Redis, job: str) -> bool:
     return record_of(store, job).state is not JobState.ACCEPTED
 
@@ -93,7 +89,7 @@ def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_devi
         bound = []
         with worker_process(fleet):
             while store.hlen(HELD) > 0:
-                bound.append(bound_seconds(store))
+                bound.append(float(store.hget(WORK, BOUND) or 0))
                 time.sleep(0.01)
             ended = [eventually(partial(store.get, result_key(job))) for job in jobs]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from tasks.heartbeat import DeviceFacts
@@ -255,13 +256,9 @@ def test_a_worker_that_ends_leaves_no_process_and_no_memory_behind(
             process.send_signal(how)  # for the second time: now
         assert process.wait(60) == (0 if how == signal.SIGTERM else -how)
         assert until(lambda: all(map(gone, processes)), timeout=AT_ONCE)
-        assert until(lambda: not memory & shared_memory_of(every_process()), timeout=AT_ONCE)
+        assert until(lambda: not memory & shared_memory_of(psutil.pids()), timeout=AT_ONCE)
         if how == signal.SIGTERM:
             assert (own.tower.waiting(), attempts(own.tower, job)) == (1, 0)
-
-
-def every_process() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def descriptors(process: int) -> list[Path]:

@@ -248,15 +248,6 @@ def test_a_class_is_calibrated_by_what_all_its_live_workers_counted() -> None:
     assert calibration("other", [ended_in(0.4)]) is None
 
 
-@pytest.mark.parametrize(
-    ("bounds", "found"),
-    [
-        ({"jobs": 100, "held": 0.97, "taken": 0.5}, [True]),
-        ({"jobs": 100, "held": 0.9, "taken": 0.5}, [False]),
-        ({"jobs": 100, "held": 1.0, "taken": 0.2}, [False]),
-        ({"jobs": 19, "held": 0.5, "taken": 0.5}, []),
-        (None, []),
-    ],
-)
+@pytest.mark.cases("bounds, found")
 def test_the_doctor_finds_bounds_that_fail_or_say_nothing(bounds: dict[str, float] | None, found: list[bool]) -> None:
     assert [one.found for one in calibrations({"cpu": {"bounds": bounds}})] == found

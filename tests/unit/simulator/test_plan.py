@@ -54,10 +54,6 @@ def carries(load: Figures, devices: Sequence[int]) -> bool:
     return bool(linprog(np.zeros(groups * classes), limits, room, whole, np.ones(groups), ceiling).success)
 
 
-def devices_of(mix: Mix, names: Sequence[str]) -> list[int]:
-    return [mix.devices().get(name, 0) for name in names]
-
-
 @st.composite
 def programmes(draw: st.DrawFn) -> tuple[dict[str, float], Figures, dict[str, int]]:
     names = ["a", "b", "c"][: draw(st.integers(1, 3))]
@@ -77,7 +73,8 @@ def test_the_mix_is_the_cheapest_that_carries_the_load(
     ranges = [range(counts[name] + 1) for name in offered]
     every = (Mix(offered, numbers) for numbers in itertools.product(*ranges))
     allowed = [mix for mix in every if all(mix.devices().get(name, 0) <= counts[name] for name in names)]
-    cost = min((mix.usd_per_hour for mix in allowed if carries(load, devices_of(mix, names))), default=None)
+    carrying = (mix for mix in allowed if carries(load, [mix.devices().get(name, 0) for name in names]))
+    cost = min((mix.usd_per_hour for mix in carrying), default=None)
     if cost is None:
         with pytest.raises(InfeasibleError, match="the fleet has too few devices"):
             cheapest(offered, load, counts)

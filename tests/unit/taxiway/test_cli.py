@@ -208,24 +208,9 @@ def test_the_key_goes_to_routers_alone() -> None:
 
 
 SITE = {"worker": "cloud.endpoint-0@edge", "hardware_class": "cloud", "device": "endpoint:0", "emulated": False}
-PEER = {"site": "cloud", "round_trip": 0.084, "age": 0.4, "offers": {"generate:1/taxiway": {}}, "dropped": 2}
-SPENT = {"cloud": {"dollars": {"generate:1": {"": 0.25, "clinic": 0.5}, "embed:1": {"": 0.5}}}}
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "facts", "words"),
-    [
-        ({"state": "closed", "peer": PEER}, {}, ["cloud cloud 84 ms generate"]),
-        ({"state": "closed", "peer": PEER | {"bytes_per_second": 9.84e6}}, {}, ["84 ms, 9.84 MB/s generate"]),
-        ({"state": "closed", "peer": PEER}, {"done": SPENT}, ["$1.25"]),
-        (
-            {"state": "open", "peer": {"site": "cloud"}},
-            {"fault": "site cloud: no route"},
-            ["silent: no route", "nothing"],
-        ),
-        ({"state": "closed"}, {}, []),  # another device
-    ],
-)
+@pytest.mark.cases("endpoint, facts, words")
 def test_a_site_is_listed_with_its_distance_and_its_offers_or_why_it_is_silent(
     capsys: pytest.CaptureFixture[str], endpoint: dict[str, Any], facts: dict[str, Any], words: list[str]
 ) -> None:

@@ -30,10 +30,6 @@ NOW = 1000.0
 batches = st.lists(st.tuples(st.floats(NOW - 2 * BATCHES_COUNT, NOW), st.sampled_from("abc"), st.floats(0.001, 30.0)))
 
 
-def newest_first(seen: list[tuple[float, str, float]]) -> list[tuple[float, str, float]]:
-    return sorted(seen, reverse=True)
-
-
 def test_rare_batches_and_those_of_before_the_last_minute_are_ignored() -> None:
     old, rare = (NOW - BATCHES_COUNT - 1, "a", 30.0), (NOW - 5, "b", RARE * BATCHES_COUNT)
     assert blocking_by_model([rare, old], NOW) == {"b": 0.0, ANY: 0.0}
@@ -43,7 +39,7 @@ def test_rare_batches_and_those_of_before_the_last_minute_are_ignored() -> None:
 
 @given(seen=batches, devices=st.integers(1, 5))
 def test_a_job_waits_at_most_for_the_longest_other_batch(seen: list[tuple[float, str, float]], devices: int) -> None:
-    for model, seconds in blocking_by_model(newest_first(seen), NOW, devices).items():
+    for model, seconds in blocking_by_model(sorted(seen, reverse=True), NOW, devices).items():
         others = [taken for _, name, taken in seen if name != model]
         assert 0.0 <= seconds <= max(others, default=0.0) * 1.005  # told to three digits
 

@@ -251,10 +251,6 @@ def answered(delivery: Delivery, run_time: float) -> Ended:
     return Ended(delivery, Result(model="echo:1", outputs={}, report=report))
 
 
-def failed_by(delivery: Delivery, error: TaxiwayError) -> Ended:
-    return Ended(delivery, error=error)
-
-
 @pytest.mark.parametrize(
     ("ran", "error", "outcome", "seconds"),
     [
@@ -270,7 +266,7 @@ def test_a_job_counts_with_its_outcome_and_the_time_that_it_had(
         WorkerOutcomes("cpu:0"),
         taken(**({"began": time.time() - ran, "started": 102.0} if ran else {})),
     )
-    counters.count([failed_by(delivery, error) if error else answered(delivery, run_time=0.25)])
+    counters.count([Ended(delivery, error=error) if error else answered(delivery, run_time=0.25)])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {outcome: 1}
     assert {stage: figures[-1] for stage, figures in done.latency.items() if sum(figures)} == pytest.approx(
