@@ -88,13 +88,6 @@ def continue_trace(traceparent: str) -> None:
         _carried.set({TRACEPARENT: traceparent})
 
 
-def carried_on(headers: Mapping[str, Any]) -> None:
-    """Make the answer return the trace context that a message continues with."""
-    context = _carried.get()
-    if context is not None:
-        context[TRACEPARENT] = str(headers[TRACEPARENT])
-
-
 async def _send_with_trace(send: Send, context: Mapping[str, str], message: Mapping[str, Any]) -> None:
     if message["type"] == "http.response.start":
         traceparent = (_TRACEPARENT, context[TRACEPARENT].encode("latin-1"))
@@ -253,7 +246,8 @@ class Inference:
             if await self._is_copy(order):
                 return None
             raise
-        carried_on(admitted.outgoing.envelope.headers)
+        if (answered := _carried.get()) is not None:
+            answered[TRACEPARENT] = str(admitted.outgoing.envelope.headers[TRACEPARENT])
         if blobs and "blobs" in admitted.outgoing.fields:
             await self.router.values.keep(blobs)
         return admitted
@@ -279,7 +273,9 @@ class Inference:
         if order.blobs and not fresh:
             await self.router.store.jobs.drop_blobs(order.job, order.blobs)
         if not fresh and admitted.outgoing.use is not None:
-            await self._check_first(order, admitted.outgoing.use.digest)
+            first = await self.router.jobs.first_digest(order.job)
+            if first and first != admitted.outgoing.use.digest:
+                raise conflict(order.request, first, admitted.outgoing.use.digest)
         return fresh
 
     async def _is_copy(self, order: Order) -> bool:
@@ -288,12 +284,6 @@ class Inference:
             return False
         [known] = await self.router.store.jobs.accepted_before([(order.job, digest_at(order, self.router.rules))])
         return known
-
-    async def _check_first(self, order: Order, digest: str) -> None:
-        """Refuse a request whose idempotency key was first used for another one."""
-        first = await self.router.jobs.first_digest(order.job)
-        if first and first != digest:
-            raise conflict(order.request, first, digest)
 
     async def _withdraw(self, order: Order, error: Exception) -> None:
         """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""

@@ -47,7 +47,10 @@ def _offer(model: Model, terms: Terms, topology: Topology, working: WorkingSnaps
     base, each_read, each_written = map(three_digits, _line([one.finish for one in placed], read, written))
     usd, usd_read, usd_written = map(three_digits, _line([one.cost for one in placed], read, written))
     bound = three_digits(max(1.0, *(one.at_most / max(one.finish, 1e-9) for one in placed)))
-    return SiteOffer(base, each_read, each_written, bound, usd, usd_read, usd_written, _rate(placed[0]))
+    table, index = placed[0].table, placed[0].index
+    work = work_in_full_batches(table, placed[0].needs, table.limit)[index]
+    rate = three_digits(min(float(table.servers[index]) / max(float(work), 1e-9), _FASTEST))  # rows a second
+    return SiteOffer(base, each_read, each_written, bound, usd, usd_read, usd_written, rate)
 
 
 def _usual(model: Model) -> tuple[float, float]:
@@ -72,12 +75,6 @@ def _line(values: list[float], read: float, written: float) -> tuple[float, floa
     each_read = max((more_read - first) / read, 0.0)
     each_written = max((more_written - first) / written, 0.0) if written else each_read
     return max(first - each_read * read - each_written * written, 0.0), each_read, each_written
-
-
-def _rate(placed: Placement) -> float:
-    """Rows like it that its class serves in a second, in full batches."""
-    work = work_in_full_batches(placed.table, placed.needs, placed.table.limit)[placed.index]
-    return three_digits(min(float(placed.table.servers[placed.index]) / max(float(work), 1e-9), _FASTEST))
 
 
 def changed(before: Mapping[str, Mapping[str, SiteOffer]], after: Mapping[str, Mapping[str, SiteOffer]]) -> bool:

@@ -184,8 +184,10 @@ class ClassQueue:
             return []  # no connection to announce it on
         first = self._announcement(lists[0][1], capacity) if capacity else []
         for name, queue in left:
-            self._blocked[name] = self._block(name, queue, levels, first)
-            first = []
+            connection = self._free.pop() if self._free else Connection(self._url)
+            blocking = ("BLMOVE", name, name, "RIGHT", "RIGHT", 0)  # until the list has a message; then it takes
+            connection.send([*first, blocking, self._take_call(queue, levels).command])
+            self._blocked[name], first = connection, []
         fetches = self._woken(dict(lists), longest)
         if not fetches and self._connections.call("GETDEL", self._capacity) == _USED:
             fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
@@ -196,13 +198,6 @@ class ClassQueue:
         self._takes += 2
         announced = f"{min(capacity, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, announced, "PX", int(self._lease * 1000))]
-
-    def _block(self, name: str, queue: str, levels: int, first: Sequence[Command]) -> Connection:
-        """A connection that blocks until the list has a message, then takes from the queue."""
-        connection = self._free.pop() if self._free else Connection(self._url)
-        blocking = ("BLMOVE", name, name, "RIGHT", "RIGHT", 0)
-        connection.send([*first, blocking, self._take_call(queue, levels).command])
-        return connection
 
     def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[TakenMessages]:
         """The messages that connections took that were woken within `longest` seconds."""

@@ -34,7 +34,9 @@ def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, 
     }
     if current is not None and name in catalogue.others:
         entry["alias_of"] = current.id
-    problems = _problems(catalogue, name) | ({} if current is None else _unloadable(current, fleet))
+    faults = sorted({**catalogue.disabled, **catalogue.outdated}.items())
+    problems = {reference: why for reference, why in faults if catalogue.bare(reference) == name}
+    problems |= {} if current is None else _unloadable(current, fleet)
     if current is None and name in problems:
         entry["disabled"] = problems.pop(name)
     return entry | ({"problems": problems} if problems else {})
@@ -47,12 +49,6 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "accuracy": variant.accuracy,
         "memory": int(variant.memory),
     }
-
-
-def _problems(catalogue: Catalogue, name: str) -> dict[str, str]:
-    """Faults in the files of a model."""
-    found = {**catalogue.disabled, **catalogue.outdated}
-    return {reference: why for reference, why in sorted(found.items()) if catalogue.bare(reference) == name}
 
 
 def _unloadable(model: Model, fleet: FleetSnapshot) -> dict[str, str]:

@@ -178,7 +178,9 @@ class Replies:
         self._watches[job] += 1
         try:
             self._connection.send(("SUBSCRIBE", result_key(job)))
-            await self._poll_once(reply, job)
+            self._check([job])  # once, however short the timeout, within the link's `connect_timeout`
+            while reply.answer is None and self._checking is not None and not self._checking.done():
+                await asyncio.wait((self._checking, reply.wait()), return_when=asyncio.FIRST_COMPLETED)
             return await self.wait(reply, timeout, started)
         finally:
             self._watches[job] -= 1
@@ -275,12 +277,6 @@ class Replies:
             await asyncio.sleep(self._pause)
             jobs, left = next_pass(left, self._waiting)
             self._check(jobs)
-
-    async def _poll_once(self, reply: Reply, job: str) -> None:
-        """Read a job's stored result once, however short the caller's timeout, within the link's `connect_timeout`."""
-        self._check([job])
-        while reply.answer is None and self._checking is not None and not self._checking.done():
-            await asyncio.wait((self._checking, reply.wait()), return_when=asyncio.FIRST_COMPLETED)
 
     def _check(self, jobs: Sequence[str]) -> None:
         """Add these jobs to those whose stored results are being read."""

@@ -324,8 +324,9 @@ class StreamReader(AnswerReader):
             self.done = True
             return
         chunk = decoded(_chunk, text)
-        if chunk.error is not None:
-            raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
+        if (error := chunk.error) is not None:
+            said = cut(str(error.get("message", error) if isinstance(error, dict) else error), 500)
+            raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {said}")
         counted = chunk.counted
         if counted is not None:
             self._usage = counted.within(self._most)
@@ -478,8 +479,3 @@ def _with_image(part: Any) -> Any:
     kind = next((kind for mark, kind in _IMAGES.items() if content.startswith(mark)), "octet-stream")
     data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {**part, "image_url": {**image, "url": data}}
-
-
-def _said(chunk: _Chunk) -> str:
-    error = chunk.error
-    return cut(str(error.get("message", error) if isinstance(error, dict) else error), 500)

@@ -225,7 +225,11 @@ class PeerLink(EndpointLink):
         super().__init__(endpoint, replica, key, stall)
         self._origin, self._site = origin, _Site()
         self._peer = endpoint.peer
-        self._verify = None if endpoint.public_key is None else _verifier(endpoint.public_key)
+        self._verify: Verify | None = None
+        if endpoint.public_key is not None:
+            from tasks.site_key import verifier  # others start 60 ms sooner without cryptography
+
+            self._verify = verifier(endpoint.public_key)
         self._models = tuple(sorted(set(endpoint.calls.values())))
         self._calls: dict[str, _Call] = {}
         self._given_up: deque[str] = deque(maxlen=MOST_GIVEN_UP)
@@ -430,7 +434,9 @@ class PeerLink(EndpointLink):
         try:
             match frame:
                 case PeerPiece():
-                    self._pass_on(call, frame)
+                    if parts := call.reader.take(frame):
+                        call.exchange.first = call.exchange.first or time.monotonic()
+                        call.tell(parts)
                 case PeerAnswer():
                     call.reader.end(_believed(self._opened(frame, call.behalf), call.exchange))
                     call.bill(frame, self._site.travel(len(call.content)))
@@ -443,12 +449,6 @@ class PeerLink(EndpointLink):
         except EndpointError as error:
             call.fail(error)
             self._give_up(frame.key)
-
-    def _pass_on(self, call: _Call, piece: PeerPiece) -> None:
-        parts = call.reader.take(piece)
-        if parts:
-            call.exchange.first = call.exchange.first or time.monotonic()
-            call.tell(parts)
 
     def _meaning(self, failure: PeerFailure, row: str) -> EndpointError | TaxiwayError:
         """Whose fault a failure is: the request's where this fleet would have found the same, else that site's."""
@@ -477,12 +477,6 @@ class PeerLink(EndpointLink):
         for key, call in list(self._calls.items()):
             self._give_up(key)
             call.fail(EndpointError(FaultKind.BROKEN, f"{self._named}: {why}"))
-
-
-def _verifier(public_key: str) -> Verify:
-    from tasks.site_key import verifier  # others start 60 ms sooner without cryptography
-
-    return verifier(public_key)
 
 
 def open_link(endpoint: Endpoint, replica: str, key: str, stall: float, origin: Origin) -> EndpointLink:

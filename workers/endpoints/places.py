@@ -273,7 +273,8 @@ def read_metrics(body: bytes) -> EngineLoad | None:
     try:
         for family in text_string_to_metric_families("\n".join(wanted) + "\n"):
             for sample in family.samples:
-                found.setdefault(_FIGURES[sample.name], []).append(_bounded(sample.value))
+                value = min(max(sample.value, 0.0), _MOST_REQUESTS) if math.isfinite(sample.value) else 0.0
+                found.setdefault(_FIGURES[sample.name], []).append(value)
     except (ValueError, KeyError, IndexError):  # the parser's errors for text of another format
         return None
     if not found:
@@ -300,10 +301,6 @@ def is_full(engine: EngineLoad | None) -> bool:
 
 def _name(line: str) -> str:
     return line.partition("{")[0].partition(" ")[0]
-
-
-def _bounded(value: float) -> float:
-    return min(max(value, 0.0), _MOST_REQUESTS) if math.isfinite(value) else 0.0
 
 
 _SMOOTHING = 0.1  # weight of the newest row in what is usual

@@ -242,7 +242,8 @@ class EndpointStage(DeviceDriver):
         for job, task in list(self._tasks.items()):
             if task.done():
                 continue
-            if self._shared.may_run(job, -math.inf) and (not self._yields(job) or task.cancelling()):
+            yields = job.delivery.yields is not None and self._generations.can_yield(job) and not job.delivery.ended
+            if self._shared.may_run(job, -math.inf) and (not yields or task.cancelling()):
                 continue
             task.cancel()
 
@@ -306,10 +307,6 @@ class EndpointStage(DeviceDriver):
             job.generation = None  # it cannot yield any more
             await self._generations.kept()
         self._shared.endings.put([ending])
-
-    def _yields(self, job: RunningJob) -> bool:
-        """Whether the job was asked to yield, and can."""
-        return job.delivery.yields is not None and self._generations.can_yield(job) and not job.delivery.ended
 
     async def _outcome(self, job: RunningJob, loaded: Loaded) -> Ending:
         left = None if math.isinf(job.deadline) else job.deadline - self._now()

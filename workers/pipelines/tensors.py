@@ -48,7 +48,9 @@ class TensorPipeline:
         """
         alike: dict[Hashable, list[int]] = {}
         for index, item in enumerate(items):
-            alike.setdefault(self._batch_key(item.arrays), []).append(index)
+            shapes = ((name, array.shape) for name, array in item.arrays.items())
+            whole = (array.tobytes() for name, array in item.arrays.items() if self._axes[name] is None)
+            alike.setdefault((*shapes, *whole), []).append(index)
         answers: list[Row] = [{}] * len(items)
         for indices in alike.values():
             outputs = runtime.run(self._stack([items[index].arrays for index in indices]))
@@ -58,12 +60,6 @@ class TensorPipeline:
             for place, index in enumerate(indices):
                 answers[index] = plain_row(rows, place)
         return answers
-
-    def _batch_key(self, arrays: Arrays) -> Hashable:
-        """A key that is equal for rows that may share a batch."""
-        return tuple(
-            (name, array.shape, array.tobytes() if self._axes[name] is None else None) for name, array in arrays.items()
-        )
 
     def _stack(self, rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
         """Stack rows into one batch, by the names that the graph has."""

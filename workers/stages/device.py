@@ -368,7 +368,10 @@ class DeviceStage(DeviceDriver):
         first = batch[0][0]
         loaded = self.variants.ready(first.model, first.variant)
         if loaded is None:  # it was unloaded since
-            self._await_load([job for job, _ in batch])
+            for job, _ in batch:
+                self._lanes.remove(job)
+                gather(job)  # it waits with all unanswered rows
+                self._loads.wait(job)
             return
         with self.use.batch(sum(len(rows) for _, rows in batch)) as seconds:
             answers = self._runner.run(loaded, batch)
@@ -405,13 +408,6 @@ class DeviceStage(DeviceDriver):
                     continue
                 gather(job)
                 self._take_in(job)
-
-    def _await_load(self, jobs: Sequence[RunningJob]) -> None:
-        """Make jobs wait, with all unanswered rows, until their variant is loaded again."""
-        for job in jobs:
-            self._lanes.remove(job)
-            gather(job)
-            self._loads.wait(job)
 
     def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
         """Store the answers in their jobs; returns the jobs that ended."""

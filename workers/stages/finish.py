@@ -192,7 +192,8 @@ class FinishStage:
     def _finish(self, endings: Sequence[Ending]) -> None:
         ended = [one for ending in endings if (one := self._outcome(ending)) is not None]
         try:
-            self._keep_blobs(ended)
+            if kept := {ref: content for one in ended for ref, content in one.blobs.items()}:
+                self._insist(lambda: self.shared.store.keep_blobs(kept))  # before the results that reference them
             self._write([one for one in ended if one.delivery.task is None or not one.delivery.task.followed])
             for one in ended:
                 if (task := one.delivery.task) is not None and task.followed:
@@ -248,12 +249,6 @@ class FinishStage:
         if sealed is None or self.shared.seal_keys is None or error is None or isinstance(error, _SAY_NOTHING):
             return ended
         return msgspec.structs.replace(ended, error=self.shared.seal_keys.seal_error(error, sealed))
-
-    def _keep_blobs(self, ended: Sequence[Ended]) -> None:
-        """Store the blobs that the results reference, before the results."""
-        kept = {ref: content for one in ended for ref, content in one.blobs.items()}
-        if kept:
-            self._insist(lambda: self.shared.store.keep_blobs(kept))
 
     def _write(self, ended: Sequence[Ended]) -> None:
         """Write the results of jobs without follow-up tasks, in bulk."""
