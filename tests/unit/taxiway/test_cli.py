@@ -16,7 +16,7 @@ from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.jobs import json_or_text
 from taxiway.contract.job import JobRecord, JobState, Result, Tokens, status_of
-from taxiway.errors import BrokerFullError, DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
+from taxiway.errors import TaxiwayError
 from tests.builders import a_report, recorded
 from tests.command_line import CommandLine
 
@@ -90,18 +90,11 @@ def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) 
     assert json_or_text(raw) == value
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "hint"),
-    [
-        (UnknownModelError(""), 2, ""),
-        (DeadlineExceededError("", retry_after=3.0), 1, "try again in 3 s"),
-        (OverloadedError("", retry_after=3.0), 4, "(try again in 3 s)"),
-        (TaxiwayError(""), 1, ""),
-        (BrokerFullError("", resource="memory"), 4, "maxmemory"),
-        (BrokerFullError("", resource="disk"), 4, "disk"),
-    ],
-)
-def test_errors_have_an_exit_code_by_whose_fault_they_are_and_a_hint(error: TaxiwayError, code: int, hint: str) -> None:
+@pytest.mark.cases("kind, details, code, hint")
+def test_errors_have_an_exit_code_by_whose_fault_they_are_and_a_hint(
+    kind: type[TaxiwayError], details: dict[str, Any], code: int, hint: str
+) -> None:
+    error = kind("", **details)
     assert error.exit_code == code
     assert hint in hint_for(error)
     assert hint == "maxmemory" or "maxmemory" not in hint_for(error)

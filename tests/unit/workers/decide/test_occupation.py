@@ -67,17 +67,9 @@ def test_a_batch_is_long_by_its_profile_or_by_what_it_has_taken_already() -> Non
 STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.001, 10)), max_size=12)
 
 
-@pytest.mark.parametrize(
-    ("stints", "left", "late"),
-    [
-        ([({1, 2}, 1.0), ({3}, 1.0), ({4}, 1.0)], 2.5, {4}),
-        ([({1}, 1.0), ({2}, 9.0), ({3}, 1.0)], 2.0, {2}),  # a short batch behind one that does not fit is kept
-        ([({1}, 1.0), ({1, 2}, 9.0), ({2}, 0.5)], 5.0, {1, 2}),  # a job needs all of its batches
-        ([({1}, 9.0), ({1}, 3.0), ({2}, 4.0)], 5.0, {1}),  # a batch whose jobs are all late costs no time
-    ],
-)
-def test_only_what_fits_is_kept(stints: list[tuple[set[int], float]], left: float, late: set[int]) -> None:
-    assert unfinished(stints, left) == late
+@pytest.mark.cases("stints, left, late")
+def test_only_what_fits_is_kept(stints: list[tuple[list[int], float]], left: float, late: list[int]) -> None:
+    assert unfinished([(set(jobs), seconds) for jobs, seconds in stints], left) == set(late)
 
 
 @given(stints=STINTS, left=st.floats(-1, 40))

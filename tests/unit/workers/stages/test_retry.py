@@ -20,7 +20,6 @@ from tasks.ticket import Promise
 from taxiway.contract.job import Result, Tokens, failure_meta, read_meta, read_result
 from taxiway.errors import (
     MAX_ERROR,
-    DeadlineExceededError,
     DeviceFaultError,
     ExecutionError,
     InvalidRequestError,
@@ -251,22 +250,15 @@ def answered(delivery: Delivery, run_time: float) -> Ended:
     return Ended(delivery, Result(model="echo:1", outputs={}, report=report))
 
 
-@pytest.mark.parametrize(
-    ("ran", "error", "outcome", "seconds"),
-    [
-        (0.5, None, "succeeded", {"queue": 2.0, "run": 0.25, "total": 2.5}),
-        (0.0, DeadlineExceededError("late"), "expired", {}),
-        (3.0, ExecutionError("it broke"), "failed", {"queue": 2.0, "run": 3.0, "total": 5.0}),
-    ],
-)
+@pytest.mark.cases("ran, error, outcome, seconds")
 def test_a_job_counts_with_its_outcome_and_the_time_that_it_had(
-    ran: float, error: TaxiwayError | None, outcome: str, seconds: dict[str, float]
+    ran: float, error: type[TaxiwayError] | None, outcome: str, seconds: dict[str, float]
 ) -> None:
     counters, delivery = (
         WorkerOutcomes("cpu:0"),
         taken(**({"began": time.time() - ran, "started": 102.0} if ran else {})),
     )
-    counters.count([Ended(delivery, error=error) if error else answered(delivery, run_time=0.25)])
+    counters.count([Ended(delivery, error=error("late")) if error else answered(delivery, run_time=0.25)])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {outcome: 1}
     assert {stage: figures[-1] for stage, figures in done.latency.items() if sum(figures)} == pytest.approx(
