@@ -67,33 +67,29 @@ class Scaler:
             size = self._sizes.setdefault(name, ClassSize(hardware.scaling.start, hardware.scaling.minimum))
             if name not in self._counts:
                 size.need(load.devices, now)
-            self._follow(name, size, fleet.plan, now)
-            if fleet.plan is not None:
-                self._begin(name, size, fleet.plan, load.devices, now, moving=moving)
+            if fleet.plan is None:
+                size.follow(Density())
+                self._begun.pop(name, None)
+            else:
+                self._follow(name, size, fleet.plan, load.devices, now, moving=moving)
             count = _resized(hardware, size, load, self._counts.get(name, load.devices), now)
             self._counts[name] = count
             targets[name] = self._lacking(name, _target(hardware, size, load, count, fleet.plan, now), now)
         self.targets = targets
 
-    def _follow(self, name: str, size: ClassSize, plan: Plan | None, now: float) -> None:
-        """Scale by the plan's rule."""
-        planned = plan.classes.get(name) if plan is not None else None
-        if planned is not None:
-            size.follow(planned.rule, planned.devices, planned.pause, now)
-        else:
-            size.follow(Density())
-        if plan is None:
-            self._begun.pop(name, None)
+    def _follow(self, name: str, size: ClassSize, plan: Plan, live: int, now: float, *, moving: bool) -> None:
+        """Scale by the plan's rule, and begin one that is adopted with the devices that it would have by now.
 
-    def _begin(self, name: str, size: ClassSize, plan: Plan, live: int, now: float, *, moving: bool) -> None:
-        """Begin with what a plan that is adopted has: what starts for more than that is not awaited, nor kept on top.
-
-        What lives stays until no work moves any more.
+        What starts for more than that is not awaited; what lives stays until no work moves any more.
         """
-        begun = self._begun.get(name)
-        if begun not in ((plan.adopted, True), (plan.adopted, not moving)):
+        first, planned = 0, plan.classes.get(name)
+        if planned is None:
+            size.follow(Density())
+        else:
+            first = planned.begin
+            size.follow(planned.rule, planned.devices, planned.pause, now)
+        if self._begun.get(name) not in ((plan.adopted, True), (plan.adopted, not moving)):
             self._begun[name] = (plan.adopted, not moving)
-            first = plan.classes[name].begin if name in plan.classes else 0
             size.release(max(live, first) if moving else first, now)
 
     def _lacking(self, name: str, target: ScalingTarget, now: float) -> ScalingTarget:
