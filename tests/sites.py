@@ -18,7 +18,7 @@ from tests.builders import recorded
 from tests.cable import Cable
 from tests.routing import RouterProcess, eventually, router_process
 from tests.stored import facts_of
-from tests.working import WorkerProcess, empty_fleet, worker_process, worker_settings
+from tests.working import WorkerProcess, add_slow, empty_fleet, worker_process, worker_settings
 
 PEER = "cloud"
 """The class of the near fleet that is the far one."""
@@ -87,6 +87,7 @@ def open_fleet(
     folder.mkdir()
     settings = replace(worker_settings(empty_fleet(valkey_url, lasting=lasting), folder, queues), seals=seals)
     (settings.models / "chat").symlink_to(TREE / "models" / "chat")
+    add_slow(settings.models, base=0.05)
     with ExitStack() as stack:
         logs = {name: stack.enter_context((folder / f"{name}.log").open("wb")) for name in ("router", *classes)}
         workers = {

@@ -109,6 +109,15 @@ def add_callable(models: Path, name: str, text: str = "", code: str = "") -> Non
     (models / name / f"{code or name}.py").symlink_to(TREE / "tests" / "callables" / f"{code or name}.py")
 
 
+def add_slow(models: Path, *, base: float, slope: float = 0.0001) -> None:
+    """Add the model slow: paced, with batches of `base` seconds and `slope` seconds a row."""
+    text = (TREE / "models" / "paced" / "model.yaml").read_text().replace("name: paced", "name: slow")
+    text = text.replace("entry: paced", f"entry: paced={base}+{slope}")
+    text = text.replace("base: 0.005, slope: 0.0001", f"base: {base}, slope: {slope}")
+    (models / "slow").mkdir(parents=True)
+    (models / "slow" / "model.yaml").write_text(text)
+
+
 @dataclass(frozen=True)
 class WorkerProcess:
     """A running `python -m workers`, and what it said when it was ready."""

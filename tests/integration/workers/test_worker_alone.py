@@ -32,6 +32,7 @@ from tests.working import (
     Tower,
     WorkerProcess,
     add_callable,
+    add_slow,
     add_spinner,
     is_running,
     release,
@@ -48,12 +49,7 @@ def state_of_job(tower: Tower, job: str) -> JobState:
 
 
 def test_a_batch_ends_before_its_most_urgent_row_is_due(fleet: Settings, tower: Tower) -> None:
-    text = (TREE / "models" / "paced" / "model.yaml").read_text().replace("name: paced", "name: slow")
-    text = text.replace("entry: paced", "entry: paced=0.05+0.32").replace(
-        "base: 0.005, slope: 0.0001", "base: 0.05, slope: 0.32"
-    )
-    (fleet.models / "slow").mkdir()
-    (fleet.models / "slow" / "model.yaml").write_text(text)
+    add_slow(fleet.models, base=0.05, slope=0.32)
     with worker_process(fleet):
         others = [tower.message("slow", number, variant="paced") for number in range(9)]
         urgent = tower.message("slow", "urgent", variant="paced", deadline_at=time.time() + 2.5)
