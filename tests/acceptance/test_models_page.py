@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from tasks.models.folder import load_catalogue
 from tasks.models.model import parse_model
 from tasks.settings import TREE, Settings
-from tests.routing import router_process
+from tests.routing import eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
 PAGE = (TREE / "docs" / "models.md").read_text(encoding="utf-8")
@@ -54,11 +55,10 @@ def test_a_model_of_ones_own_is_served_by_a_fleet_that_runs(settings: Settings, 
         described = block("yaml", "name: iris").replace("HASH", digest)
         (fleet.models / "iris" / "model.yaml").write_text(described, encoding="utf-8")
         page = re.findall(r"^\$ taxiway (.*)$", block("console", "taxiway submit iris"), re.MULTILINE)
-        commands = [[sys.executable, "-m", "taxiway", *shlex.split(line)] for line in page]
-        checked, *_, answered = [
-            run([*command, "--json"] if "submit" in command else command, tmp_path, fleet, router.http)
-            for command in commands
-        ]
+        check, submit = ([sys.executable, "-m", "taxiway", *shlex.split(line)] for line in page)
+        checked = run(check, tmp_path, fleet, router.http)
+        eventually(lambda: httpx.get(f"{router.http}/v2/models/iris").is_success)  # a router looks once a second
+        answered = run([*submit, "--json"], tmp_path, fleet, router.http)
     assert "iris:1/onnx-fp32" in checked
     answer = json.loads(answered)
     first, second = answer["outputs"]["probabilities"]
