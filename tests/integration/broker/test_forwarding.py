@@ -247,7 +247,9 @@ async def test_a_session_is_forgotten_as_it_ends_unless_a_move_for_it_may_still_
 ) -> None:
     transport = await opened(settings)
     if waited:
-        await transport.wait(0.05)
+        waiting = asyncio.create_task(transport.wait(10))
+        await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
+        waiting.cancel()
     await transport.retire()
     await transport.close()
     assert (b"router.1" in list(scores(store.client, SESSIONS))) is waited
