@@ -188,9 +188,11 @@ class ClassQueue:
             blocking = ("BLMOVE", name, name, "RIGHT", "RIGHT", 0)  # until the list has a message; then it takes
             connection.send([*first, blocking, self._take_call(queue, levels).command])
             self._blocked[name], first = connection, []
-        fetches = self._woken(dict(lists), longest)
+        fetches = self._woken(dict(lists), longest, self._bell)
         if not fetches and self._connections.call("GETDEL", self._capacity) == _USED:
-            fetches += self._woken(dict(lists), BLOCKING_ANSWER)  # taken in the meantime
+            fetches += self._woken(
+                dict(lists), BLOCKING_ANSWER
+            )  # taken in the meantime; its answer may come after this
         return fetches
 
     def _announcement(self, queue: str, capacity: int) -> list[Command]:
@@ -199,12 +201,11 @@ class ClassQueue:
         announced = f"{min(capacity, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, announced, "PX", int(self._lease * 1000))]
 
-    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[TakenMessages]:
-        """The messages that connections took that were woken within `longest` seconds."""
+    def _woken(self, queue_of: Mapping[str, str], longest: float, *bells: socket.socket) -> list[TakenMessages]:
+        """The messages that connections took that were woken within `longest` seconds, or until a bell rings."""
         poller = select.poll()
-        poller.register(self._bell, select.POLLIN)
         listening = {connection.fileno(): name for name, connection in self._blocked.items()}
-        for descriptor in listening:
+        for descriptor in (*(bell.fileno() for bell in bells), *listening):
             poller.register(descriptor, select.POLLIN)
         woken = [listening[descriptor] for descriptor, _ in poller.poll(longest * 1000) if descriptor in listening]
         fetches = [self._fetched(queue_of[name], answer) for name in woken if (answer := self._answer(name))]

@@ -89,9 +89,9 @@ class FetchStage:
 
     def _fetch(self) -> None:
         self._resumed.wait()
-        queues = self._queues() if self._resumed.is_set() else []
         short = self.shared.endings.wait_until_short(LONGEST_WAIT)
         capacity = self.device.wait_for_capacity(LONGEST_WAIT) if short else 0
+        queues = self._queues() if self._takes else []
         receiving = self.shared.celery.receiving
         capacity -= receiving
         if not queues or capacity <= 0:
@@ -112,12 +112,17 @@ class FetchStage:
         fetches = self.class_queue.wait(queues, longest, levels, capacity if announces else 0)
         self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < capacity, False
         for fetched in fetches:
-            if self._resumed.is_set() and fetched.queue in self._queues() and not self.device.resting:
+            if self._takes and fetched.queue in self._queues() and not self.device.resting:
                 self._receive(fetched, alone=len(fetches) == 1)
             else:
                 self._return(fetched)
         if fetches and not self._ran_alone:
             time.sleep(_REST)
+
+    @property
+    def _takes(self) -> bool:
+        """Whether Celery's consumer is connected. A worker that drains would take again what it has just returned."""
+        return self._resumed.is_set() and not self.shared.drain.begun
 
     def _queues(self) -> list[str]:
         """The queues that Celery's consumer names, the worker's own class first."""

@@ -133,6 +133,7 @@ def test_an_answer_is_waited_for_through_an_outage_and_its_job_runs_once(
     with echo.device.pause():
         waiting.start()
         eventually(lambda: any(map(state.llen, priority_lists("cpu.batch"))))
+        cable[1].models()  # its answer comes after the one to the message that was pushed
         cable[0].pull()
         time.sleep(OUTAGE)
         cable[0].plug()
