@@ -188,11 +188,11 @@ class ClassQueue:
             blocking = ("BLMOVE", name, name, "RIGHT", "RIGHT", 0)  # until the list has a message; then it takes
             connection.send([*first, blocking, self._take_call(queue, levels).command])
             self._blocked[name], first = connection, []
-        fetches = self._woken(dict(lists), longest, self._bell)
+        queue_of = dict(lists)
+        fetches = self._woken(queue_of, longest, until_rung=True)
         if not fetches and self._connections.call("GETDEL", self._capacity) == _USED:
-            fetches += self._woken(
-                dict(lists), BLOCKING_ANSWER
-            )  # taken in the meantime; its answer may come after this
+            # Taken in the meantime: the answer to that may come after this one, also where the bell has rung
+            fetches = self._woken(queue_of, BLOCKING_ANSWER, until_rung=False)
         return fetches
 
     def _announcement(self, queue: str, capacity: int) -> list[Command]:
@@ -201,11 +201,13 @@ class ClassQueue:
         announced = f"{min(capacity, TAKEN_AT_MOST)} {self._takes + 1}" + (f" {queue}" if self._preferred else "")
         return [("CLIENT", "REPLY", "SKIP"), ("SET", self._capacity, announced, "PX", int(self._lease * 1000))]
 
-    def _woken(self, queue_of: Mapping[str, str], longest: float, *bells: socket.socket) -> list[TakenMessages]:
-        """The messages that connections took that were woken within `longest` seconds, or until a bell rings."""
+    def _woken(self, queue_of: Mapping[str, str], longest: float, *, until_rung: bool) -> list[TakenMessages]:
+        """The messages that connections took that were woken within `longest` seconds, or until the bell rings."""
         poller = select.poll()
+        if until_rung:
+            poller.register(self._bell, select.POLLIN)
         listening = {connection.fileno(): name for name, connection in self._blocked.items()}
-        for descriptor in (*(bell.fileno() for bell in bells), *listening):
+        for descriptor in listening:
             poller.register(descriptor, select.POLLIN)
         woken = [listening[descriptor] for descriptor, _ in poller.poll(longest * 1000) if descriptor in listening]
         fetches = [self._fetched(queue_of[name], answer) for name in woken if (answer := self._answer(name))]

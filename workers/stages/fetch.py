@@ -91,7 +91,7 @@ class FetchStage:
         self._resumed.wait()
         short = self.shared.endings.wait_until_short(LONGEST_WAIT)
         capacity = self.device.wait_for_capacity(LONGEST_WAIT) if short else 0
-        queues = self._queues() if self._takes else []
+        queues = self._queues()
         receiving = self.shared.celery.receiving
         capacity -= receiving
         if not queues or capacity <= 0:
@@ -112,20 +112,20 @@ class FetchStage:
         fetches = self.class_queue.wait(queues, longest, levels, capacity if announces else 0)
         self._woken, self._ran_alone = 0 < sum(len(fetched.messages) for fetched in fetches) < capacity, False
         for fetched in fetches:
-            if self._takes and fetched.queue in self._queues() and not self.device.resting:
+            if fetched.queue in self._queues() and not self.device.resting:
                 self._receive(fetched, alone=len(fetches) == 1)
             else:
                 self._return(fetched)
         if fetches and not self._ran_alone:
             time.sleep(_REST)
 
-    @property
-    def _takes(self) -> bool:
-        """Whether Celery's consumer is connected. A worker that drains would take again what it has just returned."""
-        return self._resumed.is_set() and not self.shared.drain.begun
-
     def _queues(self) -> list[str]:
-        """The queues that Celery's consumer names, the worker's own class first."""
+        """The queues that Celery's consumer names, the worker's own class first; none while it is not connected.
+
+        Nor does a worker take from any as it drains: it would take again what it has just returned.
+        """
+        if not self._resumed.is_set() or self.shared.drain.begun:
+            return []
         return sorted(self.shared.celery.queues(), key=lambda name: (name != self.context.options.hardware_class, name))
 
     def _receive(self, fetched: TakenMessages, *, alone: bool = True) -> int:

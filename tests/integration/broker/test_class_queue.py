@@ -179,9 +179,8 @@ def test_a_worker_leaves_nothing_behind_that_it_takes_as_it_is_woken_for_its_end
         broker.lpush(QUEUE, b"second")
         queue.wake()
         with broker.client() as other:
-            other.connection.send_command(
-                "EVAL", "for _ = 1, 5e5 do end", 0
-            )  # what comes then is answered in any order
+            # What comes while this runs is answered in any order
+            other.connection.send_command("EVAL", "for _ = 1, 5e5 do end", 0)
             taken = [one.raw for fetched in queue.wait([QUEUE], LONG, capacity=1) for one in fetched.messages]
             other.connection.read_response()
         assert (taken, broker.lpop(QUEUE)) in (([b"second"], None), ([], b"second"))
