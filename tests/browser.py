@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium")
 
 
 class Page:
-    """One page."""
+    """One page, or the browser itself."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -58,31 +62,45 @@ class Page:
         return base64.b64decode(taken["data"])
 
 
-@asynccontextmanager
-async def opened(url: str, *, width: int = 1280, height: int = 1000, dark: bool = False) -> AsyncIterator[Page]:
-    """A page at this address."""
+@cache
+def _browser() -> tuple[str, str]:
+    """The DevTools address of a browser that ends with this process, and the path of the browser itself there."""
     assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        size = [f"--window-size={width},{height}", "--remote-debugging-port=0"]
-        process = subprocess.Popen([CHROMIUM, *options, *size, "about:blank"], stderr=subprocess.PIPE, text=True)
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0"]
+    process = subprocess.Popen(
+        [CHROMIUM, *options, f"--user-data-dir={profile.name}", "about:blank"], stderr=subprocess.DEVNULL
+    )
+
+    def stop() -> None:
+        process.kill()
+        process.wait()
+        profile.cleanup()
+
+    atexit.register(stop)
+    listens = Path(profile.name) / "DevToolsActivePort"
+    assert until(lambda: listens.exists() and listens.read_text().count("\n") == 1), "Chromium does not start"
+    port, path = listens.read_text().split("\n")
+    return f"http://127.0.0.1:{port}", path
+
+
+@asynccontextmanager
+async def opened(url: str, *, dark: bool = False) -> AsyncIterator[Page]:
+    """A page at this address, with a profile of its own, as wide as a desk's screen."""
+    devtools, path = await asyncio.to_thread(_browser)
+    async with aiohttp.ClientSession(devtools) as session, session.ws_connect(path) as whole:
+        browser = Page(whole)
+        profile = await browser.call("Target.createBrowserContext")
         try:
-            assert process.stderr is not None
-            lines = iter(process.stderr.readline, "")
-            port = next(found[1] for line in lines if (found := re.search(r"ws://127.0.0.1:(\d+)/", line)))
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    (target,) = [one for one in await answer.json() if one["type"] == "page"]
-                async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=2**26) as socket:
-                    page = Page(socket)
-                    for domain in ("Page", "Runtime"):
-                        await page.call(f"{domain}.enable")
-                    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-                    await page.call("Emulation.setEmulatedMedia", features=[scheme])
-                    await page.call("Page.navigate", url=url)
-                    yield page
+            target = await browser.call("Target.createTarget", url="about:blank", **profile)
+            async with session.ws_connect(f"/devtools/page/{target['targetId']}", max_msg_size=2**26) as socket:
+                page = Page(socket)
+                for domain in ("Page", "Runtime"):
+                    await page.call(f"{domain}.enable")
+                scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+                await page.call("Emulation.setEmulatedMedia", features=[scheme])
+                await page.resize(1280)
+                await page.call("Page.navigate", url=url)
+                yield page
         finally:
-            process.kill()
-            process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
+            await browser.call("Target.disposeBrowserContext", **profile)

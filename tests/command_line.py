@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from click import Command
 from click.testing import CliRunner, Result
@@ -21,7 +22,8 @@ class CommandLine:
 
     def __call__(self, *arguments: str, **settings: Any) -> Result:
         """What a command printed, and its exit code; `settings` are those of `CliRunner.invoke`."""
-        return CliRunner().invoke(self._command, arguments, **settings)
+        with mock.patch.dict(os.environ):  # what a command sets for its own process does not stay for other tests
+            return CliRunner().invoke(self._command, arguments, **settings)
 
     def succeed(self, *arguments: str, **settings: Any) -> Result:
         """What a command printed that must exit with 0."""

@@ -71,12 +71,7 @@ class EchoDevice:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        *,
-        hardware_class: str = "cpu.batch",
-        answering: bool = True,
-        memory: int = 2**34,
+        self, settings: Settings, *, hardware_class: str = "cpu.batch", answering: bool = True, memory: int = 2**34
     ) -> None:
         self.hardware_class = hardware_class
         self.done: list[str] = []

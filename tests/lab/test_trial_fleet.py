@@ -5,17 +5,7 @@ import numpy as np
 import pytest
 
 from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, foreseen, result, verdict
-from lab.trial_fleet.emulated_models import (
-    CHEAP,
-    COLD,
-    DEAR,
-    LIGHT,
-    MODELS,
-    QUEUES,
-    Weights,
-    requests,
-    write_models,
-)
+from lab.trial_fleet.emulated_models import CHEAP, COLD, DEAR, LIGHT, MODELS, QUEUES, Weights, requests, write_models
 from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify

@@ -15,11 +15,7 @@ from redis.retry import Retry
 
 import taxiway
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import (
-    ARRIVALS,
-    INFER,
-    result_key,
-)
+from taxiway.contract.keys import ARRIVALS, INFER, result_key
 from taxiway.errors import BrokerUnavailableError
 from tests.command_line import program
 from tests.guarded import Guarded, guarded_valkey

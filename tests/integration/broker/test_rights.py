@@ -60,7 +60,7 @@ ALLOWED: dict[str, dict[str, str]] = yaml.safe_load(recorded("rights.yaml")) | {
     "router": {
         **dict.fromkeys(kinds().keys() - {"bindings of arrivals", "bindings of others", "queue of others"}, ALL),
         "DEFAULT_QUEUE": "eval evalsha exists type lrange lrem",
-    },
+    }
 }
 """Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""
 

@@ -14,12 +14,7 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, job_key, priority_lists, result_key
-from taxiway.errors import (
-    FleetUnavailable,
-    IdempotencyConflictError,
-    InvalidRequestError,
-    ResultExpiredError,
-)
+from taxiway.errors import FleetUnavailable, IdempotencyConflictError, InvalidRequestError, ResultExpiredError
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import empty_fleet
 

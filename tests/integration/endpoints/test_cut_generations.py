@@ -40,9 +40,10 @@ SERVICES: dict[str, Any] = {
     "bulk": {"deadline": 3600, "priority": "low", "preemptible": True},
 }
 LIMITS = {"lease": 1, "grace": 1}
+TOKENS = 48
 STORY = {
     "messages": [{"role": "user", "content": "Tell a story of a fox, with an é and a — in it."}],
-    "max_tokens": 96,
+    "max_tokens": TOKENS,
     "temperature": 0,
     "repeat_penalty": 1.1,
 }
@@ -144,7 +145,7 @@ def assert_seamless(events: list[Any], result: Result) -> None:
     """A reader was told the text of the result, each token once, and that is as long as it may be."""
     assert all(isinstance(event, str) for event in events)
     assert "".join(events) == result.outputs["text"]
-    assert result.outputs["usage"]["completion_tokens"] == 96
+    assert result.outputs["usage"]["completion_tokens"] == TOKENS
 
 
 @pytest.mark.parametrize("cuts", [[1], [7, 20], [30]])
@@ -208,12 +209,10 @@ def test_an_openai_stream_goes_on_over_the_seam(fleet: Fleet, client: taxiway.Cl
             if chunks == 9:
                 assert fleet.ask_to_yield(job)
     assert text == client.job(job).result(timeout=60).outputs["text"]
-    assert chunk["usage"]["completion_tokens"] == 96
+    assert chunk["usage"]["completion_tokens"] == TOKENS
 
 
-def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(
-    own: Fleet,
-) -> None:
+def test_a_live_chat_that_would_be_late_gets_the_slot_of_a_bulk_generation(own: Fleet) -> None:
     with taxiway.Client(own.settings.broker) as client:
         long = STORY | {"max_tokens": 900, "ignore_eos": True}
         bulk = [client.submit("chat", long, service="bulk") for _ in range(4)]

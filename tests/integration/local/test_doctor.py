@@ -76,14 +76,7 @@ def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path:
 def local_fleet(router: RouterProcess) -> LocalFleet:
     """A fleet whose router this is."""
     return LocalFleet(
-        broker="",
-        http=router.http,
-        flower=None,
-        pid=0,
-        router_pid=router.process.pid,
-        data="",
-        workers=(),
-        timeout=0.0,
+        broker="", http=router.http, flower=None, pid=0, router_pid=router.process.pid, data="", workers=(), timeout=0.0
     )
 
 

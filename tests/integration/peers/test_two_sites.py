@@ -94,9 +94,7 @@ def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(opens: Any, valkey_
         assert record_of(sites.far.state, there).state == "succeeded"
 
 
-def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_cancelled(
-    fresh: TwoSites,
-) -> None:
+def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_cancelled(fresh: TwoSites) -> None:
     sites = fresh
     job = sites.near.client.submit("slab", LASTING)
     (there,) = eventually(lambda: running_there(sites))

@@ -17,15 +17,7 @@ from celery.events.state import Task
 
 from tasks.settings import Settings
 from taxiway.contract.job import Result, read_meta, read_result
-from taxiway.contract.keys import (
-    ARRIVALS,
-    WORK,
-    job_key,
-    priority_list,
-    priority_lists,
-    result_key,
-    turns_cell,
-)
+from taxiway.contract.keys import ARRIVALS, WORK, job_key, priority_list, priority_lists, result_key, turns_cell
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 from tests.builders import recorded

@@ -5,15 +5,7 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.decide.pools import (
-    PodLoss,
-    PoolRules,
-    PoolState,
-    PoolTrust,
-    allot,
-    cheapest_to_end,
-    deletion_cost,
-)
+from controller.decide.pools import PodLoss, PoolRules, PoolState, PoolTrust, allot, cheapest_to_end, deletion_cost
 
 RULES = PoolRules(stock_out=10, retry=30, hold=5)
 STEP = 1.0
@@ -122,11 +114,7 @@ def test_idle_pods_end_before_busy_and_cold_before_warm_ones(running: int, warm:
 pods = st.dictionaries(
     st.text("abc", min_size=1),
     st.builds(
-        losing,
-        running=st.integers(0, 2),
-        warm=st.integers(0, 2),
-        held=st.integers(0, 2),
-        draining=st.booleans(),
+        losing, running=st.integers(0, 2), warm=st.integers(0, 2), held=st.integers(0, 2), draining=st.booleans()
     ),
 )
 

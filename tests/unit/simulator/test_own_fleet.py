@@ -16,13 +16,7 @@ from router.decide.plan import Cell, ClassPlan, Density, Plan
 from router.decide.snapshot import FleetSnapshot
 from simulator.engine import OutcomeColumns, RunSummary, played
 from simulator.fleet import SERVICES, Stepping
-from simulator.own_fleet.difference import (
-    Comparison,
-    FileReplay,
-    compared,
-    difference,
-    difference_tables,
-)
+from simulator.own_fleet.difference import Comparison, FileReplay, compared, difference, difference_tables
 from simulator.own_fleet.known import StatusError, known_fleet, read_status, replayable, stands_for, under
 from simulator.policies.policy import able_classes
 from simulator.policies.taxiway import POLICIES

@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 from lab.rows import read_trace, synthetic_trace
 from simulator.fleet import SERVICES
 from simulator.own_fleet.history import shares_of
-from simulator.traces import (
-    KINDS,
-    PRIOR,
-    TraceError,
-    predict,
-    read_arrivals,
-    trace_of,
-    write_arrivals,
-)
+from simulator.traces import KINDS, PRIOR, TraceError, predict, read_arrivals, trace_of, write_arrivals
 from tasks.history import JOB, NAMED, STATES, Arrivals
 from tests.unit.simulator.public_data import table
 

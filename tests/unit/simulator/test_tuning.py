@@ -18,24 +18,8 @@ from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover,
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.tuner import (
-    FIRST,
-    PERIODS,
-    REST,
-    TUNE_EVERY,
-    Decision,
-    Tuner,
-    TuningWatch,
-)
-from simulator.tuning.twin import (
-    RETURNS,
-    ClassReplay,
-    ClassState,
-    DeviceState,
-    Twin,
-    Window,
-    usual,
-)
+from simulator.tuning.tuner import FIRST, PERIODS, REST, TUNE_EVERY, Decision, Tuner, TuningWatch
+from simulator.tuning.twin import RETURNS, ClassReplay, ClassState, DeviceState, Twin, Window, usual
 from simulator.workload import Workload, jobs
 from tests.builders import recorded
 from workers.decide.endpoints import Bucket, EndpointRates

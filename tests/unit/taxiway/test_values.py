@@ -315,8 +315,7 @@ def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape",
-    ["x", [-1], [1.0], [True], [None], [2**63], [10**5000], [1] * (RANK + 1), [2**32, 2**32], [2**62, 2]],
+    "shape", ["x", [-1], [1.0], [True], [None], [2**63], [10**5000], [1] * (RANK + 1), [2**32, 2**32], [2**62, 2]]
 )
 def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
     began = time.thread_time()

@@ -7,16 +7,7 @@ from hypothesis import strategies as st
 
 from tasks.models.model import Profile
 from tests.unit.tasks.test_profiles import MEASURED, MODEL, seconds
-from workers.profiling.fit import (
-    FULL_BUDGET,
-    QUICK_BUDGET,
-    Timed,
-    fit,
-    grid,
-    powers,
-    repeats,
-    residuals,
-)
+from workers.profiling.fit import FULL_BUDGET, QUICK_BUDGET, Timed, fit, grid, powers, repeats, residuals
 from workers.profiling.measure import CALM, MeasuredOutcome, TimedRun, formula, least_disturbed, remarks
 
 GRID = [(rows, size) for rows in (1, 2, 4, 8, 16) for size in (16, 64, 256)]

@@ -118,11 +118,7 @@ def test_a_class_is_startable_for_a_while_after_an_autoscaler_declared_that_it_s
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}), starts={"gpu"}).startable == ("gpu",), "the router's own, always"
 
 
-@given(
-    work=st.lists(st.floats(0, 50), min_size=4, max_size=4),
-    devices=st.integers(0, 8),
-    seconds=st.floats(0, 10),
-)
+@given(work=st.lists(st.floats(0, 50), min_size=4, max_size=4), devices=st.integers(0, 8), seconds=st.floats(0, 10))
 def test_devices_work_off_what_waits_by_level(work: list[float], devices: int, seconds: float) -> None:
     backlog = Backlog(("cpu",), {"cpu": tuple(work)})
     backlog.serve(np.array([devices * seconds]))

@@ -152,12 +152,7 @@ def test_a_message_is_the_same_at_each_attempt_and_says_why_a_job_failed() -> No
         "id": "evt_1",
         "type": "job.failed",
         "created_at": 5,
-        "data": {
-            "id": "j",
-            "model": "talk:1",
-            "state": "cancelled",
-            "error": {"code": "execution_failed"},
-        },
+        "data": {"id": "j", "model": "talk:1", "state": "cancelled", "error": {"code": "execution_failed"}},
     }
     odd = webhooks.message_of(msgspec.structs.replace(event, meta="not JSON"))
     assert "error" not in msgspec.json.decode(odd.body)["data"]

@@ -8,16 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.model import Profile
-from workers.decide.endpoints import (
-    ENOUGH,
-    EndpointRates,
-    Learned,
-    after,
-    curve_of,
-    duration,
-    learned,
-    rates_of,
-)
+from workers.decide.endpoints import ENOUGH, EndpointRates, Learned, after, curve_of, duration, learned, rates_of
 
 PRIOR = Profile(base=0.1, slope=0.0005, step=0.004)
 SLOTS = 16

@@ -26,12 +26,7 @@ from taxiway.contract.keys import INFER, LEVELS, PATIENT
 from taxiway.contract.request import Request
 from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
-from taxiway.errors import (
-    BrokerUnavailableError,
-    DeadLetteredError,
-    InvalidRequestError,
-    TaxiwayError,
-)
+from taxiway.errors import BrokerUnavailableError, DeadLetteredError, InvalidRequestError, TaxiwayError
 from tests.builders import a_class, a_ticket, a_topology, recorded
 from tests.celery_double import Endings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model

@@ -18,13 +18,7 @@ from tasks.heartbeat import BOUNDS, Use, held_of
 from tasks.models.profiles import ProfileBook
 from tasks.ticket import Promise
 from taxiway.contract.job import Result, Tokens, failure_meta, read_meta, read_result
-from taxiway.errors import (
-    MAX_ERROR,
-    DeviceFaultError,
-    ExecutionError,
-    InvalidRequestError,
-    TaxiwayError,
-)
+from taxiway.errors import MAX_ERROR, DeviceFaultError, ExecutionError, InvalidRequestError, TaxiwayError
 from tests.builders import a_report, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
 from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, no_store, shared
