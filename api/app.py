@@ -47,11 +47,7 @@ def make_app(router: HttpRouter, keys: KeyFile | None, store: StoredObjects, rea
         route_handlers=ENDPOINTS,
         guards=[guard],
         middleware=[Named],
-        exception_handlers={
-            TaxiwayError: taxiway_error,
-            HTTPException: protocol_error,
-            Exception: unforeseen_error,
-        },
+        exception_handlers={TaxiwayError: taxiway_error, HTTPException: protocol_error, Exception: unforeseen_error},
         openapi_config=document(release()),
         request_max_body_size=limit,
         logging_config=None,

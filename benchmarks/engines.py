@@ -229,10 +229,7 @@ async def _tallied(url: str, faulty: FaultyEngine, count: int) -> None:
 
 
 def _llama(folder: Path) -> None:
-    with (
-        llama_server(LLAMA_SLOTS) as url,
-        _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as interfaces,
-    ):
+    with llama_server(LLAMA_SLOTS) as url, _behind(folder, f"{url}/v1", NAME, LLAMA_SLOTS) as interfaces:
         uvloop.run(_compare(f"{url}/v1", interfaces))
         uvloop.run(first_tokens(f"{url}/v1", NAME, interfaces, "Say", LLAMA_PROBES))
 

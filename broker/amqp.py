@@ -25,13 +25,7 @@ from typing import Any, TypeVar
 import aio_pika
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import (
-    AMQPError,
-    ChannelClosed,
-    ChannelInvalidStateError,
-    ChannelNotFoundEntity,
-    DeliveryError,
-)
+from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
 
 from broker.port import TAKE_BYTES, DeadLetter
 from broker.valkey.processes import Leadership

@@ -136,11 +136,7 @@ class Cluster:
             raise
 
     async def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Object | None = None,
-        params: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: Object | None = None, params: Mapping[str, str] | None = None
     ) -> Object:
         headers = self._login().as_http_headers()
         if body is not None:

@@ -16,17 +16,7 @@ import numpy as np
 from lab.changes import ChangingFleet, HardwareChange
 from lab.roofline import Roofline, Shape, stepping
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL
-from simulator.fleet import (
-    SERVICES,
-    USABLE,
-    Above,
-    AtLeast0,
-    DeviceClass,
-    Fleet,
-    Positive,
-    Timing,
-    WholeBatches,
-)
+from simulator.fleet import SERVICES, USABLE, Above, AtLeast0, DeviceClass, Fleet, Positive, Timing, WholeBatches
 from simulator.traces import UNSET, Column, Trace, TraceError
 from simulator.workload import CHUNK, Figures, Workload, alone_and_work
 from simulator.workload import prepare as with_levels

@@ -280,10 +280,7 @@ def fetch_for(plan: StartPlan, topology: Topology) -> None:
     catalogue = _catalogue()
     classes = {worker.hardware_class for worker in plan.workers}
     runtimes = runtimes_of(topology, classes, look().runtimes)
-    wanted = [
-        *for_runtimes(catalogue.models.values(), runtimes),
-        *for_engines(topology, catalogue, classes),
-    ]
+    wanted = [*for_runtimes(catalogue.models.values(), runtimes), *for_engines(topology, catalogue, classes)]
     for error in fetch(wanted, cache_directory(os.environ), Console(stderr=True)):
         report(str(error), "the fleet starts without it, and fetches it when a request needs it")
 

@@ -147,15 +147,7 @@ def _own_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Multiple of the trace's requests.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
-def simulate(
-    source: str,
-    name: str,
-    compare: bool,
-    seed: int,
-    load: float,
-    as_json: bool,
-    **own: Any,
-) -> None:
+def simulate(source: str, name: str, compare: bool, seed: int, load: float, as_json: bool, **own: Any) -> None:
     """Replay a trace on the fleet of a queues.yaml, and print what policies attain and cost."""
     mine = _Own(**own)
     with _exit_on_error():
@@ -262,12 +254,7 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
-    source: str | None,
-    rates: list[tuple[str, str]],
-    slo: dict[str, float],
-    seed: int,
-    as_json: bool,
-    **own: Any,
+    source: str | None, rates: list[tuple[str, str]], slo: dict[str, float], seed: int, as_json: bool, **own: Any
 ) -> None:
     """Find the cheapest devices that serve a load in time, and check them by a simulation."""
     if bool(source) == bool(rates):

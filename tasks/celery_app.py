@@ -62,10 +62,7 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         # a full disk answers a connection's health check with an error, which ends a worker otherwise
         "broker_channel_error_retry": True,
-        "broker_transport_options": {
-            "unacked_restore_interval": NEVER,
-            "queue_order_strategy": "priority",
-        },
+        "broker_transport_options": {"unacked_restore_interval": NEVER, "queue_order_strategy": "priority"},
         "worker_send_task_events": True,
         "task_send_sent_event": True,
         "worker_enable_soft_shutdown_on_idle": False,

@@ -400,12 +400,7 @@ def schema() -> dict[str, Any]:
 _OF_DEVICES = ("runtimes", "max_batch", "max_wait")
 """Fields that are required for, and limited to, classes without an endpoint."""
 
-_PRICES_OF_USE = (
-    "usd_per_million_input",
-    "usd_per_million_output",
-    "usd_per_million_cached_input",
-    "usd_per_request",
-)
+_PRICES_OF_USE = ("usd_per_million_input", "usd_per_million_output", "usd_per_million_cached_input", "usd_per_request")
 """Prices that only endpoints have."""
 
 _NOT_GIVEN: Mapping[str, object] = {"runtimes": (), "max_batch": 0, "max_wait": -1.0}

@@ -34,16 +34,7 @@ from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, te
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device, unfit
 from workers.learned import DeviceVariants, Loaded
-from workers.port import (
-    Interruptible,
-    Item,
-    ModelLoadError,
-    Placed,
-    Row,
-    RowWatch,
-    import_runtime,
-    open_pipeline,
-)
+from workers.port import Interruptible, Item, ModelLoadError, Placed, Row, RowWatch, import_runtime, open_pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -27,14 +27,7 @@ from api.answers import JSON, HttpAnswer
 from api.bodies import read_body
 from api.errors import UNFORESEEN, unforeseen
 from api.gate import Application, Receive, Send, allow, caller_of, name_in, refuse, take_terms
-from api.inference.protocol import (
-    InferRequest,
-    WantsBinary,
-    answer_of,
-    read_infer,
-    request_of,
-    wants_binary,
-)
+from api.inference.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
 from api.jobs import Jobs
 from api.routing.explanation import preview
 from api.routing.router import HttpRouter

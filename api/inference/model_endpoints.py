@@ -94,22 +94,14 @@ async def model_ready(request: AnyRequest, model: str, version: str | None = Non
     return Response(content | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
 
 
-@posts(
-    of_model("/infer"),
-    operation_class=_INFER_BODY,
-    opt=needs("submit"),
-    responses=_INFER,
-)
+@posts(of_model("/infer"), operation_class=_INFER_BODY, opt=needs("submit"), responses=_INFER)
 async def infer(model: str, version: str | None = None) -> Response[bytes]:
     """Run the model: 200 with its outputs; 202 with the job's location, at once with `Prefer: respond-async`."""
     raise NotImplementedError  # only described here: `api.inference.infer.Front` serves it
 
 
 @posts(
-    of_model("/placement"),
-    operation_class=_INFER_BODY,
-    opt=needs("submit"),
-    responses=answers(FIELDS, *KEYED, *ASKED),
+    of_model("/placement"), operation_class=_INFER_BODY, opt=needs("submit"), responses=answers(FIELDS, *KEYED, *ASKED)
 )
 async def model_placement(request: AnyRequest, model: str, version: str | None = None) -> JsonResponse:
     """Where the present fleet would run an infer request, and why; nothing is accepted."""

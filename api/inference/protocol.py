@@ -196,13 +196,7 @@ def wants_binary(infer: InferRequest) -> WantsBinary:
     return lambda spec: chosen.get(spec.name, every) is True
 
 
-def answer_of(
-    model: Model,
-    job: str,
-    result: Result,
-    wants: WantsBinary,
-    request_id: str | None = None,
-) -> Framed:
+def answer_of(model: Model, job: str, result: Result, wants: WantsBinary, request_id: str | None = None) -> Framed:
     """The infer answer for a result. Its id is the request's own if it had one, else the job's."""
     parts: list[bytes | memoryview] = []
     outputs = []

@@ -19,21 +19,8 @@ from api.inference.protocol import answer_of
 from api.jobs import Jobs
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.limits import LARGE
-from taxiway.contract.stream import (
-    EVENT_KINDS,
-    Event,
-    Following,
-    Part,
-    Progress,
-    StreamEntry,
-    follow,
-    read_progress_at,
-)
-from taxiway.errors import (
-    BrokerUnavailableError,
-    TaxiwayError,
-    wrong_field,
-)
+from taxiway.contract.stream import EVENT_KINDS, Event, Following, Part, Progress, StreamEntry, follow, read_progress_at
+from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 from taxiway.running import beside, end
 
 STREAM_HEADERS: Mapping[str, str] = {"cache-control": "no-store", "x-accel-buffering": "no"}

@@ -15,14 +15,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from api.described import deletes, openai_answers, posts, takes
 from api.gate import AnyRequest, json_answer, needs, take_terms
-from api.objects.batches import (
-    REFUSED_TERMS,
-    Batch,
-    BatchCall,
-    check_endpoint,
-    decode_batch,
-    window_of,
-)
+from api.objects.batches import REFUSED_TERMS, Batch, BatchCall, check_endpoint, decode_batch, window_of
 from api.openai.requests import read_fields
 from api.services import router_of, services_of, tenant_of
 from api.storage.objects import (

@@ -86,11 +86,7 @@ def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) 
 def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> Settings:
     """The environment of a fleet whose broker and state store are one Valkey."""
     return Settings(
-        broker=url,
-        secret=(secrets.token_bytes(32),),
-        queues=queues,
-        models=models,
-        cache=cache_directory(os.environ),
+        broker=url, secret=(secrets.token_bytes(32),), queues=queues, models=models, cache=cache_directory(os.environ)
     )
 
 

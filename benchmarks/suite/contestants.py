@@ -168,11 +168,7 @@ CELERIES = (
 
 CONTESTANTS: dict[str, Start] = {"taxiway": start_fleet, **{each.name: each.start for each in (*CELERIES, *SERVERS)}}
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "BENTOML_DO_NOT_TRACK": "True",
-    "RAY_AUTH_MODE": "disabled",
-}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "BENTOML_DO_NOT_TRACK": "True", "RAY_AUTH_MODE": "disabled"}
 """No usage reports, and no token for each call within a Ray that only this machine reaches."""
 
 

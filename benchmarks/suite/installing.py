@@ -11,10 +11,7 @@ from pathlib import Path
 
 from tasks.settings import cache_directory
 
-MODEL_PACKAGES = (
-    *("hiredis", "msgspec", "numpy", "onnxruntime"),
-    *("pillow", "pyyaml", "safetensors", "tokenizers"),
-)
+MODEL_PACKAGES = (*("hiredis", "msgspec", "numpy", "onnxruntime"), *("pillow", "pyyaml", "safetensors", "tokenizers"))
 """The batch loop's packages in the fleet's versions, so results do not depend on the runtime's version."""
 
 _PATIENCE = 1200  # seconds for one installation

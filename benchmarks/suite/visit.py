@@ -64,10 +64,7 @@ async def visit(
         gc.freeze()
         clocks: list[dict[str, float]] = []
         requests, window = await saturated(
-            caller.ask,
-            outstanding=workload.outstanding,
-            seconds=spent,
-            mark=lambda: clocks.append(_clocks(processes)),
+            caller.ask, outstanding=workload.outstanding, seconds=spent, mark=lambda: clocks.append(_clocks(processes))
         )
         items = window.items(requests)
         rate = items / window.seconds

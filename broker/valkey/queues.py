@@ -17,15 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from broker.port import (
-    TAKE_AT_MOST,
-    TAKE_BYTES,
-    Arrival,
-    ForwardOutcome,
-    Outgoing,
-    StoredReceipts,
-    StoredSnapshot,
-)
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
 from broker.valkey import Call
 from broker.valkey.forwarding import Taking, forward_answer, forward_call
 from taxiway.connection import AsyncConnection
@@ -39,13 +31,7 @@ from taxiway.contract.keys import (
     priority_lists,
     session_key,
 )
-from taxiway.contract.wire import (
-    Envelope,
-    check_confirmed,
-    confirming,
-    decode_envelope,
-    encode_envelope,
-)
+from taxiway.contract.wire import Envelope, check_confirmed, confirming, decode_envelope, encode_envelope
 from taxiway.errors import BrokerFullError, BrokerUnavailableError, InvalidRequestError
 from taxiway.running import beside, end
 from taxiway.valkey import parse

@@ -20,16 +20,7 @@ from tasks.queues.limits import Limits
 from taxiway.backoff import Outage
 from taxiway.connection import Connection, ConnectionPool
 from taxiway.contract.job import ResultMeta, RunProgress, celery_state, decode_parts, read_meta
-from taxiway.contract.keys import (
-    DEAD,
-    blob_key,
-    cancelled_channel,
-    job_key,
-    line_key,
-    name_key,
-    result_key,
-    stream_key,
-)
+from taxiway.contract.keys import DEAD, blob_key, cancelled_channel, job_key, line_key, name_key, result_key, stream_key
 from taxiway.contract.limits import Buffer
 from taxiway.contract.peers import WaitingLine, read_line
 from taxiway.contract.stream import (

@@ -100,11 +100,7 @@ class Bound:
         """The bound as a row of the table of policies, with the shares that could be answered in time."""
         possible = {name: len(self.least[name]) / asked if asked else None for name, asked in self.asked.items()}
         return RunSummary(
-            policy=NAME,
-            requests=sum(self.asked.values()),
-            attainment=possible,
-            cost_usd=self.cost,
-            score=self.score,
+            policy=NAME, requests=sum(self.asked.values()), attainment=possible, cost_usd=self.cost, score=self.score
         )
 
 

@@ -19,15 +19,7 @@ from random import random
 import aiohttp
 import msgspec
 
-from broker.valkey.webhooks import (
-    Taken,
-    change_call,
-    decode_event,
-    settle_answer,
-    settle_call,
-    take_answer,
-    take_call,
-)
+from broker.valkey.webhooks import Taken, change_call, decode_event, settle_answer, settle_call, take_answer, take_call
 from router.decide.facts import named
 from router.decide.webhooks import (
     Attempt,

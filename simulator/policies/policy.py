@@ -94,8 +94,7 @@ class LeastWork(Policy):
     def choose(self, job: SimulatedJob, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         return min(
-            able(job, pools),
-            key=lambda pool: ((pool.busy_seconds() + job.work[pool.index]) / pool.count, pool.index),
+            able(job, pools), key=lambda pool: ((pool.busy_seconds() + job.work[pool.index]) / pool.count, pool.index)
         ).index
 
 

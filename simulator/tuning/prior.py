@@ -90,10 +90,8 @@ def all_alike(workload: Workload) -> Workload:
     """As many requests of all models and services as a tuner expects that has seen none, with the workload's terms."""
     trace, parts = workload.trace, list[Arrivals]()
     for model, service in sorted({*zip(trace.model.tolist(), trace.service.tolist(), strict=True)}):
-        like, name = (
-            trace.part(np.flatnonzero((trace.model == model) & (trace.service == service))),
-            trace.models[model],
-        )
+        like = trace.part(np.flatnonzero((trace.model == model) & (trace.service == service)))
+        name = trace.models[model]
         generating = any(isinstance(timing, Stepping) for timing in workload.fleet.timings[name])
         drawn = _drawn(name, SERVICES[service], ALIKE, len(parts), generating=generating)
         drawn.jobs["deadline"], drawn.jobs["priority"] = np.median(like.deadline), like.priority[0]

@@ -25,14 +25,7 @@ from taxiway.contract.job import accepted_meta, failure_meta
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import Request
 from taxiway.contract.values import axis_on_some, from_wire, is_reference, is_tensor, numbers, raw_bytes, to_array
-from taxiway.errors import (
-    IdempotencyConflictError,
-    RequestTooLargeError,
-    TaxiwayError,
-    cut,
-    invalid,
-    wrong_field,
-)
+from taxiway.errors import IdempotencyConflictError, RequestTooLargeError, TaxiwayError, cut, invalid, wrong_field
 
 Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""

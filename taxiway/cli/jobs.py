@@ -259,15 +259,7 @@ Examples:
 @click.option("--budget", type=float, metavar="USD", help="Maximum cost of each answer.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the answers (default), or print the array's id.")
 @fleet_options
-def array(
-    model: str,
-    *,
-    lines: BinaryIO,
-    within: str,
-    wait: bool,
-    fleet: AskedFleet,
-    **terms: Any,
-) -> None:
+def array(model: str, *, lines: BinaryIO, within: str, wait: bool, fleet: AskedFleet, **terms: Any) -> None:
     """Send each line of FILE to MODEL as one array, and print a line of JSON for each answer, in order, as they come.
 
     A line is the input as JSON if it reads so, else as text. The array goes on if this command ends; a router keeps it.
@@ -345,15 +337,7 @@ def status(job: str | None, *, fleet: AskedFleet) -> None:
 )
 @click.option("--cursor", default="", help="Continue after an earlier list, with the cursor that it printed.")
 @fleet_options
-def jobs(
-    *,
-    states: tuple[str, ...],
-    model: str,
-    tenant: str,
-    limit: int,
-    cursor: str,
-    fleet: AskedFleet,
-) -> None:
+def jobs(*, states: tuple[str, ...], model: str, tenant: str, limit: int, cursor: str, fleet: AskedFleet) -> None:
     """List the fleet's jobs, most recently accepted first.
 
     Jobs that wait in arrivals are not listed: no router has seen them yet.
@@ -379,13 +363,7 @@ def jobs(
 @click.option("--what-if", metavar="MODEL", help="Explain a request to MODEL without submitting it.")
 @request_options
 @fleet_options
-def explain(
-    job: str | None,
-    *,
-    what_if: str | None,
-    fleet: AskedFleet,
-    **terms: Any,
-) -> None:
+def explain(job: str | None, *, what_if: str | None, fleet: AskedFleet, **terms: Any) -> None:
     """Show why job ID was placed where it is: the reason, and the figures of every candidate and why it was not chosen.
 
     With --what-if, the same for a request in the fleet's current state, without submitting it; the options describe it.

@@ -63,11 +63,7 @@ _LAST_EVENT_ID = "last-event-id"
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that aiohttp would add. Compressing tensors costs more time than it saves."""
 
-_UNREACHED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientHttpProxyError,
-)
+_UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 """The connection failed before anything was sent."""
 
 Sink = Callable[[bytes], None]

@@ -54,13 +54,7 @@ from taxiway.contract.wire import (
     refusal,
     submitting,
 )
-from taxiway.errors import (
-    BrokerUnavailableError,
-    FleetUnavailable,
-    InvalidRequestError,
-    ResultTimeoutError,
-    invalid,
-)
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError, invalid
 from taxiway.listing import JobFilter, JobPage, list_jobs
 from taxiway.valkey import Command, ServerError, stored
 

@@ -48,9 +48,7 @@ class ArrayCodec:
     """
 
     def __init__(
-        self,
-        put: Callable[[memoryview], int] | None = None,
-        view: Callable[[int, int], memoryview] | None = None,
+        self, put: Callable[[memoryview], int] | None = None, view: Callable[[int, int], memoryview] | None = None
     ) -> None:
         self._put, self._view = put, view
         self._decoder = msgspec.msgpack.Decoder(ext_hook=self._read_extension)

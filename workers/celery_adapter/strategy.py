@@ -41,13 +41,7 @@ from taxiway.contract.job import JobState, failure_meta, state_of
 from taxiway.contract.keys import AMQP_OUTBOX, DEFAULT_QUEUE
 from taxiway.contract.request import is_name
 from taxiway.contract.wire import BRIDGED, DESTINATION, HEADER, Envelope, encode_envelope, misplaced
-from taxiway.errors import (
-    BrokerUnavailableError,
-    ExecutionError,
-    InvalidRequestError,
-    TaxiwayError,
-    bounded,
-)
+from taxiway.errors import BrokerUnavailableError, ExecutionError, InvalidRequestError, TaxiwayError, bounded
 from workers.device import WorkerContext
 from workers.stages.held import add_dead_letter
 from workers.stages.job import REVOKED, Ended
@@ -59,13 +53,7 @@ logger = logging.getLogger(__name__)
 _MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What headers of unforeseen types raise in Celery."""
 
-_OUTAGES = (
-    BackendError,
-    BrokerUnavailableError,
-    OperationalError,
-    OSError,
-    RedisError,
-)
+_OUTAGES = (BackendError, BrokerUnavailableError, OperationalError, OSError, RedisError)
 
 STORED = "taxiway_stored"
 """Set in a request's context once its result has been written."""

@@ -238,8 +238,7 @@ def rates_of(requests: float | None, tokens: float | None, now: float, endpoints
 def learned(rates: EndpointRates, headers: Mapping[str, str], now: float) -> EndpointRates:
     """The rates after an answer with these headers, which may state limits, what is left of them, and until when."""
     return EndpointRates(
-        _stated(rates.requests, headers, "requests", now),
-        _stated(rates.tokens, headers, "tokens", now),
+        _stated(rates.requests, headers, "requests", now), _stated(rates.tokens, headers, "tokens", now)
     )
 
 

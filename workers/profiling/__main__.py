@@ -53,24 +53,12 @@ def _outcomes(
 @click.command()
 @click.option("--model", "names", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
 @click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
-@click.option(
-    "--device",
-    default="cpu:0",
-    metavar="DEVICE",
-    help="cpu:0, cuda:0 or tpu:0.",
-    show_default=True,
-)
+@click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
 @click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the models [models/].")
 def main(
-    names: Sequence[str],
-    variants: Sequence[str],
-    device: str,
-    *,
-    quick: bool,
-    as_json: bool,
-    output: Path | None,
+    names: Sequence[str], variants: Sequence[str], device: str, *, quick: bool, as_json: bool, output: Path | None
 ) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 

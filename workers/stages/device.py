@@ -156,12 +156,7 @@ class DeviceStage(DeviceDriver):
         self.use = BatchUse(self._is_wanted, executor.hardware.runs_at_most)
         self._stopping = threading.Event()
         self._runner = DeviceRunner(
-            executor,
-            self.use,
-            shared,
-            wanted=self._is_wanted,
-            serve_beside=self._serve_beside,
-            stopping=self._stopping,
+            executor, self.use, shared, wanted=self._is_wanted, serve_beside=self._serve_beside, stopping=self._stopping
         )
         self._changes: deque[Callable[[], None]] = deque()
         self._turns = threading.Lock()

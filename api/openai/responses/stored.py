@@ -61,10 +61,7 @@ class Responses:
             raise no_such_previous(previous) from None
         names = [*decode_response(raw).earlier, previous]
         found = await self._objects.use_responses(
-            names,
-            tenant,
-            self._router.store.clock.stored_now(),
-            most=int(self._limits.payload),
+            names, tenant, self._router.store.clock.stored_now(), most=int(self._limits.payload)
         )
         if len(names) >= MOST_TURNS or None in found:
             raise no_such_previous(names[found.index(None)] if None in found else previous)

@@ -17,9 +17,7 @@ _PLAN = plan_from_environment()
 
 
 @serve.deployment(
-    num_replicas=_PLAN.workers,
-    max_ongoing_requests=_PLAN.workload.outstanding,
-    ray_actor_options={"num_cpus": 0.5},
+    num_replicas=_PLAN.workers, max_ongoing_requests=_PLAN.workload.outstanding, ray_actor_options={"num_cpus": 0.5}
 )
 class Inference:
     """One batch loop a replica."""

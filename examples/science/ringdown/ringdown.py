@@ -43,13 +43,7 @@ def _oscillation(parameters: jax.Array | np.ndarray, times: jax.Array) -> jax.Ar
 
 @jax.jit
 def _advance(
-    count: int,
-    step: int,
-    found: jax.Array,
-    mean: jax.Array,
-    square: jax.Array,
-    times: jax.Array,
-    samples: jax.Array,
+    count: int, step: int, found: jax.Array, mean: jax.Array, square: jax.Array, times: jax.Array, samples: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The parameters and both moments after so many steps, and the mean square of what remains."""
     loss = jax.value_and_grad(lambda parameters: jnp.mean((_oscillation(parameters, times) - samples) ** 2))
