@@ -40,7 +40,8 @@ from workers.decide.occupation import unfinished
 from workers.executor import Answer, Executor
 from workers.stages.admit import gather, named_row, prepare
 from workers.stages.job import Delivery, Ended, Ending, Returned, RunningJob
-from workers.stages.lane import Lane, Lanes, Loads, Portions, is_short
+from workers.stages.lane import Lane, Lanes, Portions, is_short
+from workers.stages.loads import Loads
 from workers.stages.queues import AHEAD, AHEAD_FOR, DeviceDriver, DeviceQueue, Shared, ahead_of
 from workers.stages.runs import BatchUse, DeviceRunner
 

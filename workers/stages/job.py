@@ -198,6 +198,10 @@ class TextRun(msgspec.Struct, eq=False):
         return CutGeneration(attempt, self.text, self.tokens, self.seed, parts)
 
 
+Urgency = tuple[int, float, float]
+"""A job's priority level, deadline and arrival: the lowest goes first."""
+
+
 class RunningJob(msgspec.Struct, eq=False):
     """A job in the device stage; only who has the device's turn changes it."""
 
@@ -245,6 +249,11 @@ class RunningJob(msgspec.Struct, eq=False):
     def ticket(self) -> Ticket:
         """The router's ticket."""
         return self.delivery.ticket
+
+    @property
+    def urgency(self) -> Urgency:
+        """Sort key of jobs, most urgent first."""
+        return self.ticket.level, self.deadline, self.arrived
 
     @property
     def attempt(self) -> int:

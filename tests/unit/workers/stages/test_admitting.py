@@ -47,8 +47,9 @@ from workers.learned import Loaded
 from workers.port import Item, Row
 from workers.runtimes.echo import EchoRuntime
 from workers.stages.admit import FETCHED_BYTES, MOST_ENDED, AdmitStage, JobReader, gather, prepare
-from workers.stages.job import Delivery, Ended, Headers, RunningJob
-from workers.stages.lane import LOAD_AT_MOST, Lane, Lanes, Loads, Urgency
+from workers.stages.job import Delivery, Ended, Headers, RunningJob, Urgency
+from workers.stages.lane import Lane, Lanes
+from workers.stages.loads import LOAD_AT_MOST, Loads
 from workers.stages.outcomes import WorkerOutcomes
 from workers.stages.queues import DeviceQueue
 
