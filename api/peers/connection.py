@@ -18,6 +18,7 @@ from api.inference.streaming import Streaming
 from api.jobs import Jobs
 from api.peers.offers import changed, offers_of
 from api.routing.router import HttpRouter
+from router.service.admission import lacks_hardware
 from tasks.queues.endpoints import HOME
 from tasks.ticket import job_id
 from taxiway.contract.job import Result
@@ -214,7 +215,7 @@ class PeerConnection:
             last = await self._ending(key, accepted, streams=streams)
         except FleetUnavailable as error:
             after = error.details.get("retry_after") or _RETRY_AFTER
-            last = PeerRefused(key, cut(error.message), float(after))
+            last = PeerRefused(key, cut(error.message), float(after), lacks_hardware(error))
         except TaxiwayError as error:
             last = _failure(key, error)
         except Exception as error:  # unexpected: logged by `unforeseen`

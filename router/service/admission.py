@@ -370,10 +370,15 @@ def understood(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Mo
     return model, _needs(order, measurements, rules.topology, working.tenants, _until(order))
 
 
+def lacks_hardware(error: TaxiwayError) -> bool:
+    """Whether a request was refused because no hardware has it in time, and not by a limit or a budget."""
+    overloaded = isinstance(error, OverloadedError) and error.details.keys() <= {"retry_after"}
+    return overloaded or isinstance(error, NoDeviceError)
+
+
 def unserved(order: Order, rules: Rules, working: WorkingSnapshot, error: TaxiwayError) -> UnservedTerms | None:
     """What a request asked for that `admit` refused with this error; None if a limit or budget refuses it."""
-    overloaded = isinstance(error, OverloadedError) and error.details.keys() <= {"retry_after"}
-    if not overloaded and not isinstance(error, NoDeviceError):
+    if not lacks_hardware(error):
         return None
     model, needs = understood(order, rules, working)
     return unserved_terms(model.id, order.request.tenant, needs)

@@ -161,11 +161,15 @@ class PeerTaken(msgspec.Struct, frozen=True, array_like=True, tag="taken"):
 
 
 class PeerRefused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
-    """The job was not accepted, and may be sent again after some seconds, or run elsewhere."""
+    """The job was not accepted, and may be sent again after some seconds, or run elsewhere.
+
+    `alone` says that no hardware there has it in time: others may be accepted meanwhile.
+    """
 
     key: str
     reason: str
     retry_after: Seconds
+    alone: bool = False
 
 
 class PeerPiece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):

@@ -443,9 +443,10 @@ class PeerLink(EndpointLink):
                     call.answer.set_result(call.reader.answer())
                 case PeerFailure():
                     call.fail(self._meaning(frame, row_of(frame.key)))
-                case PeerRefused(reason=reason, retry_after=after):
-                    text = f"{self._named} is busy: {cut(reason)}"
-                    call.fail(EndpointError(FaultKind.BUSY, text, min(after, LONGEST_WAIT)))
+                case PeerRefused():
+                    kind, meaning = (FaultKind.REFUSED, "refuses it") if frame.alone else (FaultKind.BUSY, "is busy")
+                    text = f"{self._named} {meaning}: {cut(frame.reason)}"
+                    call.fail(EndpointError(kind, text, min(frame.retry_after, LONGEST_WAIT)))
         except EndpointError as error:
             call.fail(error)
             self._give_up(frame.key)

@@ -62,11 +62,15 @@ MAX_REFUSAL = 64 * 2**10
 
 
 class FaultKind(StrEnum):
-    """What became of the request: it never ran, or not yet, as its model loads; found no capacity; or may have run."""
+    """What became of the request: it never ran, or not yet, as its model loads; found no capacity; or may have run.
+
+    One that is refused found none for itself, where others may.
+    """
 
     UNREACHED = "unreached"
     STARTING = "starting"
     BUSY = "busy"
+    REFUSED = "refused"
     BROKEN = "broken"
 
 

@@ -60,7 +60,7 @@ SLOT_POLL = 0.05
 """Seconds between two looks for jobs that Celery's remote control revoked; cancellations arrive at once."""
 
 ABSENT = 1.0
-"""Seconds for which a job is kept from its queue whose model the endpoint does not list."""
+"""Seconds for which a job is kept from its queue whose model the endpoint does not list, or which it refused alone."""
 
 SEEN = 0.75
 """Seconds after that in which nothing is fetched, so that a router sees it there and may move it."""
@@ -274,9 +274,13 @@ class EndpointStage(DeviceDriver):
 
     async def _put_off(self, job: RunningJob) -> None:
         """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""
+        await self._keep_back()
+        self._shared.endings.put([Returned(job.delivery, counts=False)])
+
+    async def _keep_back(self) -> None:
+        """Let others be fetched before a job returns to its queue, and none once it is there."""
         await asyncio.sleep(ABSENT)
         self._rest_until = time.monotonic() + SEEN
-        self._shared.endings.put([Returned(job.delivery, counts=False)])
 
     def _prepared(self, job: RunningJob) -> Loaded | None:
         """The variant that the job runs on; None if that or the job's rows cannot be had, and the job was failed."""
@@ -446,6 +450,8 @@ class EndpointStage(DeviceDriver):
         logger.warning(
             "endpoint failed a job", extra={"job": delivery.job, "kind": str(error.kind), "error": error.reason}
         )
+        if error.kind is FaultKind.REFUSED:
+            await self._keep_back()
         if error.kind is not FaultKind.BROKEN:
             return _returned(job, error.reason, counts=False)
         began = 0 if delivery.claim is None else delivery.claim.attempts

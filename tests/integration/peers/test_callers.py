@@ -279,6 +279,15 @@ def test_more_jobs_than_a_connection_may_have_are_refused_for_now(site: OpenSite
     assert refused.retry_after > 0
 
 
+def test_a_job_that_would_be_late_is_refused_alone(site: OpenSite) -> None:
+    async def talk(caller: Caller) -> Any:
+        await caller.say(*(submit(f"many{n}#1.0", {"payload": [n]}, "slow", left=1.0) for n in range(200)))
+        await caller.say(submit("late#1.0", {"payload": [0]}, "slow", left=0.1))
+        return await caller.hear(PeerRefused, key="late#1.0")
+
+    assert speak(site, talk).alone
+
+
 def test_a_site_that_opens_a_connection_to_take_work_is_kept_until_a_worker_comes(site: OpenSite) -> None:
     async def talk(caller: Caller) -> None:
         async with joined(site, await waiting(site, "edge")) as worker:

@@ -230,6 +230,23 @@ def test_a_site_that_never_answers_properly_loses_the_job_to_another_class(watch
     assert (result.report.hardware_class, result.outputs["estimate"]) == ("cpu.batch", [0.75])
 
 
+def test_a_job_that_the_site_refuses_alone_holds_up_no_other(watched: Watched) -> None:
+    answered = watched.false.answers
+
+    def refusing(one: PeerSubmit) -> list[ToCaller]:
+        first = watched.false.submitted[0].key.partition("#")[0]
+        return [PeerRefused(one.key, "too late", 1e9, alone=True)] if one.key.startswith(first) else answered(one)
+
+    watched.false.answers = refusing
+    eventually(lambda: offered(watched))
+    job = watched.near.client.submit("slab", QUICK)
+    eventually(lambda: watched.false.submitted)
+    report = watched.near.client.infer("slab", QUICK, deadline=10, timeout=60).report
+    assert report.hardware_class == PEER
+    watched.false.offers = {}
+    assert job.result(timeout=60).report.hardware_class == "cpu.batch"
+
+
 @pytest.fixture
 def sealing(valkey_url: str, tmp_path: Path) -> Iterator[Watched]:
     """A near fleet whose label `vault` is sealed, and whose false site says that it has the key."""
