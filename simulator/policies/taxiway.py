@@ -32,6 +32,7 @@ from simulator.tuning.search import SLACK
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
     FEWEST_ARRIVALS,
+    FIRST,
     PLAYED_WINDOW,
     REST,
     SHORTEST_PLAY,
@@ -301,7 +302,9 @@ class TunedPolicy(Taxiway):
             return
         recorded = replace(self._recorded, fleet=self._as_learned(pools))
         window, plays = self._window(recorded, until)
-        if len(window.jobs) < FEWEST_ARRIVALS:
+        early = window.span < FIRST and (self._reader.plan is None or self._reader.plan.guessed)
+        if early or len(window.jobs) < FEWEST_ARRIVALS:
+            self._next_look = now + (FIRST - window.span if early else REST)
             if self._reader.plan is None and displaces(self._fleet):
                 self._guess(pools, now)
             return

@@ -18,7 +18,7 @@ from router.decide.plan import STALE, Cell, ClassPlan, Density, Depth, Handover,
 from simulator.policies.policy import Assignment, Fixed
 from simulator.policies.taxiway import Taxiway, TunedPolicy
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.tuner import FIRST, PERIODS, REST, TUNE_EVERY, Decision, Tuner, TuningWatch
+from simulator.tuning.tuner import FEWEST_ARRIVALS, FIRST, PERIODS, REST, TUNE_EVERY, Decision, Tuner, TuningWatch
 from simulator.tuning.twin import RETURNS, ClassReplay, ClassState, DeviceState, Twin, Window, usual
 from simulator.workload import Workload, jobs
 from tests.builders import recorded
@@ -261,6 +261,15 @@ def test_before_anything_has_arrived_there_is_a_guess_without_devices_where_mode
         assert plan is None if not guesses else plan is not None and plan.guessed and not plan.classes
         run.run()
         assert policy.decisions[0][0] >= FIRST
+
+
+def test_no_plan_is_made_of_the_first_seconds_whenever_the_tuner_looks() -> None:
+    work = workload()
+    policy = TunedPolicy(work, seed=1)
+    policy._next_look = FIRST / 2
+    assert (work.trace.arrival < FIRST / 2).sum() > FEWEST_ARRIVALS
+    Simulation(work, policy, seed=1).run()
+    assert FIRST <= policy.decisions[0][0] < FIRST + 1
 
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
