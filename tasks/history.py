@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from taxiway.contract.request import Priority
 
-SLICE = 30
+SLICE = 10
 """Seconds of arrivals that are stored together; an hour has a whole number of slices."""
 
-SETTLE = 5.0
+SETTLE = 2.0
 """Seconds after the end of a slice in which its last jobs are recorded."""
+
+LAG = SLICE + 2 * SETTLE
+"""Seconds in which a job that was accepted is in the history, while a router leads."""
 
 OBSERVED_AGES = (120.0, 600.0, 3600.0, 21600.0, 86400.0)
 """Ages of a slice, in seconds, at which it is observed again while some of its jobs have not ended."""

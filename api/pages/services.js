@@ -1,9 +1,9 @@
-// A service in the last 15 minutes: a bar for each 30 seconds of jobs, under the line of their deadline.
+// A service in the last 15 minutes: a bar for each 10 seconds of jobs, under the line of their deadline.
 
 import { box, floor, logarithmic, rule, tick } from "./charts.js";
 import { make, plural, seconds, sum } from "./dom.js";
 
-const SLICE = 30; // seconds of arrivals in one latency (router/decide/history.py)
+const SLICE = 10; // seconds of arrivals in one latency (tasks/history.py)
 const MISSED = 0.01; // share of late jobs from which that is a problem (api/operators/view.py)
 const ROUND = [1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000]; // seconds to write beside a chart
 const HEIGHT = 130,

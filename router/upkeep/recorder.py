@@ -1,4 +1,4 @@
-"""Keeps the history of arrivals: what was requested in each 30 seconds, and what became of it."""
+"""Keeps the history of arrivals: what was requested in each 10 seconds, and what became of it."""
 
 from __future__ import annotations
 

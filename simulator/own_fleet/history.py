@@ -25,9 +25,9 @@ from simulator.traces import write_arrivals
 from tasks.history import (
     ENDED,
     JOB,
+    LAG,
     NAMED,
     PRIORITIES,
-    SETTLE,
     SLICE,
     STATES,
     Arrivals,
@@ -42,9 +42,6 @@ from taxiway.cli.fleet import run
 from taxiway.cli.show import stdout_console
 from taxiway.connection import ConnectionPool
 from taxiway.contract.keys import history_key
-
-LAG = SLICE + 2 * SETTLE
-"""Seconds in which a job that was accepted is in the history, while a router leads."""
 
 _READ_WITHIN = 30.0  # seconds for one answer: an hour of arrivals may be many megabytes
 
@@ -82,7 +79,7 @@ class History:
 
 
 _DAY, _DATE = 86400.0, "%Y-%m-%d"
-_EMPTY = "the leading router records arrivals 40 s after they came, and keeps them for limits.keep_history"
+_EMPTY = f"the leading router records arrivals {LAG:g} s after they came, and keeps them for limits.keep_history"
 _ANSWERED, _CANCELLED, _REFUSED = (STATES.index(state) for state in ("succeeded", "cancelled", "refused"))
 
 _url = click.option("--url", help="The state store, redis://… [TAXIWAY_BROKER, else the local fleet].")

@@ -45,6 +45,7 @@ from simulator.tuning.tuner import (
 )
 from simulator.tuning.twin import ClassState, TwinConditions, Window
 from simulator.workload import SimulatedJob, Workload
+from tasks.history import LAG
 from taxiway.errors import OverloadedError, UnplaceableError
 
 _NO_DEADLINE = 1e9
@@ -286,16 +287,18 @@ class TunedPolicy(Taxiway):
         super().ended(job, pool, seconds)
 
     def _tune(self, pools: Sequence[Pool], now: float) -> None:
-        """Make or renew the plan if that is due: looked at as often as the fleet's tuner does."""
+        """Make or renew the plan if that is due, as often and by records as old as those of the fleet's tuner."""
         if now < self._next_look:
             return
         self._next_look = now + REST
-        while self._live and self._live[0][0] < now - ALARM_WINDOW:
+        known = now - LAG
+        while self._live and self._live[0][0] < known - ALARM_WINDOW:
             self._live.popleft()
+        live = [timely for at, timely in self._live if at < known]
         pace = paces(self._reader.fleet, self._fleet.classes)
-        until = now + self._earlier
+        until = known + self._earlier
         recalls = alike(self._recorded.trace, until, PLAYED_WINDOW, self._played) is not None
-        if not self._watch.due(now, pace, [timely for _, timely in self._live], recalls=recalls):
+        if not self._watch.due(now, pace, live, recalls=recalls):
             return
         if self._tuner.assignment is not None and self._fails(pools, now):
             self._watch = TuningWatch(now, TUNE_EVERY, pace)
@@ -309,7 +312,7 @@ class TunedPolicy(Taxiway):
                 self._guess(pools, now)
             return
         waiting = [index for pool in pools for index in pool.queue.indices()] + self._holding.indices()
-        window = window.behind(recorded, np.sort(np.array(waiting, int) + self._before), until)
+        window = window.behind(recorded, np.sort(np.array(waiting, int) + self._before), now + self._earlier)
         self._watch = TuningWatch(now, window.span, pace)
         decision = self._tuner.tune(window, _states(pools, now), now, plays=plays)
         self._adopt(decision, pools, now)

@@ -30,7 +30,7 @@ from rich.table import Table
 from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import STALE, LatestTuning, Plan, follow
 from simulator.engine import StuckError
-from simulator.own_fleet.history import LAG, History
+from simulator.own_fleet.history import History
 from simulator.own_fleet.known import read_fleet
 from simulator.policies.policy import LIVE, Assignment
 from simulator.reports import plan_tables
@@ -61,7 +61,7 @@ from simulator.tuning.tuner import (
     plan_of,
 )
 from simulator.tuning.twin import Window
-from tasks.history import Arrivals, slice_of
+from tasks.history import LAG, Arrivals, slice_of
 from tasks.models.folder import ModelsFolder
 from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.traces import Trace
-from tasks.history import SLICE, Arrivals, joined
+from tasks.history import Arrivals, joined
 
-BLOCK = float(SLICE)
+BLOCK = 30.0
 """Seconds whose arrivals are counted together, and stay together where others are drawn: bursts last about as long."""
 
 SOON, NOW = 2, 4

@@ -22,15 +22,15 @@ from router.decide.basis import basis_text
 from router.decide.classify import Needs
 from router.upkeep.recorder import Recorder
 from simulator.__main__ import main as simulator
-from simulator.own_fleet.history import LAG, History
+from simulator.own_fleet.history import History
 from simulator.own_fleet.history import main as history_command
-from tasks.history import OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
+from tasks.history import LAG, OBSERVED_AGES, SLICE, STATES, Arrivals, ServiceLatency, hour_of, slice_of
 from tasks.models.profiles import bin_of, tokens_of
 from tasks.queues.limits import Limits
 from tasks.settings import TREE, Settings
 from taxiway.cli import MISSING
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key
+from taxiway.contract.keys import HISTORY, LEAD, RECORDED, history_key, job_key
 from tests.command_line import CommandLine, program
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import Store, placed
@@ -98,7 +98,7 @@ def test_jobs_are_recorded_with_what_became_of_them(fleet: Fleet) -> None:
     after = time.time()
     fleet.finish("b", JobState.EXPIRED)
     fleet.finish("d", generated=(40, 60))
-    fleet.now = fleet.began + 36
+    fleet.now = fleet.began + SLICE + 3
 
     fleet.lead()
 
@@ -181,7 +181,7 @@ def test_a_store_that_lost_everything_has_a_gap_and_a_history_from_then_on(fleet
 
 
 def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
-    fleet.began = slice_of(time.time() - 3 * 3600)
+    fleet.began = slice_of(time.time() // 3600 * 3600 - 3 * 3600)  # not just before an hour ends
     fleet.now = float(fleet.began)
     fleet.store.client.delete(HISTORY)
     fleet.lead()
@@ -189,7 +189,7 @@ def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
         fleet.accept(*(f"{n}.{m}" for m in range(50)), after=n * 3600 + 1.0)
     limits = msgspec.structs.replace(LIMITS, history=700)
     fleet.now = fleet.began + 2 * 3600 + 36
-    fleet.lead(limits, ticks=70)
+    fleet.lead(limits, ticks=200)
 
     hours = [hour_of(fleet.began + n * 3600) for n in range(3)]
     kept = [fleet.store.client.hvals(history_key(hour)) for hour in hours]
@@ -213,7 +213,7 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
         taxiway.Client(settings.broker) as client,
     ):
         began = history.now()
-        eventually(lambda: store.exists(LEAD))
+        eventually(lambda: store.hexists(HISTORY, RECORDED))  # the leader has begun
         jobs = [client.submit("echo", ["x", "y"], service="standard", tenant="acme", deadline=120) for _ in range(20)]
         for job in jobs:
             job.result(60)

@@ -17,12 +17,11 @@ import pytest
 from broker.valkey import run
 from broker.valkey.processes import lease_answer, lease_call, plan_call
 from router.decide.plan import LatestTuning, Plan
-from simulator.own_fleet.history import LAG
 from simulator.traces import TraceError
 from simulator.tuning.command import WAIT, FleetTuner
 from simulator.tuning.prior import parse_prior
 from simulator.tuning.tuner import FIRST, PERIODS, REST, Trust
-from tasks.history import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
+from tasks.history import JOB, LAG, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from tasks.settings import TREE, Settings
 from tasks.topology import load_topology
 from taxiway.cli import USAGE

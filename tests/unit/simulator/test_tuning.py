@@ -21,6 +21,7 @@ from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import FEWEST_ARRIVALS, FIRST, PERIODS, REST, TUNE_EVERY, Decision, Tuner, TuningWatch
 from simulator.tuning.twin import RETURNS, ClassReplay, ClassState, DeviceState, Twin, Window, usual
 from simulator.workload import Workload, jobs
+from tasks.history import LAG
 from tests.builders import recorded
 from workers.decide.endpoints import Bucket, EndpointRates
 
@@ -260,16 +261,16 @@ def test_before_anything_has_arrived_there_is_a_guess_without_devices_where_mode
         plan = policy._reader.plan
         assert plan is None if not guesses else plan is not None and plan.guessed and not plan.classes
         run.run()
-        assert policy.decisions[0][0] >= FIRST
+        assert policy.decisions[0][0] >= FIRST + LAG
 
 
 def test_no_plan_is_made_of_the_first_seconds_whenever_the_tuner_looks() -> None:
     work = workload()
     policy = TunedPolicy(work, seed=1)
-    policy._next_look = FIRST / 2
+    policy._next_look = LAG + FIRST / 2
     assert (work.trace.arrival < FIRST / 2).sum() > FEWEST_ARRIVALS
     Simulation(work, policy, seed=1).run()
-    assert FIRST <= policy.decisions[0][0] < FIRST + 1
+    assert FIRST + LAG <= policy.decisions[0][0] < FIRST + LAG + 1
 
 
 def test_a_history_gives_a_plan_at_once_and_the_policy_drops_it_if_it_is_worse_than_predicted() -> None:
