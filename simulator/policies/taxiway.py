@@ -31,8 +31,6 @@ from simulator.tuning.recall import alike
 from simulator.tuning.search import SLACK
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
-    FEWEST_ARRIVALS,
-    FIRST,
     PLAYED_WINDOW,
     REST,
     SHORTEST_PLAY,
@@ -41,6 +39,7 @@ from simulator.tuning.tuner import (
     Trust,
     Tuner,
     TuningWatch,
+    lacking,
     plan_of,
 )
 from simulator.tuning.twin import ClassState, TwinConditions, Window
@@ -305,9 +304,8 @@ class TunedPolicy(Taxiway):
             return
         recorded = replace(self._recorded, fleet=self._as_learned(pools))
         window, plays = self._window(recorded, until)
-        early = window.span < FIRST and (self._reader.plan is None or self._reader.plan.guessed)
-        if early or len(window.jobs) < FEWEST_ARRIVALS:
-            self._next_look = now + (FIRST - window.span if early else REST)
+        if pause := lacking(len(window.jobs), window.span, self._reader.plan):
+            self._next_look = now + pause
             if self._reader.plan is None and displaces(self._fleet):
                 self._guess(pools, now)
             return

@@ -50,7 +50,6 @@ from simulator.tuning.real_fleet import (
 from simulator.tuning.recall import BLOCK, NOW, Traffic, followed
 from simulator.tuning.tuner import (
     ALARM_WINDOW,
-    FEWEST_ARRIVALS,
     FIRST,
     PLAYED_WINDOW,
     REST,
@@ -58,6 +57,7 @@ from simulator.tuning.tuner import (
     Trust,
     Tuner,
     TuningWatch,
+    lacking,
     plan_of,
 )
 from simulator.tuning.twin import Window
@@ -172,9 +172,9 @@ class FleetTuner:
         span = found.span if found is not None else 0.0
         if before is not None and before.guessed:  # refused requests are recorded as if they came all through a slice
             span = min(span, max(until - before.made, 0.0))
-        guessing = before is None or before.guessed
-        if found is None or arrivals < FEWEST_ARRIVALS or (guessing and span < FIRST):
-            self.rest = min(FIRST - span, REST) if span < FIRST else REST
+        pause = lacking(arrivals, span, before)
+        if found is None or pause:
+            self.rest = pause
             why = f"too few arrivals are recorded: {arrivals} in {span:.0f} s"
             tuning, plan = self._expect(_unchanged(before, why, arrivals), before, known, now)
         else:

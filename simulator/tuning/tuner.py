@@ -130,6 +130,17 @@ class TuningWatch:
         return since >= 3 * REST and (recalls or late)
 
 
+def lacking(arrivals: int, span: float, plan: Plan | None) -> float:
+    """Seconds until arrivals in so many seconds may have become enough for a plan; 0 if they are.
+
+    The first plan that is made of arrivals, in place of none or of a guess, takes `FIRST` seconds of them.
+    """
+    first = plan is None or plan.guessed
+    if arrivals >= FEWEST_ARRIVALS and not (first and span < FIRST):
+        return 0.0
+    return min(FIRST - span, REST) if span < FIRST else REST
+
+
 def _compared(
     former: Assignment | None, good: Sequence[Assignment], twins: Sequence[Twin]
 ) -> tuple[Assignment, float, float, bool]:

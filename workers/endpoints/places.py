@@ -120,10 +120,10 @@ class EndpointHealth:
 
         A job that fails again and again counts once: that may be the job's fault.
         """
-        now = time.monotonic()
         if error.kind is FaultKind.REFUSED:
             self.answered()
             return
+        now = time.monotonic()
         if error.kind is FaultKind.BUSY:
             self._paused_until = max(self._paused_until, now + max(error.retry_after, SHORTEST_PAUSE))
             asyncio.get_running_loop().call_at(self._paused_until, self._changed)
