@@ -16,7 +16,8 @@ price, plus the penalties for what was late, refused or unanswered; lower is bet
 
 The simulator plays each side on the same requests: its order of the sides should be that of the real fleet, and its
 costs within `ALIKE` of the real ones. `--start` is what a worker takes to start on this machine, for the simulator.
-With `--cold` models take seconds to load, and a device cannot hold all of them.
+With `--cold` models take seconds to load, and a device cannot hold all of them. With `--llama` there is a fifth model,
+whose answers llama.cpp computes on the cores that the fleet's own processes have; costs may then be `SHARED` apart.
 """
 
 from __future__ import annotations
@@ -45,26 +46,30 @@ from benchmarks.harness.bars import Bar, Panel, write_chart
 from benchmarks.harness.measure import CHARTS, machine
 from lab.changes import simulate
 from lab.fleet_file import prepare
+from lab.trial_fleet import generations
 from lab.trial_fleet.autoscaled import Powered, Site, autoscaled
 from lab.trial_fleet.emulated_models import (
     BULK_DUE,
     COLD,
     DEAR,
     LIGHT,
+    MODELS,
     PENALTIES,
     QUEUES,
+    Asked,
     Weights,
     requests,
     simulated,
     write_models,
 )
+from lab.trial_fleet.generations import CLASS, STORIES, STORY, Pace, with_engines
 from lab.trial_fleet.queue_scaling import QueueScaling
 from lab.trials.runs import OURS
 from lab.trials.targets import OPPONENTS
 from local.autoscaler import Ask, ask_router
 from router.decide.plan import Depth
 from simulator.engine import RunSummary
-from simulator.fleet import SERVICES
+from simulator.fleet import SERVICES, Fleet
 from simulator.policies.policy import Assignment, Shift
 from simulator.policies.taxiway import POLICIES, Taxiway
 from simulator.pool import Pool
@@ -72,7 +77,7 @@ from simulator.reports import percent
 from simulator.traces import Column, Trace
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.workload import Workload
-from tasks.topology import Topology, load_topology
+from tasks.topology import Topology, parse_topology
 from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError
 
@@ -83,6 +88,9 @@ SIDES = (OURS, *OPPONENTS)
 
 ALIKE = 0.1
 """Share by which a simulated cost may differ from that of the real fleet."""
+
+SHARED = 0.25
+"""The same where llama.cpp shares the cores with the fleet's own processes."""
 
 LAST = BULK_DUE
 """Seconds after the last request for which answers are awaited: none is in time later."""
@@ -135,7 +143,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class Scene:
     """What is sent: the requests with those of the `warm` seconds before the trial, whose length is `seconds`.
 
-    `weights` is what the models take.
+    `weights` is what the emulated models take, `pace` what llama.cpp does, if it is there.
     """
 
     trace: Trace
@@ -143,6 +151,12 @@ class Scene:
     warm: float
     seed: int
     weights: Weights = LIGHT
+    pace: Pace | None = None
+
+    def fleet(self, topology: Topology) -> Fleet:
+        """The simulator's fleet."""
+        fleet = simulated(topology, self.weights)
+        return fleet if self.pace is None else with_engines(fleet, topology.hardware[CLASS], self.pace)
 
 
 class Answers:
@@ -158,11 +172,11 @@ class Answers:
         return [self.reports[number] for number in np.flatnonzero(rows).tolist()]
 
 
-def side(name: str, trace: Trace, topology: Topology, weights: Weights = LIGHT) -> Side:
-    """The configuration of a side; an operator's is searched on the first half of the requests."""
+def side(name: str, scene: Scene, topology: Topology) -> Side:
+    """The configuration of a side; an operator's is searched on the first half of the scene's requests."""
     if name == OURS:
         return Side(name, {}, ask_router)
-    workload = prepare(trace, simulated(topology, weights), seed=1)
+    workload = prepare(scene.trace, scene.fleet(topology), seed=1)
     found = (tuned_split if name == "tuned-split" else pinned)(workload, 1)
     return Side(name, homes_of(found, list(topology.hardware)), _scaling(found, topology), found)
 
@@ -188,7 +202,7 @@ class AtHome(Taxiway):
 
 def foreseen(one: Side, scene: Scene, topology: Topology) -> RunSummary:
     """What the simulator says of a side on the same requests, those before the trial included."""
-    workload = prepare(scene.trace, simulated(topology, scene.weights), seed=1)
+    workload = prepare(scene.trace, scene.fleet(topology), seed=1)
     policy = POLICIES[OURS](workload, 1) if one.assigned is None else AtHome(workload, one.assigned)
     return simulate(one.name, workload, policy, seed=1)
 
@@ -205,12 +219,20 @@ def _scaling(found: Assignment, topology: Topology) -> Ask:
     return QueueScaling(rule, {name: one.scaling.maximum or 1 for name, one in topology.hardware.items()})
 
 
+def described(*, llama: bool) -> str:
+    """The fleet's queues.yaml."""
+    text = QUEUES.read_text()
+    return text.replace("\nservice:", f"{generations.QUEUES}\nservice:", 1) if llama else text
+
+
 def run(one: Side, scene: Scene, topology: Topology, progress: Callable[[float], None]) -> Run:
     """Run a side on a new fleet; `progress` is called with the seconds done."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder / "models", scene.weights)
-        queues, text = folder / "queues.yaml", QUEUES.read_text()
+        if scene.pace is not None:
+            generations.write_model(folder / "models", scene.pace)
+        queues, text = folder / "queues.yaml", described(llama=scene.pace is not None)
         if not one.planned:
             text = text.replace("plan: {enabled: true", "plan: {enabled: false", 1)
         queues.write_text(text)
@@ -246,7 +268,7 @@ async def _answered(client: taxiway.AsyncClient, one: Side, trace: Trace, number
     try:
         found = await client.infer(
             trace.models[model],
-            f"request {number}",
+            generations.request(number) if trace.models[model] == STORY else f"request {number}",
             service=SERVICES[service],
             deadline=float(trace.deadline[number]),
             locality=one.homes.get((model, service)),
@@ -364,35 +386,41 @@ def verdict(runs: Sequence[Run]) -> str:
     return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {detail}"
 
 
-def agreement(runs: Sequence[Run]) -> str:
-    """Whether the simulator orders the sides as the real fleet does, and how far its costs are from the real ones."""
+def agreement(runs: Sequence[Run], alike: float = ALIKE) -> str:
+    """Whether the simulator orders the sides as the real fleet does, and its costs are within `alike` of the real."""
     real = [group[0].side for group in grouped(runs)]
     played = {group[0].side: fmean(run.simulated for run in group) for group in grouped(runs)}
     off = max(abs(run.simulated_usd / run.cost_usd - 1) for run in runs)
     order = sorted(real, key=played.__getitem__)
-    holds = order == real and off <= ALIKE
+    holds = order == real and off <= alike
     return f"{'holds' if holds else 'FAILS'}  simulated order {', '.join(order)}; costs at most {percent(off)} apart"
 
 
 def main() -> None:
     """Run all sides with all seeds, print the figures, and draw the chart."""
     given = _arguments()
-    topology, runs = _starting_in(given.start, load_topology(QUEUES)), []
+    topology, runs = _starting_in(given.start, parse_topology(described(llama=given.llama))), []
+    pace = generations.measured() if given.llama else None
+    models: Mapping[str, Asked] = MODELS if pace is None else {**MODELS, STORY: STORIES}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for seed in given.seeds:
-            sent = requests(given.seconds, seed, warm=given.warm)
-            scene = Scene(sent, given.seconds, given.warm, seed, COLD if given.cold else LIGHT)
+            known = requests(given.seconds, seed, models=models)
+            weights = COLD if given.cold else LIGHT
+            searched = Scene(known, given.seconds, 0.0, seed, weights, pace)
+            scene = replace(
+                searched, trace=requests(given.seconds, seed, warm=given.warm, models=models), warm=given.warm
+            )
             for name in given.side or SIDES:
                 shown = bar.add_task(f"{name}, seed {seed}", total=given.seconds + given.warm)
                 progress = partial(_advance, bar, shown)
-                one = side(name, requests(given.seconds, seed), topology, scene.weights)
+                one = side(name, searched, topology)
                 runs.append(run(one, scene, topology, progress))
                 _say(runs[-1], given.json)
     if not given.json:
         Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
-    console.print(verdict(runs), agreement(runs), sep="\n")
+    console.print(verdict(runs), agreement(runs, ALIKE if pace is None else SHARED), sep="\n")
     bars = [Bar(group[0].side, [one.score for one in group], own=group[0].side == OURS) for group in grouped(runs)]
     panel = Panel("Score", "USD", bars, "Cost and penalties: lower is better.")
     about = f"{given.seconds:g} s after {given.warm:g} s, seeds {given.seeds}, commit {machine()['commit']}"
@@ -427,6 +455,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"length of a run ({SECONDS})")
     parser.add_argument("--warm", type=float, default=0.0, help="seconds of earlier requests that do not count (0)")
     parser.add_argument("--cold", action="store_true", help="models take seconds to load, and do not all fit a device")
+    parser.add_argument("--llama", action="store_true", help="have a model that llama.cpp computes, too")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[7, 8, 9])
     parser.add_argument("--side", action="append", choices=SIDES, help="all, unless named")
     parser.add_argument("--json", action="store_true", help="print one JSON object per run")

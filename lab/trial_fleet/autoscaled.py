@@ -114,6 +114,6 @@ def running_workers(supervisor: int) -> Counter[str]:
     for child in psutil.Process(supervisor).children():
         with contextlib.suppress(psutil.Error):
             command = child.cmdline()
-            if "workers" in command and "--class" in command:
+            if "--class" in command and not {"workers", "local.engine"}.isdisjoint(command):
                 found[command[command.index("--class") + 1]] += 1
     return found

@@ -32,14 +32,14 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What each model takes on a class: bytes of its memory, and seconds to load."""
+    """What each model takes on a class: bytes of its memory, and seconds to read its weights."""
 
     memory: Mapping[str, int]
-    load: Mapping[str, float]
+    read: Mapping[str, float]
 
 
 LIGHT = Weights({CHEAP: MIB, DEAR: 65 * MIB}, {CHEAP: 0.0, DEAR: 0.0})
-"""A device of either class holds three or all of the four models, and loads one in no time."""
+"""A device of either class holds three or all of the four models, and reads one in no time."""
 
 COLD = Weights({CHEAP: 24 * MIB, DEAR: 80 * MIB}, {CHEAP: 1.5, DEAR: 3.0})
 """A device of the cheap class holds two of the four models, one of the dear class three."""
@@ -53,22 +53,37 @@ PENALTIES = (48.0, 24.0, 12.0)
 BULK_DUE = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Emulated:
-    """A model: seconds a batch and a row on each class, requests per second before and after the drift, deadlines."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked of a model: requests per second before and after the drift, their deadlines and their sizes."""
 
-    paces: Mapping[str, tuple[float, float]]
     before: float
     after: float
     live: float
     standard: float
+    size: int = 1
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulated(Asked):
+    """A model, and the seconds of a batch and of a row of it on each class."""
+
+    paces: Mapping[str, tuple[float, float]]
+
+    def profile(self, name: str, weights: Weights) -> dict[str, float]:
+        """Its profile on a class. A worker that has read a model runs its example: that is part of a load."""
+        base, row = self.paces[name]
+        return {"base": base, "slope": row, "load": weights.read[name] + base + row}
 
 
 MODELS: Mapping[str, Emulated] = {
-    "sentiment": Emulated({CHEAP: (0.04, 0.001), DEAR: (0.012, 0.0001)}, 8.0, 8.0, live=0.75, standard=5),
-    "embed": Emulated({CHEAP: (0.1, 0.005), DEAR: (0.02, 0.0002)}, 5.0, 5.0, live=0.75, standard=5),
-    "image": Emulated({CHEAP: (0.1, 0.5), DEAR: (0.02, 0.12)}, 3.0, 6.0, live=2.0, standard=20),
-    "chat": Emulated({CHEAP: (2.0, 0.3), DEAR: (0.4, 0.04)}, 5.0, 2.5, live=3.0, standard=30),
+    "sentiment": Emulated(
+        paces={CHEAP: (0.04, 0.001), DEAR: (0.012, 0.0001)}, before=8.0, after=8.0, live=0.75, standard=5
+    ),
+    "embed": Emulated(paces={CHEAP: (0.1, 0.005), DEAR: (0.02, 0.0002)}, before=5.0, after=5.0, live=0.75, standard=5),
+    "image": Emulated(paces={CHEAP: (0.1, 0.5), DEAR: (0.02, 0.12)}, before=3.0, after=6.0, live=2.0, standard=20),
+    "chat": Emulated(paces={CHEAP: (2.0, 0.3), DEAR: (0.4, 0.04)}, before=5.0, after=2.5, live=3.0, standard=30),
 }
 
 
@@ -76,28 +91,30 @@ EARLIER = 100
 """The seed of the requests before the trial is the trial's and this."""
 
 
-def requests(seconds: float, seed: int, *, warm: float = 0.0) -> Trace:
+def requests(seconds: float, seed: int, *, warm: float = 0.0, models: Mapping[str, Asked] = MODELS) -> Trace:
     """All requests: each model's arrive at random at its rate, which changes at half time.
 
     Requests of the `warm` seconds before arrive at the first rate; the trial's begin at `warm`.
     """
-    first = {name: model.before for name, model in MODELS.items()}
-    second = {name: model.after for name, model in MODELS.items()}
-    rows = list(_rows(first, 0.0, warm, np.random.default_rng(seed + EARLIER)))
-    random = np.random.default_rng(seed)
-    rows += [*_rows(first, warm, seconds / 2, random), *_rows(second, warm + seconds / 2, seconds / 2, random)]
+    half, random = seconds / 2, np.random.default_rng(seed)
+    earlier = np.random.default_rng(seed + EARLIER)
+    rows = [row for name, model in models.items() for row in _rows(name, model, model.before, 0.0, warm, earlier)]
+    rows += [row for name, model in models.items() for row in _rows(name, model, model.before, warm, half, random)]
+    rows += [
+        row for name, model in models.items() for row in _rows(name, model, model.after, warm + half, half, random)
+    ]
     return make_trace(rows)
 
 
 def _rows(
-    rates: Mapping[str, float], begin: float, seconds: float, random: np.random.Generator
+    name: str, model: Asked, rate: float, begin: float, seconds: float, random: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    for name, rate in rates.items():
-        times = begin + random.uniform(0, seconds, int(rate * seconds))
-        services = random.choice(len(SERVICES), len(times), p=SHARES)
-        for at, service in zip(times.tolist(), services.tolist(), strict=True):
-            due = (MODELS[name].live, MODELS[name].standard, BULK_DUE)[service]
-            yield {"arrival": at, "model": name, "size": 1, "deadline": due, "service": service}
+    times = begin + random.uniform(0, seconds, int(rate * seconds))
+    services = random.choice(len(SERVICES), len(times), p=SHARES)
+    for at, service in zip(times.tolist(), services.tolist(), strict=True):
+        due = (model.live, model.standard, BULK_DUE)[service]
+        about = {"model": name, "size": model.size, "output": model.output}
+        yield {"arrival": at, "deadline": due, "service": service, **about}
 
 
 def write_models(folder: Path, weights: Weights = LIGHT) -> None:
@@ -112,22 +129,21 @@ def write_models(folder: Path, weights: Weights = LIGHT) -> None:
 def _variants(model: Emulated, weights: Weights) -> str:
     variants = {}
     for name, (base, row) in model.paces.items():
-        load = weights.load[name]
-        profile = {"base": base, "slope": row, "load": load}
         variants[name.partition(".")[0]] = {
             "runtime": "echo",
-            "entry": f"paced={base}+{row},load={load}",
+            "entry": f"paced={base}+{row},load={weights.read[name]}",
             "memory": weights.memory[name],
             "max_batch": 32,
-            "profiles": dict.fromkeys(("cpu", "cuda"), profile),
+            "profiles": dict.fromkeys(("cpu", "cuda"), model.profile(name, weights)),
         }
     return f"reference: cpu\nvariants: {json.dumps(variants)}\nexamples: [x]\n"
 
 
 def simulated(topology: Topology, weights: Weights = LIGHT) -> Fleet:
-    """The fleet as the simulator's, on which an operator tunes a static split."""
+    """The emulated devices as the simulator's fleet, on which an operator tunes a static split."""
     classes = {}
-    for name, hardware in topology.hardware.items():
+    for name in (CHEAP, DEAR):
+        hardware = topology.hardware[name]
         classes[name] = {
             "count": hardware.scaling.maximum,
             "price": msgspec.to_builtins(hardware.price),
@@ -137,7 +153,9 @@ def simulated(topology: Topology, weights: Weights = LIGHT) -> Fleet:
             "max_wait": hardware.max_wait,
             "max_run": hardware.max_run,
             "horizon": hardware.horizon,
-            "curves": {model: _curve(one.paces[name], name, weights) for model, one in MODELS.items()},
+            "curves": {
+                model: one.profile(name, weights) | {"memory": weights.memory[name]} for model, one in MODELS.items()
+            },
         }
     services = {
         name: {
@@ -151,8 +169,3 @@ def simulated(topology: Topology, weights: Weights = LIGHT) -> Fleet:
     penalties = dict(zip(SERVICES, PENALTIES, strict=True))
     document = {"default_model": "chat", "classes": classes, "services": services, "penalties": penalties}
     return parse_fleet(json.dumps(document), str(QUEUES))
-
-
-def _curve(pace: tuple[float, float], name: str, weights: Weights) -> dict[str, float]:
-    base, row = pace
-    return {"base": base, "slope": row, "load": weights.load[name], "memory": weights.memory[name]}

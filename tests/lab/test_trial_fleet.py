@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, foreseen, result, verdict
+from lab.trial_fleet.__main__ import Answers, Run, Scene, Side, described, foreseen, result, verdict
 from lab.trial_fleet.emulated_models import CHEAP, COLD, DEAR, LIGHT, MODELS, QUEUES, Weights, requests, write_models
+from lab.trial_fleet.generations import CLASS, SLOTS, STORIES, STORY, Pace, write_model
 from lab.trial_fleet.queue_scaling import QueueScaling
 from local.autoscaler import ask_router
 from router.decide.classify import Constraints, classify
@@ -14,7 +15,7 @@ from router.decide.snapshot import FleetSnapshot
 from simulator.engine import RunSummary
 from simulator.policies.policy import Assignment
 from tasks.models.folder import load_catalogue
-from tasks.topology import load_topology
+from tasks.topology import load_topology, parse_topology
 from tests.builders import a_report
 
 TOPOLOGY = load_topology(QUEUES)
@@ -94,3 +95,25 @@ def test_a_side_is_simulated_on_the_same_requests() -> None:
     light, cold = (foreseen(one, Scene(trace, 20, 0, 7, weights), TOPOLOGY) for weights in (LIGHT, COLD))
     assert light.requests == len(trace) and light.usd_by_class[DEAR] == light.cost_usd > 0
     assert (cold.attainment["live"] or 0) < (light.attainment["live"] or 0)
+
+
+def test_a_generation_is_played_at_the_pace_that_was_measured_and_on_its_engines_alone(tmp_path: Path) -> None:
+    pace = Pace(read=0.1, step=0.01, row=0.005)
+    write_model(tmp_path, pace)
+    profile = load_catalogue(tmp_path).resolve(STORY).variants["engine"].profiles["endpoint"]
+    whole = STORIES.size + STORIES.output
+    for rows in (1, SLOTS):
+        expected = rows * pace.read + STORIES.output * (pace.step + rows * pace.row)
+        assert profile.latency(rows, whole, STORIES.size) == pytest.approx(expected)
+    topology = parse_topology(described(llama=True))
+    trace = requests(20, 7, models={**MODELS, STORY: STORIES})
+    scene = Scene(trace, 20, 0, 7, pace=pace)
+    fleet = scene.fleet(topology)
+    assert [timing is not None for timing in fleet.timings[STORY]] == [False, False, True]
+    assert all(row[2] is None for name, row in fleet.timings.items() if name != STORY)
+    one = np.ones(1)
+    alone = fleet.timings[STORY][2].answer(STORIES.size * one, STORIES.output * one, 1)  # type: ignore[union-attr]
+    assert alone[0] == pytest.approx(profile.latency(1, whole, STORIES.size), rel=0.02)
+    homes = {(model, service): 2 * (model == 4) for model in range(5) for service in range(3)}
+    played = foreseen(Side("pinned", {}, ask_router, Assignment(homes, (Density(),) * 3)), scene, topology)
+    assert played.live_by_model[STORY] > 0.5 and played.usd_by_class[CLASS] > 0
