@@ -62,7 +62,6 @@ from lab.trial_fleet.emulated_models import (
     simulated,
     write_models,
 )
-from lab.trial_fleet.generations import CLASS, STORIES, STORY, Pace, with_engines
 from lab.trial_fleet.queue_scaling import QueueScaling
 from lab.trials.runs import OURS
 from lab.trials.targets import OPPONENTS
@@ -151,12 +150,16 @@ class Scene:
     warm: float
     seed: int
     weights: Weights = LIGHT
-    pace: Pace | None = None
+    pace: generations.Pace | None = None
 
     def fleet(self, topology: Topology) -> Fleet:
         """The simulator's fleet."""
         fleet = simulated(topology, self.weights)
-        return fleet if self.pace is None else with_engines(fleet, topology.hardware[CLASS], self.pace)
+        return (
+            fleet
+            if self.pace is None
+            else generations.with_engines(fleet, topology.hardware[generations.CLASS], self.pace)
+        )
 
 
 class Answers:
@@ -268,7 +271,7 @@ async def _answered(client: taxiway.AsyncClient, one: Side, trace: Trace, number
     try:
         found = await client.infer(
             trace.models[model],
-            generations.request(number) if trace.models[model] == STORY else f"request {number}",
+            generations.request(number) if trace.models[model] == generations.STORY else f"request {number}",
             service=SERVICES[service],
             deadline=float(trace.deadline[number]),
             locality=one.homes.get((model, service)),
@@ -401,7 +404,7 @@ def main() -> None:
     given = _arguments()
     topology, runs = _starting_in(given.start, parse_topology(described(llama=given.llama))), []
     pace = generations.measured() if given.llama else None
-    models: Mapping[str, Asked] = MODELS if pace is None else {**MODELS, STORY: STORIES}
+    models: Mapping[str, Asked] = MODELS if pace is None else {**MODELS, generations.STORY: generations.STORIES}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
