@@ -155,11 +155,9 @@ class Scene:
     def fleet(self, topology: Topology) -> Fleet:
         """The simulator's fleet."""
         fleet = simulated(topology, self.weights)
-        return (
-            fleet
-            if self.pace is None
-            else generations.with_engines(fleet, topology.hardware[generations.CLASS], self.pace)
-        )
+        if self.pace is None:
+            return fleet
+        return generations.with_engines(fleet, topology.hardware[generations.CLASS], self.pace)
 
 
 class Answers:
@@ -389,7 +387,7 @@ def verdict(runs: Sequence[Run]) -> str:
     return f"{'holds' if holds else 'FAILS'}  score better than the opponents' by more than the spread: {detail}"
 
 
-def agreement(runs: Sequence[Run], alike: float = ALIKE) -> str:
+def agreement(runs: Sequence[Run], alike: float) -> str:
     """Whether the simulator orders the sides as the real fleet does, and its costs are within `alike` of the real."""
     real = [group[0].side for group in grouped(runs)]
     played = {group[0].side: fmean(run.simulated for run in group) for group in grouped(runs)}
@@ -404,17 +402,11 @@ def main() -> None:
     given = _arguments()
     topology, runs = _starting_in(given.start, parse_topology(described(llama=given.llama))), []
     pace = generations.measured() if given.llama else None
-    models: Mapping[str, Asked] = MODELS if pace is None else {**MODELS, generations.STORY: generations.STORIES}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for seed in given.seeds:
-            known = requests(given.seconds, seed, models=models)
-            weights = COLD if given.cold else LIGHT
-            searched = Scene(known, given.seconds, 0.0, seed, weights, pace)
-            scene = replace(
-                searched, trace=requests(given.seconds, seed, warm=given.warm, models=models), warm=given.warm
-            )
+            searched, scene = (_scene(given, seed, warm, pace) for warm in (0.0, given.warm))
             for name in given.side or SIDES:
                 shown = bar.add_task(f"{name}, seed {seed}", total=given.seconds + given.warm)
                 progress = partial(_advance, bar, shown)
@@ -428,6 +420,12 @@ def main() -> None:
     panel = Panel("Score", "USD", bars, "Cost and penalties: lower is better.")
     about = f"{given.seconds:g} s after {given.warm:g} s, seeds {given.seeds}, commit {machine()['commit']}"
     write_chart(given.chart, "A real autoscaled fleet under a plan and under static splits", about, [panel])
+
+
+def _scene(given: argparse.Namespace, seed: int, warm: float, pace: generations.Pace | None) -> Scene:
+    models: Mapping[str, Asked] = MODELS if pace is None else {**MODELS, generations.STORY: generations.STORIES}
+    trace = requests(given.seconds, seed, warm=warm, models=models)
+    return Scene(trace, given.seconds, warm, seed, COLD if given.cold else LIGHT, pace)
 
 
 def _starting_in(seconds: float | None, topology: Topology) -> Topology:

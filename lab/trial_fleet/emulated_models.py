@@ -96,25 +96,24 @@ def requests(seconds: float, seed: int, *, warm: float = 0.0, models: Mapping[st
 
     Requests of the `warm` seconds before arrive at the first rate; the trial's begin at `warm`.
     """
+    first = {name: model.before for name, model in models.items()}
+    second = {name: model.after for name, model in models.items()}
     half, random = seconds / 2, np.random.default_rng(seed)
-    earlier = np.random.default_rng(seed + EARLIER)
-    rows = [row for name, model in models.items() for row in _rows(name, model, model.before, 0.0, warm, earlier)]
-    rows += [row for name, model in models.items() for row in _rows(name, model, model.before, warm, half, random)]
-    rows += [
-        row for name, model in models.items() for row in _rows(name, model, model.after, warm + half, half, random)
-    ]
+    rows = list(_rows(models, first, 0.0, warm, np.random.default_rng(seed + EARLIER)))
+    rows += [*_rows(models, first, warm, half, random), *_rows(models, second, warm + half, half, random)]
     return make_trace(rows)
 
 
 def _rows(
-    name: str, model: Asked, rate: float, begin: float, seconds: float, random: np.random.Generator
+    models: Mapping[str, Asked], rates: Mapping[str, float], begin: float, seconds: float, random: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    times = begin + random.uniform(0, seconds, int(rate * seconds))
-    services = random.choice(len(SERVICES), len(times), p=SHARES)
-    for at, service in zip(times.tolist(), services.tolist(), strict=True):
-        due = (model.live, model.standard, BULK_DUE)[service]
-        about = {"model": name, "size": model.size, "output": model.output}
-        yield {"arrival": at, "deadline": due, "service": service, **about}
+    for name, model in models.items():
+        times = begin + random.uniform(0, seconds, int(rates[name] * seconds))
+        services = random.choice(len(SERVICES), len(times), p=SHARES)
+        for at, service in zip(times.tolist(), services.tolist(), strict=True):
+            due = (model.live, model.standard, BULK_DUE)[service]
+            about = {"model": name, "size": model.size, "output": model.output}
+            yield {"arrival": at, "deadline": due, "service": service, **about}
 
 
 def write_models(folder: Path, weights: Weights = LIGHT) -> None:

@@ -7,6 +7,7 @@ model's profile and for the simulator.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass, replace
 from itertools import count
@@ -15,10 +16,13 @@ from statistics import median
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from lab.trial_fleet.emulated_models import Asked
-from simulator.fleet import DeviceClass, Fleet, Stepping
+from simulator.fleet import DeviceClass, Fleet
+from simulator.tuning.real_fleet import generation_timing
 from tasks.document import Size
+from tasks.models.model import Profile
 from tasks.settings import TREE
 from tasks.topology import HardwareClass
 from tests.llama import NAME, llama_server
@@ -58,25 +62,10 @@ class Pace:
     step: float
     row: float
 
-    def described(self) -> str:
-        """The model's file."""
-        text = (TREE / "models" / "chat" / "model.yaml").read_text().replace("name: chat", f"name: {STORY}", 1)
-        before, _, examples = text.partition("    profiles:")
-        reading = f"prompt_step: 0, prompt_slope: {self.read / STORIES.size}"
-        profile = f"{{base: 0, step: {self.step}, slope: {self.row}, {reading}}}"
-        return f"{before}    profiles: {{endpoint: {profile}}}\nexamples:{examples.partition('examples:')[2]}"
-
-    def timing(self) -> Stepping:
-        """What the simulator knows. An engine has its model and the memory of its caches before it serves."""
-        return Stepping(
-            load=0.0,
-            memory=0,
-            cache=0.0,
-            per_token=self.read / STORIES.size,
-            per_pair=0.0,
-            reading=0.0,
-            per_cached=self.row / (STORIES.size + STORIES.output / 2),
-            overhead=self.step,
+    def profile(self) -> Profile:
+        """The same as in a model's file. An engine has its model before it serves."""
+        return Profile(
+            base=0.0, step=self.step, slope=self.row, load=0.0, prompt_step=0.0, prompt_slope=self.read / STORIES.size
         )
 
 
@@ -87,9 +76,12 @@ def request(number: int) -> dict[str, Any]:
 
 
 def write_model(folder: Path, pace: Pace) -> None:
-    """Write the model's file into a folder of models."""
+    """Write the model's file into a folder of models: that of `chat` with another name and this profile."""
+    document = msgspec.yaml.decode((TREE / "models" / "chat" / "model.yaml").read_text())
+    document["name"] = STORY
+    document["variants"]["engine"]["profiles"] = {"endpoint": msgspec.to_builtins(pace.profile())}
     (folder / STORY).mkdir(parents=True)
-    (folder / STORY / "model.yaml").write_text(pace.described())
+    (folder / STORY / "model.yaml").write_text(json.dumps(document))
 
 
 def with_engines(fleet: Fleet, hardware: HardwareClass, pace: Pace) -> Fleet:
@@ -105,7 +97,8 @@ def with_engines(fleet: Fleet, hardware: HardwareClass, pace: Pace) -> Fleet:
         horizon=hardware.horizon,
     )
     timings = {name: (*row, None) for name, row in fleet.timings.items()}
-    timings[STORY] = (*(None for _ in fleet.classes), pace.timing())
+    timing = generation_timing(pace.profile(), STORIES.size + STORIES.output / 2, load=0.0, memory=0)
+    timings[STORY] = (*(None for _ in fleet.classes), timing)
     return replace(fleet, classes={**fleet.classes, CLASS: engines}, timings=timings)
 
 
@@ -117,7 +110,8 @@ def measured() -> Pace:
 
 async def _measured(url: str) -> Pace:
     numbers, tokens = count(), STORIES.output - 1
-    async with aiohttp.ClientSession() as session:
+    # llama.cpp closes kept connections, which a client without retries takes for a fault
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
 
         async def seconds(rows: int, most: int) -> float:
             taken = []

@@ -29,7 +29,7 @@ from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
 from tasks.history import ENDED, Arrivals
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import Model
+from tasks.models.model import Model, Profile
 from tasks.models.profiles import ProfileBook, generates
 from tasks.queues.endpoints import Rate
 from tasks.topology import LATE_USD_PER_HOUR, HardwareClass, Price, Topology
@@ -344,12 +344,7 @@ def _timings(model: Model, locality: str, usual: tuple[float, float], known: Kno
 
 
 def _timing(candidate: Candidate, model: Model, usual: tuple[float, float], book: ProfileBook) -> Timing:
-    """The variant's profile at the mean pace that the class's devices learned.
-
-    A generation reads its prompt in one step, and takes a step for each token of its answer. A step reads the weights
-    and the rows' caches at the same bandwidth: a row's part of it is in proportion to its context, and says how many
-    bytes a cached token has.
-    """
+    """The variant's profile at the mean pace that the class's devices learned."""
     devices, (size, context) = candidate.devices, usual
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
@@ -360,6 +355,16 @@ def _timing(candidate: Candidate, model: Model, usual: tuple[float, float], book
     if not generates(model):
         base = profile.base + profile.step * size
         return WholeBatches(load, memory, base, profile.slope, profile.floor).slower(pace)
+    return generation_timing(profile, context, load=load, memory=memory).slower(pace)
+
+
+def generation_timing(profile: Profile, context: float, *, load: float, memory: int) -> Stepping:
+    """The timing of a generation by its profile, whose rows have `context` tokens cached on average.
+
+    It reads its prompt in one step, and takes a step for each token of its answer. A step reads the weights and the
+    rows' caches at the same bandwidth: a row's part of it is in proportion to its context, and says how many bytes a
+    cached token has.
+    """
     known = profile.prompt_step is not None  # else the step is over prompt and answer
     step, per_cached = profile.step if known else profile.step / ANSWER_SHARE, profile.slope / context
     return Stepping(
@@ -371,7 +376,7 @@ def _timing(candidate: Candidate, model: Model, usual: tuple[float, float], book
         reading=0.0,
         per_cached=per_cached,
         overhead=step,
-    ).slower(pace)
+    )
 
 
 def _kinds(
