@@ -219,9 +219,18 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return one
 
 
+def _names_server(url: str) -> bool:
+    """Whether the URL has a host, and its port, if it has one, is from 0 to 65535."""
+    try:
+        host, _ = urlsplit(url).hostname, urlsplit(url).port
+    except ValueError:
+        return False
+    return bool(host)
+
+
 def _start_contradictions(endpoint: Endpoint) -> Contradictions:
     start = endpoint.start
-    if not endpoint.starts and any(urlsplit(url).port == 0 for url in endpoint.urls):
+    if not endpoint.starts and endpoint.url is not None and any(urlsplit(url).port == 0 for url in endpoint.urls):
         yield "url", "a port other than 0, as nothing here starts the engine", endpoint.url
     if start is None:
         return
@@ -263,6 +272,10 @@ def contradictions(endpoint: Endpoint) -> Contradictions:
     tls = endpoint.tls
     if (endpoint.url is None) == (endpoint.peer is None):
         yield "url", "a URL, or the peer that connects here", endpoint.url
+    wrong = [url for url in endpoint.urls if endpoint.url is not None and not _names_server(url)]
+    if wrong:
+        yield "url", "a host, and a port from 0 to 65535, in each URL", wrong[0]
+        return
     if not endpoint.models and not endpoint.discover and endpoint.serves is None:
         yield "models", "a model, or discover: true", {}
     yield from _start_contradictions(endpoint)
