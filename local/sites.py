@@ -27,8 +27,9 @@ from local.fleet import LocalFleet, supervising
 from local.plan import absent
 from local.supervisor import ended_with, in_tree, own_command
 from tasks.check import QUEUES
+from tasks.document import read_document
 from tasks.machine import Machine
-from tasks.topology import Topology, parse_topology
+from tasks.topology import Topology, TopologyError, parse_topology
 from taxiway.cli import USAGE, CommandError, report
 
 _CHUNK = 2**16
@@ -198,9 +199,10 @@ def plan_sites(folders: Sequence[Path]) -> dict[str, SitePlan]:
         TopologyError: a queues.yaml is invalid.
     """
     files = [file for folder in folders for file in _files(folder)]
-    texts = {file.parent.resolve().name: file.read_text() for file in files}
-    for text in texts.values():
-        parse_topology(text)
+    texts = {}
+    for file in files:
+        texts[file.parent.resolve().name] = text = read_document(file, file=str(file), error=TopologyError)
+        parse_topology(text, str(file))
     peers = {name: sorted({found[1] for found in _named(texts).finditer(text)}) for name, text in texts.items()}
     return {name: SitePlan(text, tuple(peers[name])) for name, text in texts.items()}
 
@@ -294,7 +296,7 @@ class Sites:
         data = self._data / site
         (data / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         queues = data / QUEUES
-        queues.write_text(text)
+        queues.write_text(text, encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if name not in _OWN}
         options = ["--no-flower", "--json", "--data", str(data), *self._options(parse_topology(text))]
         with self._log(site).open("wb") as log:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from tasks.document import read_document
 from tasks.models.files import stamp_of
-from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
+from tasks.topology import HardwareClass, Topology, TopologyError, parse_topology
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ class QueuesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp = stamp_of(path)
-        self.topology = load_topology(path)
-        self.text = path.read_text()
+        self.topology, self.text = self._read()
         self.differs, self.wrong = False, ""
         self._followers: list[Callable[[Topology], None]] = []
 
@@ -56,12 +56,12 @@ class QueuesFile:
             return False
         self._stamp = stamp
         try:
-            found = load_topology(self.path)
+            found, text = self._read()
         except TopologyError as error:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
             self.differs, self.wrong = False, str(error)
             return False
-        self.text = self.path.read_text()
+        self.text = text
         renewed = followed(self.topology, found)
         self.differs, self.wrong = renewed != found, ""
         if renewed == self.topology:
@@ -71,6 +71,10 @@ class QueuesFile:
         for follower in self._followers:
             follower(renewed)
         return True
+
+    def _read(self) -> tuple[Topology, str]:
+        text = read_document(self.path, file=str(self.path), error=TopologyError)
+        return parse_topology(text, str(self.path)), text
 
 
 def followed(used: Topology, found: Topology) -> Topology:

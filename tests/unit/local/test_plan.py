@@ -1,5 +1,6 @@
 """What a machine starts: its plan, its workers, and fleets at several sites."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from local.supervisor import ended_with, exit_of
 from local.torch_choice import brings_cuda
 from tasks.machine import Machine
 from tasks.settings import TREE
-from tasks.topology import load_topology, parse_topology
+from tasks.topology import TopologyError, load_topology, parse_topology
 
 TOPOLOGY = load_topology(TREE / "queues.yaml")
 LAPTOP = Machine(
@@ -99,6 +100,14 @@ def test_a_site_that_is_not_started_keeps_its_name_in_the_file() -> None:
     text = plans["edge"].with_lines({"cloud": "http://127.0.0.1:7"})
     assert '"http://lab"' in text
     assert parse_topology(text).hardware["cloud"].endpoint.url == "http://127.0.0.1:7"  # type: ignore[union-attr]
+
+
+def test_an_error_names_the_site_whose_queues_yaml_is_wrong(tmp_path: Path) -> None:
+    for site, text in (("one", (TREE / "queues.yaml").read_text()), ("two", "hardware: {}")):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "queues.yaml").write_text(text)
+    with pytest.raises(TopologyError, match=re.escape(f"{tmp_path}/two/queues.yaml: ")):
+        plan_sites([tmp_path])
 
 
 @pytest.mark.cases("text")

@@ -1,6 +1,7 @@
 """Models as files: what they may say, their names and versions, and what a host reports of them."""
 
 import json
+import locale
 import shutil
 import time
 from contextlib import suppress
@@ -141,6 +142,20 @@ def folder(tmp_path: Path) -> ModelsFolder:
     write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
     (tmp_path / "queues.yaml").write_text(QUEUES)
     return ModelsFolder(tmp_path / "models", QueuesFile(tmp_path / "queues.yaml"))
+
+
+def test_queues_yaml_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path, text = tmp_path / "queues.yaml", f"# für alle\n{QUEUES}"
+    path.write_text(text, encoding="utf-8")
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        queues = QueuesFile(path)
+        path.write_text(f"{text}# 2\n", encoding="utf-8")
+        queues.look()
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert queues.text == f"{text}# 2\n"
 
 
 def base(folder: ModelsFolder) -> float:
