@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import select
 import sys
@@ -31,6 +32,7 @@ from taxiway.errors import (
     UnknownLetterError,
     UnknownModelError,
     UnplaceableError,
+    quoted,
 )
 
 OK, JOB_FAILED, USAGE, MISSING, UNAVAILABLE, INTERRUPTED, UNREAD = 0, 1, 2, 3, 4, 130, 141
@@ -106,11 +108,19 @@ def exit_on_error() -> Iterator[None]:
     except CommandError as error:
         report(str(error), error.hint)
         sys.exit(error.code)
+    except UnicodeEncodeError as error:  # Python reads arguments' other bytes as surrogates
+        report(f"expected arguments in UTF-8, got {quoted(error.object)}", "")
+        sys.exit(USAGE)
 
 
 @contextmanager
 def exit_with_reader() -> Iterator[None]:
-    """Exit with `UNREAD`, quietly, where the program that reads stdout has ended: `taxiway status | head -1`."""
+    """Exit with `UNREAD`, quietly, where the program that reads stdout has ended: `taxiway status | head -1`.
+
+    What stdout's encoding lacks is printed as an escape: a check mark in a locale of Latin-1.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except SystemExit as end:

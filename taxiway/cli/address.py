@@ -136,5 +136,5 @@ def key_for(address: str, environment: Mapping[str, str]) -> str | None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on stdout."""
-    click.echo(msgspec.json.encode(value).decode())
+    """Print one JSON value on stdout, in UTF-8 whatever the locale."""
+    click.echo(msgspec.json.encode(value))

@@ -106,6 +106,17 @@ def test_output_that_nothing_reads_any_more_ends_a_command_quietly(arguments: tu
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+def test_output_that_the_terminals_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+    done = program("taxiway", "doctor", TAXIWAY_DATA=str(tmp_path), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2713" in done.stdout
+
+
+def test_an_argument_that_is_not_utf_8_is_one_line() -> None:
+    done = program("taxiway", "status", os.fsdecode(b"job-\xfc"), "--url", NO_SERVER)
+    assert (done.returncode, done.stderr) == (2, "error: expected arguments in UTF-8, got 'job-\\udcfc'\n")
+
+
 def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path) -> None:
     shutil.copytree(TREE / "taxiway", tmp_path / "site" / "taxiway")
     (tmp_path / "here").mkdir()
