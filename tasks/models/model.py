@@ -288,8 +288,14 @@ SERVED_BY: Mapping[str, Collection[str]] = {
 }
 """The pipelines that endpoints of each protocol serve."""
 
-_ENGINES_ONLY = ("chat", "generation")
+ENGINES_ONLY = ("chat", "generation")
 """The pipelines that nothing in a worker's process runs."""
+
+ANSWER_BOUND = "max_tokens"
+"""The parameter that bounds a generated answer."""
+
+GENERATED, FINISH = "tokens", "finish-reason"
+"""Outputs of a model that generates: the tokens of an answer, and why it ended."""
 
 DISCOVERED = "endpoint"
 """The `file` of a model without a model.yaml."""
@@ -451,6 +457,7 @@ def _contradictions(model: Model) -> Contradictions:
     for name, variant in model.variants.items():
         for place, expected, value in _variant_contradictions(model, variant):
             yield f"variants.{name}.{place}", expected, value
+    yield from _answer_contradictions(model)
 
 
 def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
@@ -465,7 +472,7 @@ def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
 def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
     """Contradictions with where a variant runs: on endpoints, or on devices of ours."""
     if not variant.on_endpoint:
-        if model.pipeline in _ENGINES_ONLY:
+        if model.pipeline in ENGINES_ONLY:
             expected = "openai, on a class with an endpoint: nothing generates in a worker's process"
             yield "runtime", expected, variant.runtime
         if variant.memory is _NO_MEMORY:
@@ -479,6 +486,19 @@ def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
         yield "artefacts", f"none with the runtime {variant.runtime}", dict(variant.artefacts)
     if model.pipeline not in SERVED_BY[variant.runtime]:
         yield "runtime", f"a runtime for the pipeline {model.pipeline}", variant.runtime
+
+
+def _answer_contradictions(model: Model) -> Contradictions:
+    """Contradictions with what every generated answer has: a bound, a length and an end."""
+    if model.pipeline not in ENGINES_ONLY:
+        return
+    bound = model.parameters.get(ANSWER_BOUND)
+    if bound is None or bound.type != "integer" or type(bound.default) is not int:
+        found = Verbatim("nothing") if bound is None else msgspec.to_builtins(bound)
+        yield f"parameters.{ANSWER_BOUND}", "an integer with a default, which bounds an answer", found
+    names = [tensor.name for tensor in model.outputs]
+    if not {GENERATED, FINISH} <= set(names):
+        yield "outputs", f"{GENERATED} and {FINISH} among them", names
 
 
 def _size_contradictions(model: Model) -> Contradictions:

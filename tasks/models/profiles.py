@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, Size, parse_document, read_document, written_out
-from tasks.models.model import Model, Profile
+from tasks.models.model import ANSWER_BOUND, ENGINES_ONLY, FINISH, GENERATED, Model, Profile
 from tasks.topology import DeviceKind
 
 _HEAD = """\
@@ -244,10 +244,7 @@ Lengths = Mapping[int, float]
 QUANTILE = 0.8
 """Share of answers that are no longer than predicted: sufficient for deadlines, without assuming the worst case."""
 
-ANSWER_BOUND = "max_tokens"
-"""The parameter that bounds a generated answer."""
-
-_GENERATED, _FINISH, _STOPPED = "tokens", "finish-reason", "stop"  # outputs of a generating model, and a value
+_STOPPED = "stop"  # the value of `FINISH` of an answer that its model ended
 _PRIOR_WEIGHT = 4.0  # answers that the prior, half of `max_tokens`, counts for
 _BINS_A_DOUBLING = 4  # resolution: 19 %, rounded up
 _LAST = 81  # a million tokens; longer answers count there
@@ -255,7 +252,7 @@ _LAST = 81  # a million tokens; longer answers count there
 
 def generates(model: Model) -> bool:
     """Whether the model generates answers of unknown length."""
-    return model.pipeline in ("generation", "chat") and ANSWER_BOUND in model.parameters
+    return model.pipeline in ENGINES_ONLY
 
 
 def bin_of(tokens: int) -> int:
@@ -286,7 +283,7 @@ def predicted(lengths: Lengths, most: int) -> int:
 
 def length_of(answer: Mapping[str, Any]) -> int:
     """Tokens that a device computed for a generated answer, including the one that ended it; 0 for other answers."""
-    return int(answer.get(_GENERATED, 0)) + (answer.get(_FINISH) == _STOPPED)
+    return int(answer.get(GENERATED, 0)) + (answer.get(FINISH) == _STOPPED)
 
 
 def read_lengths(raw: bytes) -> Lengths:

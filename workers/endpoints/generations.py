@@ -12,8 +12,7 @@ from functools import partial
 
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import Yieldable
-from tasks.models.model import Profile
-from tasks.models.profiles import ANSWER_BOUND
+from tasks.models.model import ANSWER_BOUND, Profile
 from taxiway.backoff import Outage
 from taxiway.contract.job import GenerationPart
 from taxiway.contract.stream import CutGeneration

@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.models.chats import TOKENS_OF_MESSAGE, answer_limit, asks, characters, most_tokens, read_chat
 from tasks.models.discovered import Announced
-from tasks.models.profiles import ANSWER_BOUND
+from tasks.models.model import ANSWER_BOUND
 from tasks.models.sizes import CHARACTERS_PER_TOKEN, MOST_SIZE, clamped
 from taxiway.contract.job import Tokens
 from taxiway.contract.server_events import EventParser, EventTooLargeError

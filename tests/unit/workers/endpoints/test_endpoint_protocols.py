@@ -40,10 +40,13 @@ def engine_model(
     return described(**({"inputs": named, "variants": variants} | fields))
 
 
-TOKENS = {"max_tokens": {"type": "integer", "default": 64}}
-CHAT = engine_model(pipeline="chat", texts=("request",), parameters=TOKENS)
-PROMPT = engine_model(pipeline="generation", texts=("prompt",), parameters=TOKENS)
-RAW = engine_model(pipeline="generation", texts=("prompt",), parameters=TOKENS, entry="completions")
+GENERATED: dict[str, Any] = {
+    "parameters": {"max_tokens": {"type": "integer", "default": 64}},
+    "outputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("text", "tokens", "finish-reason")],
+}
+CHAT = engine_model(pipeline="chat", texts=("request",), **GENERATED)
+PROMPT = engine_model(pipeline="generation", texts=("prompt",), **GENERATED)
+RAW = engine_model(pipeline="generation", texts=("prompt",), entry="completions", **GENERATED)
 EMBED = engine_model(outputs=[{"name": "embedding", "datatype": "FP32", "shape": [-1, 3]}])
 TENSORS = engine_model(
     "oip",
