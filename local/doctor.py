@@ -274,10 +274,10 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
     faster = ", ".join(sets) or "none of those that make models faster"
     yield finding("instruction sets", faster, found=bool(sets))
     devices = ", ".join(cuda) or "no NVIDIA device with a driver"
-    remedy = "serve gpu.realtime on the CPU: --emulate gpu.realtime"
+    remedy = "serve its classes on the CPU: taxiway up --emulate CLASS"
     yield finding("CUDA", devices, found=bool(cuda), remedy=remedy)
     on_bus = f"{chips} chips" if chips else "no chip on the PCI bus"
-    yield finding("TPU", on_bus, found=chips > 0, remedy="serve tpu.bulk on the CPU: --emulate tpu.bulk")
+    yield finding("TPU", on_bus, found=chips > 0, remedy=remedy)
 
 
 def _runtimes(machine: Machine) -> Iterator[Finding]:
@@ -296,7 +296,7 @@ def check_servers(environment: Mapping[str, str]) -> None:
     """
     for variable in SERVERS:
         url = environment.get(variable, "")
-        finding = _server(variable, url) if urlsplit(url).scheme in (*SCHEMES, *_PORTS) else None
+        finding = _server(variable, url) if _scheme(url) in (*SCHEMES, *_PORTS) else None
         if finding is not None and not finding.found:
             raise ServerAwayError(f"{variable}: {finding.value}")
 
@@ -308,11 +308,22 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
     except EmbeddedValkeyError as error:
         yield problem("embedded Valkey", str(error), "make setup")
     for variable, url in ((name, environment[name]) for name in SERVERS if environment.get(name)):
+        if not _scheme(url):
+            yield problem(variable, "not an address", f"correct {variable}, or unset it")
+            continue
         yield _server(variable, url)
-        if urlsplit(url).scheme not in _PORTS:
+        if _scheme(url) not in _PORTS:
             yield from _guard(variable, url)
             for check in (partial(_disk, folder=None), _clock, partial(_replicas, environment=environment)):
                 yield from _asked(check, variable, url)
+
+
+def _scheme(url: str) -> str:
+    """The address's scheme; empty if it cannot be read."""
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
 
 
 def _server(variable: str, url: str) -> Finding:

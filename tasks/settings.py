@@ -108,6 +108,10 @@ def _url(environment: Mapping[str, str], variable: str) -> str:
         raise SettingsError(variable, f"an address that starts with {'://, '.join(SCHEMES)}://{hint}", shown or None)
     if scheme.endswith("+sentinel") and "service=" not in value:
         raise SettingsError(variable, "?service=NAME, the name of what the sentinels watch", f"{scheme}://…")
+    try:
+        parse(value)
+    except ValueError:
+        raise SettingsError(variable, "NAME:PASSWORD@HOST:PORT/DATABASE after ://", f"{scheme}://…") from None
     if (
         scheme.startswith("rediss") and "ssl_cert_reqs=" not in value
     ):  # Celery requires it, and other clients default to it

@@ -346,10 +346,10 @@ class Connection:
 
     def __init__(self, where: str | Address, *, answer: float = BLOCKING_ANSWER) -> None:
         self._socket: socket.socket | None = None
-        self._address = parse(where) if isinstance(where, str) else where
-        self._answer = answer
         self._answers = AnswerParser()
         self._received: deque[Any] = deque()
+        self._address = parse(where) if isinstance(where, str) else where  # if it raises, `close` has all that it needs
+        self._answer = answer
         self._process = 0
 
     def __del__(self) -> None:

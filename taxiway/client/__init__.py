@@ -50,7 +50,10 @@ def open_transport(
     Raises:
         InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
     """
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # its text may have a password
+        raise invalid("url", "an IPv6 address between [ and ], or no such brackets", "another text") from None
     if scheme in _ROUTERS:
         from taxiway.client.http_transport import HttpClientTransport  # imported only where it is used, with aiohttp
 

@@ -117,6 +117,13 @@ def test_an_argument_that_is_not_utf_8_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (2, "error: expected arguments in UTF-8, got 'job-\\udcfc'\n")
 
 
+def test_an_address_that_cannot_be_read_is_one_line() -> None:
+    done = program("taxiway", "status", "--url", "http://u:secret@[::1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: url: expected an IPv6 address between [ and ]")
+    assert "secret" not in done.stderr
+
+
 def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path) -> None:
     shutil.copytree(TREE / "taxiway", tmp_path / "site" / "taxiway")
     (tmp_path / "here").mkdir()

@@ -58,6 +58,13 @@ def test_a_server_that_refuses_the_account_is_not_said_to_be_stopped_and_no_pass
     assert refused == "correct the account in TAXIWAY_BROKER" != away
 
 
+def test_an_address_that_cannot_be_read_is_named_without_its_password() -> None:
+    found = list(servers({"TAXIWAY_BROKER": "redis://:secret-word@[::1/0"}))
+    [finding] = [one for one in found if one.subject == "TAXIWAY_BROKER"]
+    assert (finding.found, finding.value) == (False, "not an address")
+    assert "secret-word" not in repr(found)
+
+
 def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
     (tmp_path / "models" / "scale" / "graph.onnx").unlink()
