@@ -308,11 +308,12 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
     except EmbeddedValkeyError as error:
         yield problem("embedded Valkey", str(error), "make setup")
     for variable, url in ((name, environment[name]) for name in SERVERS if environment.get(name)):
-        if not _scheme(url):
+        scheme = _scheme(url)
+        if not scheme:
             yield problem(variable, "not an address", f"correct {variable}, or unset it")
             continue
         yield _server(variable, url)
-        if _scheme(url) not in _PORTS:
+        if scheme not in _PORTS:
             yield from _guard(variable, url)
             for check in (partial(_disk, folder=None), _clock, partial(_replicas, environment=environment)):
                 yield from _asked(check, variable, url)

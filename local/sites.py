@@ -27,9 +27,8 @@ from local.fleet import LocalFleet, supervising
 from local.plan import absent
 from local.supervisor import ended_with, in_tree, own_command
 from tasks.check import QUEUES
-from tasks.document import read_document
 from tasks.machine import Machine
-from tasks.topology import Topology, TopologyError, parse_topology
+from tasks.topology import Topology, parse_topology, read_topology
 from taxiway.cli import USAGE, CommandError, report
 
 _CHUNK = 2**16
@@ -199,10 +198,7 @@ def plan_sites(folders: Sequence[Path]) -> dict[str, SitePlan]:
         TopologyError: a queues.yaml is invalid.
     """
     files = [file for folder in folders for file in _files(folder)]
-    texts = {}
-    for file in files:
-        texts[file.parent.resolve().name] = text = read_document(file, file=str(file), error=TopologyError)
-        parse_topology(text, str(file))
+    texts = {file.parent.resolve().name: read_topology(file)[1] for file in files}
     peers = {name: sorted({found[1] for found in _named(texts).finditer(text)}) for name, text in texts.items()}
     return {name: SitePlan(text, tuple(peers[name])) for name, text in texts.items()}
 

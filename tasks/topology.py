@@ -375,12 +375,18 @@ def longest_run(hardware: HardwareClass, services: Mapping[str, Service]) -> flo
 
 
 def load_topology(path: Path) -> Topology:
-    """Read `path`.
+    """Read `path`. Raises as `read_topology` does."""
+    return read_topology(path)[0]
+
+
+def read_topology(path: Path) -> tuple[Topology, str]:
+    """What `path` defines, and its text.
 
     Raises:
         TopologyError: the file is missing or invalid.
     """
-    return parse_topology(read_document(path, file=str(path), error=TopologyError), str(path))
+    text = read_document(path, file=str(path), error=TopologyError)
+    return parse_topology(text, str(path)), text
 
 
 def schema() -> dict[str, Any]:

@@ -222,10 +222,10 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def _names_server(url: str) -> bool:
     """Whether the URL has a host, and its port, if it has one, is from 0 to 65535."""
     try:
-        host, _ = urlsplit(url).hostname, urlsplit(url).port
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port >= 0)
     except ValueError:
         return False
-    return bool(host)
 
 
 def _start_contradictions(endpoint: Endpoint) -> Contradictions:

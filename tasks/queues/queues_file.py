@@ -8,9 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from tasks.document import read_document
 from tasks.models.files import stamp_of
-from tasks.topology import HardwareClass, Topology, TopologyError, parse_topology
+from tasks.topology import HardwareClass, Topology, TopologyError, read_topology
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class QueuesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp = stamp_of(path)
-        self.topology, self.text = self._read()
+        self.topology, self.text = read_topology(path)
         self.differs, self.wrong = False, ""
         self._followers: list[Callable[[Topology], None]] = []
 
@@ -56,7 +55,7 @@ class QueuesFile:
             return False
         self._stamp = stamp
         try:
-            found, text = self._read()
+            found, text = read_topology(self.path)
         except TopologyError as error:
             logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
             self.differs, self.wrong = False, str(error)
@@ -71,10 +70,6 @@ class QueuesFile:
         for follower in self._followers:
             follower(renewed)
         return True
-
-    def _read(self) -> tuple[Topology, str]:
-        text = read_document(self.path, file=str(self.path), error=TopologyError)
-        return parse_topology(text, str(self.path)), text
 
 
 def followed(used: Topology, found: Topology) -> Topology:
