@@ -10,8 +10,7 @@ from router.decide.cost import work_in_full_batches
 from router.decide.placement import Placement, choose
 from router.decide.working_snapshot import WorkingSnapshot
 from tasks.heartbeat import three_digits
-from tasks.models.model import Model
-from tasks.models.profiles import generates
+from tasks.models.model import Model, generates
 from tasks.topology import Topology
 from taxiway.contract.peers import SiteOffer
 from taxiway.contract.request import Terms

@@ -15,8 +15,8 @@ from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.scaling import coming
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import ANY, Allowed, DeviceFacts, dollars_per_hour, variant_key
-from tasks.models.model import Model, Profile
-from tasks.models.profiles import KnownProfile, ProfileBook, generates
+from tasks.models.model import Model, Profile, generates
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.queues.hours import opens_in
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow

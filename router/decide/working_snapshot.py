@@ -20,8 +20,8 @@ from router.decide.placement import Placement, pick, tolerance, weigh
 from router.decide.prefixes import Prefixes
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from tasks.heartbeat import three_digits
-from tasks.models.model import Model
-from tasks.models.profiles import ProfileBook, generates
+from tasks.models.model import Model, generates
+from tasks.models.profiles import ProfileBook
 from tasks.ticket import Promise, Ticket
 from tasks.topology import Topology
 from tasks.webhooks import HOOKS

@@ -28,8 +28,8 @@ from router.service.classifier import Classifier, classified
 from tasks.history import UnservedTerms
 from tasks.models.catalogue import Catalogue
 from tasks.models.chats import TOKENS_OF_MESSAGE, beginning
-from tasks.models.model import Model
-from tasks.models.profiles import Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
+from tasks.models.model import Model, generates
+from tasks.models.profiles import Lengths, ProfileBook, bin_of, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import facts_of, given_inputs, quantised
 from tasks.queues.locality import joined

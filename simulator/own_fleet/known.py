@@ -25,7 +25,8 @@ from tasks.heartbeat import DeviceFacts
 from tasks.history import PRIORITIES, Arrivals
 from tasks.models.discovered import discovered_by, with_discovered
 from tasks.models.folder import load_catalogue
-from tasks.models.profiles import generates, load_book
+from tasks.models.model import generates
+from tasks.models.profiles import load_book
 from tasks.topology import Service, Topology
 from taxiway.cli import USAGE, CommandError
 from taxiway.connection import ConnectionPool

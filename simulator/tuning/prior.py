@@ -18,7 +18,7 @@ from simulator.tuning.real_fleet import KnownFleet
 from simulator.tuning.tuner import SHORTEST_PLAY
 from simulator.workload import Workload, prepare
 from tasks.history import Arrivals, indices, joined
-from tasks.models.profiles import generates
+from tasks.models.model import generates
 from taxiway.errors import TaxiwayError
 
 Mix = Mapping[tuple[str, str], float]

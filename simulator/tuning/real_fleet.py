@@ -29,8 +29,8 @@ from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, dollars_per_hour, variant_key
 from tasks.history import ENDED, Arrivals
 from tasks.models.catalogue import Catalogue
-from tasks.models.model import Model, Profile
-from tasks.models.profiles import ProfileBook, generates
+from tasks.models.model import Model, Profile, generates
+from tasks.models.profiles import ProfileBook
 from tasks.queues.endpoints import Rate
 from tasks.topology import LATE_USD_PER_HOUR, HardwareClass, Price, Topology
 from taxiway.contract.job import Tokens

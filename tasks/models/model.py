@@ -288,9 +288,6 @@ SERVED_BY: Mapping[str, Collection[str]] = {
 }
 """The pipelines that endpoints of each protocol serve."""
 
-ENGINES_ONLY = ("chat", "generation")
-"""The pipelines that nothing in a worker's process runs."""
-
 ANSWER_BOUND = "max_tokens"
 """The parameter that bounds a generated answer."""
 
@@ -439,6 +436,11 @@ def schema() -> dict[str, Any]:
     return json_schema(Model, Alias)
 
 
+def generates(model: Model) -> bool:
+    """Whether the model generates answers of unknown length, which engines alone do."""
+    return model.pipeline in ("chat", "generation")
+
+
 def _contradictions(model: Model) -> Contradictions:
     if model.reference not in model.variants:
         yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
@@ -472,7 +474,7 @@ def _variant_contradictions(model: Model, variant: Variant) -> Contradictions:
 def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
     """Contradictions with where a variant runs: on endpoints, or on devices of ours."""
     if not variant.on_endpoint:
-        if model.pipeline in ENGINES_ONLY:
+        if generates(model):
             expected = "openai, on a class with an endpoint: nothing generates in a worker's process"
             yield "runtime", expected, variant.runtime
         if variant.memory is _NO_MEMORY:
@@ -490,7 +492,7 @@ def _place_contradictions(model: Model, variant: Variant) -> Contradictions:
 
 def _answer_contradictions(model: Model) -> Contradictions:
     """Contradictions with what every generated answer has: a bound, a length and an end."""
-    if model.pipeline not in ENGINES_ONLY:
+    if not generates(model):
         return
     bound = model.parameters.get(ANSWER_BOUND)
     if bound is None or bound.type != "integer" or type(bound.default) is not int:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, Size, parse_document, read_document, written_out
-from tasks.models.model import ANSWER_BOUND, ENGINES_ONLY, FINISH, GENERATED, Model, Profile
+from tasks.models.model import ANSWER_BOUND, FINISH, GENERATED, Model, Profile, generates
 from tasks.topology import DeviceKind
 
 _HEAD = """\
@@ -248,11 +248,6 @@ _STOPPED = "stop"  # the value of `FINISH` of an answer that its model ended
 _PRIOR_WEIGHT = 4.0  # answers that the prior, half of `max_tokens`, counts for
 _BINS_A_DOUBLING = 4  # resolution: 19 %, rounded up
 _LAST = 81  # a million tokens; longer answers count there
-
-
-def generates(model: Model) -> bool:
-    """Whether the model generates answers of unknown length."""
-    return model.pipeline in ENGINES_ONLY
 
 
 def bin_of(tokens: int) -> int:

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tasks.models.model import Model, Parameter
-from tasks.models.profiles import generates
+from tasks.models.model import Model, Parameter, generates
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.job import accepted_meta, failure_meta
 from taxiway.contract.limits import COUNT

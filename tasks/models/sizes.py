@@ -15,8 +15,7 @@ import msgspec
 import numpy as np
 
 from tasks.models.chats import answer_limit, asks, characters, most_tokens
-from tasks.models.model import ANSWER_BOUND, Model, Unit
-from tasks.models.profiles import generates
+from tasks.models.model import ANSWER_BOUND, Model, Unit, generates
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.limits import COUNT
 from taxiway.contract.request import Request

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tasks.models.model import ANSWER_BOUND, Model
-from tasks.models.profiles import generates
+from tasks.models.model import ANSWER_BOUND, Model, generates
 from tasks.models.sizes import measured
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.contract.limits import check_values

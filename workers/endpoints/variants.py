@@ -11,8 +11,8 @@ import msgspec
 from tasks.heartbeat import three_digits, variant_key
 from tasks.models.catalogue import Catalogue
 from tasks.models.discovered import Announced, discovered, named
-from tasks.models.model import Model, Profile
-from tasks.models.profiles import KnownProfile, ProfileBook, generates
+from tasks.models.model import Model, Profile, generates
+from tasks.models.profiles import KnownProfile, ProfileBook
 from tasks.queues.endpoints import Endpoint
 from taxiway.contract.peers import Offers, SiteOffer
 from taxiway.errors import ExecutionError

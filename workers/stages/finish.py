@@ -24,7 +24,8 @@ from broker.valkey.jobs import Ending as StoredEnding
 from broker.valkey.jobs import Verdict
 from broker.valkey.worker_store import WorkerStore, insist
 from tasks.heartbeat import is_emulated, variant_key
-from tasks.models.profiles import generates, length_of
+from tasks.models.model import generates
+from tasks.models.profiles import length_of
 from tasks.models.tensor_spec import TensorSpec
 from taxiway.backoff import Outage
 from taxiway.contract.job import JobState, Result, RunReport, failure_meta, failure_of, state_of, success_meta
