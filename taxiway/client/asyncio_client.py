@@ -31,11 +31,11 @@ import msgspec
 from taxiway.client import ClientTransport, DeadLetters, Receipt, open_transport
 from taxiway.client.arrays import WITHIN, AsyncJobArray, submit_array, unwatched
 from taxiway.contract.job import FINAL, JobState, JobStatus, Result, RunProgress
-from taxiway.contract.request import Request, check_content, parse_request
+from taxiway.contract.request import MAX_NAME, Request, check_content, is_name, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain
 from taxiway.contract.wire import Durability, confirmations
-from taxiway.errors import invalid
+from taxiway.errors import invalid, wrong_field
 from taxiway.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.running import end
 
@@ -360,7 +360,13 @@ class AsyncClient:
         return DeadLetters(self._transport)
 
     def job(self, id: str) -> AsyncJob:
-        """A handle for the job with this id, submitted by any client. Sends nothing."""
+        """A handle for the job with this id, submitted by any client. Sends nothing.
+
+        Raises:
+            InvalidRequestError: no job can have this id.
+        """
+        if not is_name(id):
+            raise wrong_field("id", f"text of 1 to {MAX_NAME} printable characters", id)
         return AsyncJob(self._transports, Receipt(id))
 
     async def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:

@@ -319,3 +319,10 @@ def test_an_id_of_no_job_is_unknown_after_a_while_for_a_router_may_be_about_to_w
     with pytest.raises(UnknownJobError, match="no router has recorded it"):
         job.cancel()
     assert store.llen(ARRIVALS) == 0
+
+
+@pytest.mark.parametrize("id", ["", "\ud800", "a\nb", "x" * 257])
+def test_an_id_that_no_job_can_have_is_refused_and_holds_up_no_call(client: Client, id: str) -> None:
+    with pytest.raises(InvalidRequestError, match="id: expected text of 1 to 256 printable characters, got "):
+        client.job(id)
+    assert not client.jobs().jobs
