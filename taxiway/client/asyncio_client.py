@@ -34,6 +34,7 @@ from taxiway.contract.job import FINAL, JobState, JobStatus, Result, RunProgress
 from taxiway.contract.request import MAX_NAME, Request, check_content, is_name, parse_request
 from taxiway.contract.stream import EventStream
 from taxiway.contract.tensors import array, plain
+from taxiway.contract.values import bare
 from taxiway.contract.wire import Durability, confirmations
 from taxiway.errors import invalid, wrong_field
 from taxiway.listing import USUAL, JobFilter, JobPage, states_of
@@ -424,5 +425,7 @@ class AsyncClient:
 
 
 def _request(model: str, inputs: Any, options: Options) -> Request:
-    given = {name: value for name, value in options.items() if value is not None}
-    return parse_request({"model": model, "inputs": inputs, **given})
+    given = {name: bare(value) for name, value in options.items() if value is not None}
+    if isinstance(names := given.get("outputs"), (list, tuple)):
+        given["outputs"] = [*map(bare, names)]
+    return parse_request({"model": bare(model), "inputs": inputs, **given})

@@ -87,9 +87,20 @@ def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> An
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _tensor(value, field, blobs)
-    if numpy is not None and isinstance(value, numpy.generic):
-        value = value.item()
+    value = bare(value)
     return to_wire(value, field) if isinstance(value, bytes) else _scalar(value, field)
+
+
+def bare(value: Any) -> Any:
+    """A number or a text of a subclass, or a numpy scalar, as Python's own type; anything else unchanged."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def from_wire(value: Any, field: str = "inputs", levels: int = DEEPEST) -> Any:
@@ -187,15 +198,11 @@ def raw_bytes(array: np.ndarray) -> memoryview:
 
 
 def _scalar(value: Any, field: str) -> Any:
-    """A float or an instance of a subclass as a JSON value; JSON has no NaN and no infinities."""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise wrong_field(field, "finite numbers (an array may hold others)", value)
-        return float(value)
-    if isinstance(value, int):
-        return value if isinstance(value, bool) else int.__int__(value)
-    if isinstance(value, str):
-        return str.__str__(value)
+    """A bare value as a JSON value; JSON has no NaN and no infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong_field(field, "finite numbers (an array may hold others)", value)
+    if type(value) is float or type(value) in _PLAIN:
+        return value
     raise invalid(field, "JSON values, bytes or numpy arrays", type(value).__name__)
 
 

@@ -14,6 +14,7 @@ from celery import Celery
 import taxiway
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.request import new_id
 from taxiway.errors import RequestError
 from tests.producing import producing
 from tests.routing import eventually
@@ -119,6 +120,22 @@ def test_a_cause_has_one_text_at_every_interface(fleet: Fleet, model: str, input
             ask(model, inputs, **{"deadline": 30, **terms})
         errors[name] = caught.value.args
     assert errors["http"] == errors["broker"] == errors["celery"]
+
+
+class Label(str):
+    """A text of a subclass, as other libraries have them."""
+
+
+def test_terms_may_be_of_numpys_types_and_of_subclasses(fleet: Fleet) -> None:
+    terms: Any = {
+        "deadline": np.float64(30),
+        "budget": np.float32(1),
+        "tenant": np.str_("lab"),
+        "outputs": [Label("payload")],
+    }
+    for client in (fleet.broker, fleet.http):
+        outputs = client.infer(Label("echo"), "a", timeout=30, **terms, idempotency_key=Label(new_id())).outputs
+        assert outputs == {"payload": "a"}
 
 
 def test_a_request_that_is_too_large_is_refused_with_both_figures_at_every_interface(fleet: Fleet) -> None:
