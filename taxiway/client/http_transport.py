@@ -37,6 +37,7 @@ from taxiway.contract.tensors import (
     single_row,
     split,
 )
+from taxiway.contract.values import to_wire
 from taxiway.contract.wire import submitting
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -301,7 +302,7 @@ class HttpClientTransport:
             self._known.pop(request.model)  # as after a refusal in `_post_inference`
             raise
         terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) != getattr(_DEFAULTS, name)}
-        fields: dict[str, Any] = {"parameters": {**request.parameters, **terms}}
+        fields: dict[str, Any] = {"parameters": {**to_wire(request.parameters, "parameters"), **terms}}
         if request.outputs or self._accepts:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
             unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]

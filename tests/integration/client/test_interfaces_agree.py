@@ -122,6 +122,20 @@ def test_a_cause_has_one_text_at_every_interface(fleet: Fleet, model: str, input
     assert errors["http"] == errors["broker"] == errors["celery"]
 
 
+PARAMETERS = [
+    (float("nan"), "parameters: expected finite numbers"),
+    ({1, 2}, "parameters: expected JSON values"),
+    (np.float32(0.5), r"parameters.loud: expected a parameter of echo:1 \(it has none\), got 0.5"),
+]
+
+
+@pytest.mark.parametrize("value, text", PARAMETERS, ids=repr)
+def test_a_parameter_of_any_type_is_sent_or_refused_alike_by_either_client(fleet: Fleet, value: Any, text: str) -> None:
+    for client in (fleet.broker, fleet.http):
+        with pytest.raises(RequestError, match=text):
+            client.infer("echo", "a", parameters={"loud": value}, timeout=30, deadline=30)
+
+
 class Label(str):
     """A text of a subclass, as other libraries have them."""
 
