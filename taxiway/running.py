@@ -34,6 +34,16 @@ async def end(running: Iterable[asyncio.Future[Any] | None]) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
+def check_loop(begun: asyncio.Task[Any] | None) -> None:
+    """Check that what was begun on an event loop, by this task, is used on that loop: another would wait forever.
+
+    Raises:
+        RuntimeError: another loop runs.
+    """
+    if begun is not None and begun.get_loop() is not asyncio.get_running_loop():
+        raise RuntimeError("a client serves one event loop: make another AsyncClient on this one, or use Client")
+
+
 async def first_of(*work: Awaitable[T]) -> T:
     """The value or error of what ends first, by the order given if several do; the rest is cancelled."""
     running = [asyncio.ensure_future(one) for one in work]

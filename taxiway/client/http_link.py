@@ -26,7 +26,7 @@ from yarl import URL
 from taxiway.contract.limits import Buffer
 from taxiway.contract.server_events import EventParser, ServerEvent
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, invalid
-from taxiway.running import end
+from taxiway.running import check_loop, end
 
 KEEP_ALIVE = 4.0
 """Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
@@ -252,6 +252,7 @@ class HttpLink:
 
     async def _try_once(self, call: _Call, request: _Request, connect: float) -> HttpResponse:
         """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
+        check_loop(self._watching)
         self._calls.add(call)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())

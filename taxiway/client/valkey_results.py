@@ -19,7 +19,7 @@ from taxiway.contract.job import FINAL, expired, job_in, result_in, unknown
 from taxiway.contract.keys import job_key, result_key, stream_key
 from taxiway.contract.stream import StreamEntry, read_entries
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, TaxiwayError
-from taxiway.running import end
+from taxiway.running import check_loop, end
 from taxiway.valkey import Calls, ServerError
 
 POLL_PAUSE = 3.0
@@ -196,6 +196,8 @@ class Replies:
             BrokerUnavailableError: the server was silent for the `connect_timeout` (without `timeout`), or is
                 unavailable when `timeout` ends.
         """
+        if reply.answer is None:
+            check_loop(self._listening)
         loop, timer, waiter = asyncio.get_running_loop(), None, reply.wait()
         started = loop.time() if started is None else started
         if timeout is None:
@@ -213,6 +215,7 @@ class Replies:
         """Listen until closed, from the first call on; the task that does."""
         if self._listening is None:
             self._listening = asyncio.create_task(self._run())
+        check_loop(self._listening)
         return self._listening
 
     async def close(self) -> None:

@@ -56,6 +56,7 @@ from taxiway.contract.wire import (
 )
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError, invalid
 from taxiway.listing import JobFilter, JobPage, list_jobs
+from taxiway.running import check_loop
 from taxiway.valkey import Command, ServerError, stored
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
@@ -122,8 +123,8 @@ class ValkeyLink:
 
     def post(self, message: bytes, blobs: Mapping[str, Buffer], settle: Settle) -> None:
         """Push without waiting; `settle` is called with the outcome."""
-        self._arrivals.append(((message, blobs), settle))
         self._start()
+        self._arrivals.append(((message, blobs), settle))
 
     def connection(self) -> AsyncConnection:
         """A new connection for the caller's own use."""
@@ -137,11 +138,12 @@ class ValkeyLink:
 
     async def _queued(self, queue: list[_Waiting], item: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        queue.append((item, partial(settle, answer)))
         self._start()
+        queue.append((item, partial(settle, answer)))
         return await answer
 
     def _start(self) -> None:
+        check_loop(self._flushing)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
 

@@ -1,5 +1,6 @@
 """Waits of a client at either interface: for a time, for a job that is cancelled, and through outages."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -140,3 +141,18 @@ def test_an_answer_is_waited_for_through_an_outage_and_its_job_runs_once(
     waiting.join()
     assert [answer.outputs for answer in answers] == [{"payload": "patience"}]
     assert len(echo.device.done) == before + 1
+
+
+@pytest.mark.usefixtures("paused")
+@pytest.mark.parametrize("interface", ["broker", "http"])
+def test_an_asyncio_client_says_on_another_loop_that_it_serves_one(interfaces: dict[str, str], interface: str) -> None:
+    client = taxiway.AsyncClient(interfaces[interface])
+    with asyncio.Runner() as first:
+        job = first.run(client.submit("echo", "hello"))
+        for call in (client.submit, client.infer):
+            with pytest.raises(RuntimeError, match="serves one event loop"):
+                asyncio.run(call("echo", "hello"))
+        with pytest.raises(RuntimeError, match="serves one event loop"):
+            asyncio.run(job.result())
+        assert first.run(job.done()) is False
+        first.run(client.close())
