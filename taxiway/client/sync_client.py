@@ -72,8 +72,6 @@ class LoopThread:
         future = self.start(coroutine)
         try:
             return _result_of(future)
-        except CancelledError as error:
-            raise RuntimeError("this client was closed while it waited") from error
         finally:
             future.cancel()
 
@@ -138,10 +136,17 @@ def _start_thread(target: Callable[[], None]) -> None:
 
 
 def _result_of(future: Future[T]) -> T:
-    """Wait for the future's result."""
+    """Wait for the future's result.
+
+    Raises:
+        RuntimeError: the client was closed.
+    """
     if (monkey := _monkey()) is not None:
         _wait(future, monkey)
-    return future.result()
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise RuntimeError("this client was closed while it waited") from error
 
 
 def _wait(future: Future[Any], monkey: Any) -> None:

@@ -156,3 +156,13 @@ def test_an_asyncio_client_says_on_another_loop_that_it_serves_one(interfaces: d
             asyncio.run(job.result())
         assert first.run(job.done()) is False
         first.run(client.close())
+
+
+@pytest.mark.usefixtures("paused")
+def test_a_map_whose_client_is_closed_says_so(client: Client) -> None:
+    answers = client.map("echo", ["one", "two"], window=2)
+    closing = threading.Timer(0.1, client.close)
+    closing.start()
+    with pytest.raises(RuntimeError, match="this client was closed while it waited"):
+        next(answers)
+    closing.join()
