@@ -162,7 +162,9 @@ def _login(username: str, password: str) -> list[Command]:
 
 def _place(text: str, default_port: int) -> Place:
     host = urlsplit(f"//{text}")
-    return host.hostname or "localhost", host.port or default_port
+    name = host.hostname or "localhost"
+    name.encode("idna")  # as the resolver will: an error of the address is a ValueError here
+    return name, host.port or default_port
 
 
 _UNAVAILABLE = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "ERR max number of clients")

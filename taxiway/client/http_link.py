@@ -424,7 +424,7 @@ def _address(parts: SplitResult) -> URL:
     """The server's address without credentials. The error does not show text that may be part of a password."""
     try:
         address = URL(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
-        known = bool(address.host)
+        known = bool((address.host or "").encode("idna"))  # as the resolver will
     except ValueError:  # its text quotes the port
         known = False
     if not known:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import taxiway
+from taxiway.errors import InvalidRequestError
 from taxiway.valkey import LARGE, Address, AnswerParser, packed, parse
 from tests.narrowing import present
 
@@ -16,7 +18,9 @@ def test_an_address_has_the_server_and_its_user(url: str, servers: list[Any], fi
     assert parse(url) == Address(hosts, **fields)
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379", "redis://a..b"]
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(url)
@@ -98,3 +102,9 @@ def test_answers_are_the_same_wherever_they_are_cut(given: list[object], cuts: l
         place[:count], sent = sent[:count], sent[count:]
         found += [plain(answer) for answer in reader.received(count)]
     assert found == given
+
+
+@pytest.mark.parametrize("url", ["redis://a..b", "http://a..b", f"http://{'x' * 64}", "http://[::1", "redis://:p@[::1"])
+def test_an_address_whose_host_no_resolver_takes_is_refused_by_the_client(url: str) -> None:
+    with pytest.raises(InvalidRequestError, match="url: expected "):
+        taxiway.Client(url)
