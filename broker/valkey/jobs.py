@@ -249,7 +249,9 @@ def exceeded(course: Course) -> DeadlineExceededError:
     if not course.deadline_at:
         what = "its ticket expired before it ran"
     elif deadline <= 0:
-        return DeadlineExceededError(f"deadline exceeded: it passed {_seconds(-deadline)} before the job was accepted")
+        return DeadlineExceededError(
+            f"deadline exceeded: it passed {_seconds(abs(deadline))} before the job was accepted"
+        )
     else:
         what = f"deadline of {_seconds(deadline)} exceeded"
     if course.held:

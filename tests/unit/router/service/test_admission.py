@@ -155,6 +155,7 @@ def test_celerys_expires_shortens_the_deadline() -> None:
     assert ended(decided).ending.state is JobState.EXPIRED
     assert isinstance(error_of(decided), errors.DeadlineExceededError)
     assert error_of(decided).message == "deadline exceeded: it passed 1 s before the job was accepted"
+    assert "it passed 0 s before" in error_of(decision(headers={"expires": at(0)})).message
 
 
 def test_a_message_under_a_key_becomes_the_job_that_the_key_and_the_secret_give() -> None:
