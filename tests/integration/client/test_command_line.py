@@ -113,7 +113,7 @@ def test_output_that_the_terminals_encoding_lacks_is_escaped(tmp_path: Path) -> 
 
 
 def test_an_argument_that_is_not_utf_8_is_one_line() -> None:
-    done = program("taxiway", "status", os.fsdecode(b"job-\xfc"), "--url", NO_SERVER)
+    done = program("taxiway", "dead", "replay", os.fsdecode(b"job-\xfc"), "--url", NO_SERVER)
     assert (done.returncode, done.stderr) == (2, "error: expected arguments in UTF-8, got 'job-\\udcfc'\n")
 
 
