@@ -18,6 +18,9 @@ HTTP_PORT = 8080
 FLOWER_PORT = 5555
 """Flower's port, unless another program has it."""
 
+MOST_PER_CORE = 32
+"""Most workers of a class for each core of the machine, if queues.yaml does not specify more."""
+
 _DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax", "mps": "torch"}
 """The runtime without which a worker cannot drive an accelerator."""
 
@@ -114,13 +117,15 @@ def _workers(
     name: str, hardware: HardwareClass, machine: Machine, *, emulated: bool, count: int | None
 ) -> list[WorkerPlan]:
     kind = "cpu" if emulated else hardware.device
-    most = devices_of(hardware, machine, kind)
-    if count is None and kind == "cpu":
-        count = machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
-    elif count is None:
-        count = most
-    elif kind != "cpu" and count > most:
-        raise StartPlanError(f"{name}: expected at most one worker per device ({most}), got {count}")
+    if kind == "cpu":
+        usual = machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
+        most, bound = max(usual, MOST_PER_CORE * machine.cores), f"{MOST_PER_CORE} workers per core"
+    else:
+        usual = most = devices_of(hardware, machine, kind)
+        bound = "one worker per device"
+    count = usual if count is None else count
+    if count > most:
+        raise StartPlanError(f"{name}: expected at most {bound} ({most}), got {count}")
     engine = hardware.endpoint is not None and hardware.endpoint.starts
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated, engine) for index in range(count)]
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from tasks.models.discovered import with_peers
 from tasks.models.files import ENTRIES, Code, CodeError, entry_code, recipe_code, runtime_code
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, sources_of
+from tasks.queues.endpoints import ModelFile, ServedVariant
 from tasks.queues.locality import joined
 from tasks.queues.sealing import open_seal_keys
 from tasks.settings import SettingsError, seal_keys
@@ -122,34 +123,61 @@ def _sealed(topology: Topology, environment: Mapping[str, str]) -> Iterator[Chec
 
 
 def _named(topology: Topology, catalogue: Catalogue) -> Iterator[CheckVerdict]:
-    """Models that classes should keep warm, or that endpoints should serve, and cannot."""
+    """Models that classes should keep warm, or that endpoints should serve or start with, and cannot."""
     for name, hardware in sorted(topology.hardware.items()):
-        warm = [(f"warm.{place}", reference) for place, reference in enumerate(hardware.warm)]
-        served = (
-            [] if hardware.endpoint is None else [(f"endpoint.models.{one}", one) for one in hardware.endpoint.models]
-        )
-        for field, reference in (*warm, *served):
-            verdict = _named_model(catalogue, hardware, reference, where=f"hardware.{name}.{field}")
-            if verdict is not None:
-                yield verdict
+        where, endpoint = f"hardware.{name}", hardware.endpoint
+        for place, reference in enumerate(hardware.warm):
+            yield from _named_model(catalogue, hardware, reference, where=f"{where}.warm.{place}")
+        if endpoint is None:
+            continue
+        for reference, served in endpoint.models.items():
+            variant = served.variant if isinstance(served, ServedVariant) else None
+            field = f"{where}.endpoint.models.{reference}"
+            yield from _named_model(catalogue, hardware, reference, variant, where=field)
+        file = endpoint.start.llama if endpoint.start is not None else None
+        if isinstance(file, ModelFile):
+            yield from _named_file(catalogue, file, where=f"{where}.endpoint.start.llama")
 
 
-def _named_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> CheckVerdict | None:
-    """Why a class cannot run a model that queues.yaml names for it; None if it can."""
+def _named_model(
+    catalogue: Catalogue, hardware: HardwareClass, reference: str, variant: str | None = None, *, where: str
+) -> Iterator[CheckVerdict]:
+    """Why a class cannot run a model, or its variant, that queues.yaml names for it."""
+    model = _resolved(catalogue, reference, where)
+    if isinstance(model, CheckVerdict):
+        yield model
+    elif variant is not None and variant not in model.variants:
+        yield _expected(f"{where}.variant", f"a variant of {model.id}", variant, model.variants)
+    elif not _runs(model, hardware):
+        text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
+        yield CheckVerdict(subject=QUEUES, level="warning", text=text)
+
+
+def _named_file(catalogue: Catalogue, file: ModelFile, *, where: str) -> Iterator[CheckVerdict]:
+    """Why an engine has no file to start with."""
+    model = _resolved(catalogue, file.model, f"{where}.model")
+    if isinstance(model, CheckVerdict):
+        yield model
+    elif file.artefact not in model.artefacts:
+        yield _expected(f"{where}.artefact", f"an artefact of {model.id}", file.artefact, model.artefacts)
+
+
+def _resolved(catalogue: Catalogue, reference: str, where: str) -> Model | CheckVerdict:
+    """The model that queues.yaml names, or what is wrong with the name."""
     try:
-        model = catalogue.resolve(reference)
+        return catalogue.resolve(reference)
     except UnknownModelError as error:
         names = error.details["near"]
         near = [one for one in names if ":" not in one and "@" not in one] or names
-        hint = f"did you mean {' or '.join(near)}?" if near else ""
-        text = f"{where}: expected a model of the catalogue, got {reference!r}"
-        return CheckVerdict(subject=QUEUES, level="error", text=text, hint=hint)
+        return _expected(where, "a model of the catalogue", reference, near)
     except ModelUnavailableError as error:
         return CheckVerdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
-    if _runs(model, hardware):
-        return None
-    text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
-    return CheckVerdict(subject=QUEUES, level="warning", text=text)
+
+
+def _expected(where: str, what: str, got: str, meant: Collection[str]) -> CheckVerdict:
+    """The verdict on a name in queues.yaml that nothing has."""
+    hint = f"did you mean {' or '.join(meant)}?" if meant else ""
+    return CheckVerdict(subject=QUEUES, level="error", text=f"{where}: expected {what}, got {got!r}", hint=hint)
 
 
 def _runs(model: Model, hardware: HardwareClass) -> bool:

@@ -180,6 +180,8 @@ class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     allowed: Allowed | None = None
     curves: dict[str, Profile] = {}
     engine: EngineLoad | None = None
+    pause: float = 0.0
+    """Seconds for which it asked to be sent nothing."""
     peer: PeerFacts | None = None
     """Of another fleet alone."""
 

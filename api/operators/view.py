@@ -287,6 +287,10 @@ MISSED = 0.01
 """Share of the jobs that ended lately from which missed deadlines are a problem."""
 
 
+PAUSE = 5.0
+"""Seconds for which an endpoint asked to be sent nothing from which that is a problem."""
+
+
 def problems(view: FleetView) -> tuple[FleetProblem, ...]:
     """The fleet's problems: first what stops it, then what serves too little, then what waits for somebody's look."""
     found = (_store, _processes, _capacity, _scarcity, _draining, _queues, _models, _other)
@@ -317,6 +321,11 @@ def _capacity(view: FleetView) -> Iterator[FleetProblem]:
     for device in view.devices:
         if device.fault:
             yield FleetProblem(device.worker, f"out of service: {device.fault}", "`taxiway doctor` asks each endpoint")
+        elif device.endpoint is not None and device.endpoint.pause >= PAUSE:
+            text = f"its endpoint asked to be sent nothing for {device.endpoint.pause:.0f} s"
+            yield FleetProblem(
+                device.worker, text, "it is overloaded, or its quota is used up: raise it, or set `rate`"
+            )
     for name, one in view.classes.items():
         if one.lacks:
             text = f"{one.devices} of {one.replicas} devices: {one.why}"

@@ -237,6 +237,10 @@ def _start_contradictions(endpoint: Endpoint) -> Contradictions:
     given = [name for name in ("command", "llama", "deployment") if getattr(start, name) is not None]
     if len(given) != 1:
         yield "start", "one of command, llama and deployment", given
+    try:
+        _ = start.words
+    except ValueError:
+        yield "start.command", "quotes that close", start.command
     if start.llama is not None and endpoint.protocol != "openai":
         yield "protocol", "openai, which llama.cpp speaks", endpoint.protocol
 

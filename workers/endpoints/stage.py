@@ -123,7 +123,7 @@ class EndpointStage(DeviceDriver):
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
         health, gate = self._places.now.health, self._places.now.gate
-        facts = EndpointFacts(state=health.state, allowed=gate.allowed, engine=health.engine)
+        facts = EndpointFacts(state=health.state, allowed=gate.allowed, engine=health.engine, pause=health.pause)
         if (peer := health.link.peer) is None:
             return replace_fields(facts, curves=self.variants.curves())
         return replace_fields(facts, peer=replace_fields(peer, offers=self.variants.offered(peer.offers)))

@@ -246,6 +246,7 @@ def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_says(tower: Tower, engi
     began = time.monotonic()
     job = order(tower, "at last")
     eventually(lambda: engine.chats)
+    eventually(lambda: (known := facts(tower).endpoint) is not None and 0 < known.pause <= 2)
     eventually(lambda: facts(tower).blocked > 0)
     assert facts(tower).fault == ""
     engine.script = ""

@@ -177,6 +177,11 @@ TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "silent": ({"silent": {"cpu.batch.cpu-0@vm": 12.4}}, "worker cpu.batch.cpu-0@vm", "no heartbeat for 12 s"),
     "clock": ({"clocks": {"router@vm": -90}}, "clock of router@vm", "90 s behind"),
     "fault": ({"devices": (a_device("hosted", worker="w@vm", fault="503"),)}, "w@vm", "out of service: 503"),
+    "pause": (
+        {"devices": (a_device("hosted", worker="w@vm", endpoint=EndpointFacts(state="closed", pause=58.2)),)},
+        "w@vm",
+        "asked to be sent nothing for 58 s",
+    ),
     "lacks": (
         {"classes": {"gpu": a_class(devices=2, replicas=7, lacks=5)}},
         "class gpu",

@@ -53,6 +53,24 @@ def test_a_second_name_that_leads_nowhere_is_an_error_unless_an_endpoint_may_ann
     assert [one.level for one in verdicts if one.subject == QUEUES] == ["ok"]  # a protocol is no runtime to look for
 
 
+def test_what_an_engine_serves_or_starts_with_and_no_model_has_is_an_error(folder: Path) -> None:
+    start = {"llama": {"model": "embed", "artefact": "weights"}}
+    served = {"embed": {"server": "e-q4", "variant": "q4"}}
+    errors = [one for one in checked_with_engine(folder, models=served, start=start) if one.level == "error"]
+    assert [(one.text, one.hint) for one in errors] == [
+        (
+            "hardware.engine.endpoint.models.embed.variant: expected a variant of embed:1, got 'q4'",
+            "did you mean onnx?",
+        ),
+        (
+            "hardware.engine.endpoint.start.llama.artefact: expected an artefact of embed:1, got 'weights'",
+            "did you mean graph?",
+        ),
+    ]
+    (unclosed,) = checked_with_engine(folder, discover=True, start={"command": "serve 'it"})[:1]
+    assert unclosed.text == 'hardware.engine.endpoint.start.command: expected quotes that close, got "serve \'it"'
+
+
 def test_a_class_that_cannot_run_what_it_keeps_warm_is_warned_of(folder: Path) -> None:
     found = checked(folder, runtimes=["python"])
     assert [verdict.level for verdict in found] == ["warning"] * 2
