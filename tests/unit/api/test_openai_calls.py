@@ -141,26 +141,11 @@ def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: s
     assert said["message"] == f"{param or field}: expected this"
 
 
-FIELD = "inputs.request"
-WORDED: list[tuple[errors.TaxiwayError, str, dict[str, Any]]] = [
-    (
-        errors.InvalidRequestError("inputs.text[1]: expected this", field="inputs.text", row=1),
-        *("/v1/embeddings", {"param": "input", "message": "input[1]: expected this"}),
-    ),
-    (
-        errors.InvalidRequestError(f"{FIELD}: expected …", field=FIELD, unsupported=True, asked=["tools"]),
-        *("/v1/chat/completions", {"param": "tools", "code": "unsupported_parameter"}),
-    ),
-    (
-        errors.OverloadedError("spent", tenant="lab"),
-        *("/v1/embeddings", {"type": "insufficient_quota", "code": "insufficient_quota"}),
-    ),
-]
-
-
-@pytest.mark.parametrize(("error", "path", "worded"), WORDED, ids=["row", "unsupported", "quota"])
-def test_an_error_is_worded_as_openai_words_it(error: errors.TaxiwayError, path: str, worded: dict[str, Any]) -> None:
-    assert worded.items() <= json.loads(content(error, path))["error"].items()
+@pytest.mark.cases("kind, text, details, path, worded")
+def test_an_error_is_worded_as_openai_words_it(
+    kind: type[errors.TaxiwayError], text: str, details: dict[str, Any], path: str, worded: dict[str, Any]
+) -> None:
+    assert worded.items() <= json.loads(content(kind(text, **details), path))["error"].items()
 
 
 def result(**outputs: Any) -> Result:

@@ -15,6 +15,7 @@ from tests.builders import recorded
 
 LENGTH = 8
 DAY, NIGHT = (60, 200), (120, 90)
+LATER, LATELY, UNLIKE = (SOON, DAY), (NOW, DAY), (NOW, (300, 400))
 NAMES = {"model": ("a", "b"), "locality": ("", "lab"), "tenant": ("",), "service": ("",), "hardware_class": ("",)}
 
 
@@ -25,22 +26,7 @@ def counts(*spans: tuple[int, tuple[int, ...]], seed: int = 1) -> Counts:
     return np.hstack(drawn).astype(np.float64)
 
 
-CHANGED = ((20, DAY), (20, NIGHT))
-
-
-@pytest.mark.parametrize(
-    ("spans", "played", "begin"),
-    [
-        ((*CHANGED, (SOON, DAY)), None, (0, 21 - LENGTH)),  # the time that had today's rates
-        ((*CHANGED, (NOW, DAY)), None, (0, 21 - LENGTH)),
-        ((*CHANGED, (NOW, DAY)), 40 - LENGTH, (0, 21 - LENGTH)),
-        ((*CHANGED, (NOW, DAY)), 5, None),  # a plan was made for it
-        ((*CHANGED, (SOON, DAY), (10, NIGHT)), 5, (20, 40)),  # traffic that turned back
-        ((*CHANGED, (SOON, DAY), (10, NIGHT)), None, None),
-        ((*CHANGED, (NOW, (300, 400))), None, None),  # it never was like that
-        (((LENGTH, NIGHT), (NOW, DAY)), None, None),  # less than two stretches
-    ],
-)
+@pytest.mark.cases("spans, played, begin")
 def test_after_a_change_the_time_is_recalled_that_had_todays_rates(
     spans: tuple[tuple[int, tuple[int, ...]], ...], played: int | None, begin: tuple[int, int] | None
 ) -> None:
