@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+from tests.waiting import in_thread
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Serves one connection. What it still does when the server stops is cancelled."""
@@ -57,11 +59,6 @@ def listening(serve: Serve, port: int = 0, **options: Any) -> Iterator[int]:
             began.set_result(listens)
             await stopped.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    try:
+    stop = partial(loop.call_soon_threadsafe, stopped.set)
+    with contextlib.closing(loop), in_thread(lambda: loop.run_until_complete(run()), stop=stop):
         yield began.result(60)
-    finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join()
-        loop.close()

@@ -1,8 +1,9 @@
 """What producers send that have no client of ours: plain Celery, and HTTP."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -12,6 +13,7 @@ from kombu import Exchange, Queue, pools
 
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
+from tests.waiting import in_thread
 
 _KEPT = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 QUORUM = Queue(ARRIVALS, Exchange(ARRIVALS), ARRIVALS, queue_arguments=_KEPT)
@@ -36,6 +38,16 @@ def stop_listening(app: Celery) -> None:
     backend: Any = app.backend
     backend.result_consumer.stop()
     backend.client.connection_pool.disconnect()
+
+
+@contextmanager
+def hearing(app: Celery, hear: Callable[[Any], object]) -> Iterator[None]:
+    """Call `hear` with each of Celery's events until the block ends."""
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": hear})
+        stop = partial(setattr, receiver, "should_stop", True)
+        with in_thread(lambda: receiver.capture(limit=None, timeout=None, wakeup=False), stop=stop):
+            yield
 
 
 def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.waiting import in_thread
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -81,14 +83,6 @@ def receiving(host: str = "127.0.0.1") -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer((host, 0), Handler)
-    server.daemon_threads = True
-    receiver.url = f"http://{host}:{server.server_address[1]}/hook"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with ThreadingHTTPServer((host, 0), Handler) as server, in_thread(server.serve_forever, 0.05, stop=server.shutdown):
+        receiver.url = f"http://{host}:{server.server_port}/hook"
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -1,11 +1,13 @@
-"""Waits for what tests start: conditions with a deadline, and processes that are gone."""
+"""Waits for what tests start: conditions with a deadline, processes that are gone, and threads."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any, Self
 
 import psutil
 
@@ -26,6 +28,38 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+@contextmanager
+def in_thread(run: Callable[..., object], *given: object, stop: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Run it in a thread of its own, which the block's end waits for; `stop` is called then, and ends it."""
+    thread = Thread(target=run, args=given)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()
+
+
+class Watcher:
+    """Runs `watch` in a thread of its own from the block's begin to its end, at which `over` is set."""
+
+    def __init__(self) -> None:
+        self.over = Event()
+        self._thread = Thread(target=self.watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self._thread.join()
+
+    def watch(self) -> None:
+        """What runs until `over`."""
+        raise NotImplementedError
 
 
 class Blocking:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -160,7 +159,7 @@ class ControlPlane:
         return done.stderr if fails else done.stdout
 
 
-class Kubelets:
+class Kubelets(waiting.Watcher):
     """Stands in for the kubelets of made-up nodes: bound pods run and are ready, ended ones go after `stop` seconds.
 
     Pods whose image is in `broken` never get ready. Those that run once succeed, after what `programs` starts for their
@@ -168,23 +167,14 @@ class Kubelets:
     """
 
     def __init__(self, plane: ControlPlane) -> None:
+        super().__init__()
         self._plane = plane
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.broken: set[str] = set()
         self.programs: dict[str, Callable[[], subprocess.Popen[bytes]]] = {}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Kubelets:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.25):
+    def watch(self) -> None:
+        while not self.over.wait(0.25):
             try:
                 for pod in self._plane.items(API["Pod"]):
                     self._attend(pod)

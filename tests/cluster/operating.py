@@ -25,6 +25,7 @@ from tasks.settings import TREE, Settings, settings_from
 from tests.builders import recorded
 from tests.cluster.chart import Release, ready
 from tests.cluster.control_plane import until
+from tests.waiting import Watcher
 
 
 class Wishes:
@@ -197,24 +198,17 @@ class Machines:
 
 
 @dataclass
-class Watch:
+class Watch(Watcher):
     """Compares the replicas of a class's Deployment with its router's wish, five times a second, in a thread."""
 
     release: Release
     router: str
-    over: threading.Event = field(default_factory=threading.Event)
     looks: list[tuple[float, int, int]] = field(default_factory=list)
 
-    def __enter__(self) -> Watch:
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
+    def __post_init__(self) -> None:
+        super().__init__()
 
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def watch(self) -> None:
         while not self.over.wait(0.2):
             answer = httpx.get(f"{self.router}/v1/scaling/gpu.realtime", timeout=10)
             if answer.is_success:  # the router does not know at first

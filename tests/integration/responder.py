@@ -1,9 +1,6 @@
 """A fleet in one thread: takes arrivals, and writes results as routers and workers do. For tests of the client."""
 
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import redis
 
@@ -17,6 +14,7 @@ from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, read_request
 from taxiway.errors import TaxiwayError
 from tests.builders import a_report
+from tests.waiting import Watcher
 
 REPORT = a_report(variant="none", queue_wait=0.001, run_time=0.002, cost=1e-7, reason="the only device")
 
@@ -25,29 +23,18 @@ def echo(request: Request) -> Result:
     return Result(model="echo:1", outputs={"payload": to_wire(request.inputs)}, report=REPORT)
 
 
-class Responder:
+class Responder(Watcher):
     """Answers each request by `answer`; what that raises is the job's error. Messages taken are kept in `taken`."""
 
     def __init__(self, url: str, answer: Callable[[Request], Result] = echo) -> None:
+        super().__init__()
         self.taken: list[Envelope] = []
         self._url = url
         self._answer = answer
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def watch(self) -> None:
         with redis.Redis.from_url(self._url) as store:
-            while not self._ended.is_set():
+            while not self.over.is_set():
                 found = store.brpop(priority_lists(ARRIVALS), timeout=0.1)
                 if found is not None:
                     self._handle(store, decode_envelope(found[1]))

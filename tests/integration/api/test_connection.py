@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from api.gate import Application, Receive, Send
 from api.server import HEAD, HttpServer, open_tls
 from tasks.queues.limits import Limits
 from tests.certificates import self_signed
+from tests.waiting import in_thread
 
 GET = b"GET /a HTTP/1.1\r\nhost: test\r\n\r\n"
 LAST = GET.replace(b"host", b"connection: close\r\nhost")
@@ -60,15 +62,10 @@ def served(
         await stopping.wait()
         await server.stop(stopping, lambda: None)
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert ready.wait(60)
-    try:
+    stop = partial(loop.call_soon_threadsafe, stopping.set)
+    with contextlib.closing(loop), in_thread(lambda: loop.run_until_complete(serve()), stop=stop):
+        assert ready.wait(60)
         yield server
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture(scope="module")

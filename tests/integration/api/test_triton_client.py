@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from tritonclient.http import InferenceServerClient, InferInput
 from tasks.settings import Settings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import HTTP, RouterProcess, router_process
-from tests.waiting import until
+from tests.waiting import in_thread, until
 from tests.working import QUEUES, empty_fleet, worker_process, worker_settings
 
 
@@ -125,10 +126,9 @@ def test_no_request_is_lost_while_its_model_yaml_is_edited_broken_and_repaired(
                 except BaseException as error:
                     faults.append(error)
 
-    asking = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in asking:
-        thread.start()
-    try:
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(in_thread(ask, stop=over.set))
         for factor in (3.0, 4.0, 5.0):
             write(served, "edited", factor)
             assert until(partial(answers, factor))
@@ -136,10 +136,6 @@ def test_no_request_is_lost_while_its_model_yaml_is_edited_broken_and_repaired(
             assert until(lambda: "problems" in listed(router, "edited"))
         before = len(seen)
         assert until(lambda: len(seen) > before + 50)
-    finally:
-        over.set()
-        for thread in asking:
-            thread.join()
     assert not faults
     assert {3.0, 4.0, 5.0} <= set(seen) <= {2.0, 3.0, 4.0, 5.0}
     assert set(seen[-20:]) == {5.0}

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from taxiway.connection import AsyncConnection, Connection, ConnectionPool
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import WRITE, ServerError, stored
 from tests.cable import Cable, cable_to, through
-from tests.waiting import BUSY, Blocking
+from tests.waiting import BUSY, Blocking, in_thread
 
 SOON = 60.0
 VALUES = {f"large:{number}": bytes([number]) * size for number, size in enumerate((1, 2**16, 2**18 + 1, 2**21, 9))}
@@ -245,11 +244,9 @@ def test_threads_share_connections(settings: Settings) -> None:
         for _ in range(50):
             answers[number] = connections.call("ECHO", str(number))
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ExitStack() as stack:
+        for number in range(8):
+            stack.enter_context(in_thread(ask, number))
     connections.close()
     assert answers == {number: b"%d" % number for number in range(8)}
 

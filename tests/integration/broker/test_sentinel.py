@@ -18,7 +18,7 @@ from taxiway.client.sync_client import Job
 from taxiway.connection import AsyncConnection, ConnectionPool
 from tests.routing import router_process
 from tests.sentinels import SERVICE, ServerSet
-from tests.waiting import until
+from tests.waiting import in_thread, until
 from tests.working import QUEUES, worker_process, worker_settings
 
 pytestmark = pytest.mark.slow
@@ -108,14 +108,11 @@ def test_a_failover_under_a_running_fleet_loses_no_accepted_job(watched: Watched
         Client(router.http) as http,
     ):
         assert client.infer("echo", "before", timeout=60).outputs == {"payload": "before"}
-        thread = threading.Thread(target=submit, args=(client,))
-        thread.start()
-        assert until(lambda: len(accepted) > 50, timeout=60)
-        watched.fail_over()
-        before = len(accepted)
-        assert until(lambda: len(accepted) > before + 50, timeout=60)
-        over.set()
-        thread.join()
+        with in_thread(submit, client, stop=over.set):
+            assert until(lambda: len(accepted) > 50, timeout=60)
+            watched.fail_over()
+            before = len(accepted)
+            assert until(lambda: len(accepted) > before + 50, timeout=60)
         for number, job in enumerate(accepted):
             assert job.result(timeout=60).outputs == {"payload": str(number)}
         assert http.infer("echo", "after", timeout=60).outputs == {"payload": "after"}

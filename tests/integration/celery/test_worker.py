@@ -1,7 +1,6 @@
 """A worker stays a Celery worker: its remote control, its events and its shutdowns, seen by real Celery clients."""
 
 import signal
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ from tasks.settings import Settings
 from taxiway.contract.keys import INFER, job_key, result_key
 from taxiway.errors import ExecutionError
 from tests.integration.celery.test_table import celery_process
-from tests.producing import infer, payload
+from tests.producing import hearing, infer, payload
 from tests.routing import eventually, router_process
 from tests.stored import facts_of
 from tests.waiting import until
@@ -139,11 +138,7 @@ def test_no_more_is_held_than_the_next_batches_need(fleet: Settings, tower: Towe
 @pytest.mark.usefixtures("worker")
 def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -> None:
     received: list[dict[str, Any]] = []
-    with producer.connection_for_read() as connection:
-        receiver = producer.events.Receiver(connection, handlers={"*": received.append})
-        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
-        listening.daemon = True
-        listening.start()
+    with hearing(producer, received.append):
         eventually(lambda: received)  # a heartbeat
         long, short = running(tower, LONG), tower.order("echo", "hello")
         bad = tower.order("slab", {"samples": [0], "seed": [1]})
@@ -159,9 +154,6 @@ def test_task_events_report_every_job_in_order(tower: Tower, producer: Celery) -
 
         eventually(lambda: streamed(short)[-1:] == ["succeeded"] and streamed(bad)[-1:] == ["failed"])
         eventually(lambda: streamed(expired)[-1:] == ["failed"] and streamed(cancelled)[-1:] == ["revoked"])
-        receiver.should_stop = True
-        tower.order("echo", "a last event")
-        listening.join(10)
     assert streamed(long) == streamed(short) == ["received", "started", "succeeded"]
     assert streamed(bad) == ["received", "started", "failed"]
     last = {event["uuid"]: event for event in received if event["type"] in ("task-failed", "task-revoked")}

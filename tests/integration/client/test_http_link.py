@@ -4,7 +4,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +15,7 @@ from taxiway.client.http_link import SILENCE, DisconnectedError, HttpLink, HttpR
 from taxiway.client.sync_client import Client
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 from tests.listening import accepting
-from tests.waiting import Blocking
+from tests.waiting import Blocking, in_thread
 
 T = TypeVar("T")
 Answer = bytes | list[bytes] | None
@@ -333,9 +332,8 @@ def answering(status: bytes, body: bytes) -> Iterator[str]:
                     connection.shutdown(socket.SHUT_WR)
                     connection.recv(65536)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = threading.Thread(target=serve, daemon=True)
-        serving.start()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        in_thread(serve, stop=lambda: listener.shutdown(socket.SHUT_RDWR)),
+    ):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-    serving.join()

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from local.embedded import EmbeddedValkey, find_binary
 from tasks.heartbeat import GONE_AFTER, HEARTBEAT
 from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
-from tests.waiting import until
+from tests.waiting import in_thread, until
 from tests.working import worker_settings
 from workers.heartbeat import HUNG
 
@@ -344,11 +343,9 @@ def test_a_server_is_healthy_while_it_answers_with_success() -> None:
         script = str(DOCKER / "check_http.py")
         return run(sys.executable, "-I", "-S", script, str(server.server_port), path).returncode
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with (
+        http.server.HTTPServer(("127.0.0.1", 0), Answers) as server,
+        in_thread(server.serve_forever, stop=server.shutdown),
+    ):
         answered = check("/healthy"), check("/elsewhere")
-        server.shutdown()
-        thread.join()
-
     assert (*answered, check("/healthy")) == (0, 1, 1)

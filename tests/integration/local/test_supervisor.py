@@ -14,7 +14,7 @@ from local.children import start_child, stop_child
 from local.fleet import AlreadyRunningError, LocalFleet, read_fleet, stop_fleet, supervising, write_fleet
 from local.supervisor import StartError, SupervisedProcess, Supervisor
 from taxiway.backoff import Backoff
-from tests.waiting import gone, until
+from tests.waiting import gone, in_thread, until
 
 READY = (
     "import json, sys, time; print('all well', file=sys.stderr, flush=True);"
@@ -88,14 +88,9 @@ def watched(supervisor: Supervisor, changed: Callable[[], None] = lambda: None) 
         supervisor.watch(changed, [], lambda process: failed.append(process.name))
         supervisor.stop()
 
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
+    with in_thread(watch, stop=supervisor.request_stop):
         assert up.wait(60)
         yield failed
-    finally:
-        supervisor.request_stop()
-        watching.join(60)
 
 
 def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(make: Make) -> None:
@@ -209,12 +204,9 @@ def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(make: 
     busy.timeout = 600
     supervisor = Supervisor(None, [[busy]])
     assert supervisor.start(lambda: True, timeout=60)
-    stopping = threading.Thread(target=supervisor.stop)
-    stopping.start()
-    assert until(lambda: b"finishing" in busy.log.read_bytes())
-    assert busy.alive
-    supervisor.request_stop()
-    stopping.join(60)
+    with in_thread(supervisor.stop, stop=supervisor.request_stop):
+        assert until(lambda: b"finishing" in busy.log.read_bytes())
+        assert busy.alive
     assert busy.process.returncode == 7
 
 

@@ -1,7 +1,6 @@
 import hashlib
 import socket
 import ssl
-import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
 from tasks.models.model import HubFile, Model, parse_model
 from tasks.models.sources import Network, SourceError, fetch_hub, take_member
 from tests.certificates import self_signed
+from tests.waiting import in_thread
 from workers.recipes.graph_text import save_graph
 
 CONTENT = b"weights " * 1000
@@ -99,12 +99,8 @@ class Tunnel(AbstractResolver):
 
 @contextmanager
 def served(server: Server) -> Iterator[Server]:
-    with server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with server, in_thread(server.serve_forever, stop=server.shutdown):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

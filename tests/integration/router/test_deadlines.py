@@ -1,7 +1,6 @@
 """Jobs end at their deadline, by the store's clock, wherever they are; their waiters and workers are notified."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +26,7 @@ from tests.builders import a_ticket
 from tests.celery_double import NoCelery, NoQueue
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import KEEP, Store, placed
-from tests.waiting import BUSY
+from tests.waiting import BUSY, in_thread
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import Delivery
 
@@ -134,13 +133,8 @@ def listening(worker: WorkerStore, deliveries: list[Delivery]) -> Iterator[None]
     held = HeldJobs(worker, NoQueue(), NoCelery())
     held.hold(deliveries)
     cancellations = Cancellations(worker, held, marked=lambda: None)
-    thread = threading.Thread(target=cancellations.run)
-    thread.start()
-    try:
+    with in_thread(cancellations.run, stop=cancellations.stop):
         yield
-    finally:
-        cancellations.stop()
-        thread.join()
 
 
 def delivery(job: str) -> Delivery:

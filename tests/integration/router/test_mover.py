@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 from tests.builders import recorded
 from tests.narrowing import as_bytes
+from tests.producing import hearing
 from tests.routing import EchoDevice, eventually, router_process
 from tests.stored import fields_of, is_listened_to
 
@@ -118,15 +118,11 @@ def test_celerys_events_show_in_which_queue_a_moved_job_waits(twins: Settings) -
     with fleet_of(twins) as fleet, ExitStack() as stack:
         app = stack.enter_context(Celery(broker=twins.broker, set_as_current=False))
         state = app.events.State()
-        receiver = app.events.Receiver(stack.enter_context(app.connection()), handlers={"*": state.event})
 
         def waiting_in(queue: str) -> list[Task]:
             return state.freeze_while(lambda: [task for task in state.tasks.values() if task.routing_key == queue])
 
-        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
-        listening.start()
-        stack.callback(listening.join)
-        stack.callback(setattr, receiver, "should_stop", True)
+        stack.enter_context(hearing(app, state.event))
         stack.enter_context(router_process(twins))
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
         eventually(lambda: is_listened_to(fleet.store))

@@ -1,6 +1,5 @@
 """What a running callable reports, as Celery's events tell Flower."""
 
-import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from celery import Celery, signature
 
 from tasks.settings import Settings
 from taxiway.contract.keys import job_key
+from tests.producing import hearing
 from tests.routing import eventually
 from tests.working import QUEUES, Tower, add_callable, worker_process, worker_settings
 
@@ -28,11 +28,7 @@ def test_a_report_is_an_event_whose_result_flower_shows_and_a_state_of_celery(
     held = fleet.models.parent / "held"
     held.touch()
     received: list[dict[str, Any]] = []
-    with worker_process(fleet), Tower(fleet) as tower, producer.connection_for_read() as connection:
-        receiver = producer.events.Receiver(connection, handlers={"*": received.append})
-        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
-        listening.daemon = True
-        listening.start()
+    with worker_process(fleet), Tower(fleet) as tower, hearing(producer, received.append):
         eventually(lambda: received)  # a heartbeat
         job = str(uuid.uuid4())
         tower.state.hset(job_key(job), "state", "queued")  # as a router's record has it
@@ -46,7 +42,5 @@ def test_a_report_is_an_event_whose_result_flower_shows_and_a_state_of_celery(
         eventually(lambda: "51 %: 51 steps" in shown())
         seen: Any = producer.AsyncResult(job)
         eventually(lambda: seen.state == "PROGRESS" and seen.info["message"] == "51 steps")  # as is stored later
-        receiver.should_stop = True
         held.unlink()
         tower.result(job)
-        listening.join(10)

@@ -31,6 +31,7 @@ from tests.builders import a_class, a_ticket, a_topology, recorded
 from tests.celery_double import Endings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.unit.workers.parts import MODELS, a_delivery, a_running_job, an_executor, holding, no_store, shared
+from tests.waiting import in_thread
 from workers.celery_adapter.consumer import (
     SHOW_EVERY,
     SHOW_WAITING,
@@ -478,11 +479,9 @@ def test_a_claim_that_is_given_up_is_not_renewed_after_that() -> None:
     store, delivery = SlowStore(), a_delivery()
     delivery.claim, delivery.retries = Claim(Verdict.RUN, "t"), 1
     jobs = holding(delivery, store=store)
-    renewal = threading.Thread(target=jobs.renew, args=(0.0,))
-    renewal.start()
-    assert store.renewing.wait(10)
-    jobs.requeue([delivery])
-    renewal.join()
+    with in_thread(jobs.renew, 0.0):
+        assert store.renewing.wait(10)
+        jobs.requeue([delivery])
     jobs.renew(0.0)
     assert store.calls == ["renewed", "lapses", "renewed"]
     assert jobs.all() == []

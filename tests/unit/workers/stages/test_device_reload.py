@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.builders import a_class, a_ticket, a_topology
 from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.unit.workers.parts import a_delivery, a_running_job, an_executor, shared
-from tests.waiting import until
+from tests.waiting import in_thread, until
 from workers.device import USD_PER_HOUR, DeviceMissingError, find_device, memory_free, options_from, utilisation
 from workers.executor import NOTICED, Executor
 from workers.port import Item
@@ -86,14 +86,9 @@ class Device:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Serve meanwhile."""
-        thread = threading.Thread(target=self.stage.run)
-        thread.start()
-        try:
+        with in_thread(self.stage.run, stop=self.stage.stop), ExitStack() as stack:
+            stack.callback(self.gate.set)
             yield
-        finally:
-            self.gate.set()
-            self.stage.stop()
-            thread.join()
 
 
 @pytest.fixture
@@ -223,13 +218,10 @@ def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(idle: Devic
     idle.gate.clear()
     first, second = ready(idle), ready(idle)
     with idle.running():
-        alone = threading.Thread(target=idle.stage.run_alone, args=[first])
-        alone.start()
-        assert idle.begun.wait(20)
-        idle.jobs.put([second])
-        assert not idle.endings.all
-        idle.gate.set()
-        alone.join()
+        with in_thread(idle.stage.run_alone, first, stop=idle.gate.set):
+            assert idle.begun.wait(20)
+            idle.jobs.put([second])
+            assert not idle.endings.all
         assert until(lambda: len(idle.endings.all) == 2)
     assert idle.endings.all == [first, second]
 

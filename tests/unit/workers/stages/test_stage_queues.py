@@ -1,7 +1,6 @@
-import threading
-
 from taxiway.contract.stream import Piece
 from tests.unit.workers.parts import a_delivery
+from tests.waiting import in_thread
 from workers.stages.job import Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
 
@@ -34,10 +33,8 @@ def test_an_ending_queue_stays_long_until_enough_is_written_not_only_taken() -> 
 def test_a_write_wakes_the_waiter_for_a_short_queue() -> None:
     queue, received = EndingQueue(), []
     queue.put(endings(MAX_UNWRITTEN))
-    waiting = threading.Thread(target=lambda: received.append(queue.wait_until_short(20.0)))
-    waiting.start()
-    queue.wrote(MAX_UNWRITTEN)
-    waiting.join(20.0)
+    with in_thread(lambda: received.append(queue.wait_until_short(20.0))):
+        queue.wrote(MAX_UNWRITTEN)
     assert received == [True]
 
 
