@@ -92,6 +92,18 @@ def a_result(model: str = "echo:1", **outputs: Any) -> Result:
     return Result(model=model, outputs=outputs, report=a_report())
 
 
+def a_chat(text: str, **fields: Any) -> dict[str, Any]:
+    """A chat that begins with what its user says."""
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def nested(levels: int, innermost: Any = 1) -> Any:
+    """A list in a list, so many of them."""
+    for _ in range(levels):
+        innermost = [innermost]
+    return innermost
+
+
 RECORDED = Path(__file__).parent / "recorded"
 
 

@@ -18,8 +18,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +128,21 @@ def start(kind: str, module: str, arguments: Sequence[str], environment: Mapping
     for descriptor in (writing, *([] if nowhere is None else [nowhere])):
         os.close(descriptor)
     return Forked(exited, os.fdopen(reading, "rb"))
+
+
+@contextmanager
+def running(
+    kind: str, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Any = None
+) -> Iterator[tuple[Process, Any]]:
+    """As `start`, and what it says when it is ready; killed at the end if the test did not stop it."""
+    process = start(kind, module, arguments, environment, log)
+    assert process.stdout is not None
+    try:
+        yield process, msgspec.json.decode(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -26,7 +25,7 @@ from taxiway.contract.keys import blob_key, priority_lists
 from taxiway.contract.values import references, resolved, to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from tests.builders import a_device, a_report
-from tests.forked import Process, start
+from tests.forked import Process, running
 from tests.narrowing import as_bytes
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
@@ -54,14 +53,8 @@ def router_process(
 ) -> Iterator[RouterProcess]:
     """A router that is ready; killed at the end if the test did not stop it. `module` is its command."""
     variables = {**os.environ, **settings.environment(), **(environment or {})}
-    process = start("router", module, ["--port", "0", *options], variables, log)
-    assert process.stdout is not None
-    try:
-        yield RouterProcess(process, json.loads(process.stdout.readline())["http"])
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with running("router", module, ["--port", "0", *options], variables, log) as (process, said):
+        yield RouterProcess(process, said["http"])
 
 
 class EchoDevice:

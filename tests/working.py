@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import secrets
 import time
@@ -36,12 +35,11 @@ from taxiway.contract.keys import (
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.builders import recorded
-from tests.forked import Process, start
+from tests.forked import Process, running
 from tests.graphs import onnx_variant, spinner_graph, write_model
 from tests.narrowing import as_bytes
 
 CLASS = "cpu.batch"
-
 _DATABASES = 16  # Valkey's default number of databases
 _turns, _lasting_turns = (
     itertools.cycle(half) for half in (range(_DATABASES // 2), range(_DATABASES // 2, _DATABASES))
@@ -54,7 +52,6 @@ LASTING = {"samples": [-1], "seed": [1]}
 """One that runs until `release`: for what is to be seen while it does."""
 
 QUEUES = recorded("fleets/worker.yaml")
-
 SLAB = recorded("models/slab.yaml")
 
 
@@ -130,14 +127,8 @@ class WorkerProcess:
 def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
     """A worker that consumes; killed at the end if the test did not stop it."""
     environment = {**os.environ, **settings.environment()}
-    process = start("workers", "workers", ["--class", CLASS, *options], environment, log)
-    assert process.stdout is not None
-    try:
-        yield WorkerProcess(process, json.loads(process.stdout.readline())["worker"])
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with running("workers", "workers", ["--class", CLASS, *options], environment, log) as (process, said):
+        yield WorkerProcess(process, said["worker"])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.builders import recorded
+from tests.integration.api.test_connection import read
 from tests.keyring import keys_in, secret_of
 from tests.producing import infer_body
 from tests.routing import RouterProcess, echo_fleet
@@ -66,15 +67,6 @@ def pushed(connection: socket.socket, piece: bytes, count: int) -> None:
             connection.sendall(piece)
 
 
-def received(connection: socket.socket) -> bytes:
-    """All that comes until the router closes."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while piece := connection.recv(65536):
-            received += piece
-    return received
-
-
 def status_of(port: int, tenant: str, body: bytes) -> int:
     with begun(port, tenant, length=len(body), sent=body) as connection:
         return int(connection.recv(65536).split()[1])
@@ -93,7 +85,7 @@ def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are
         for connection in many[:4]:
             pushed(connection, bytes(MIB - 1), 4)
         assert len(refused) == 26
-        assert all(re.search(rb"\r\nretry-after: 1\r\n.*rate_limited", received(c), re.DOTALL) for c in refused)
+        assert all(re.search(rb"\r\nretry-after: 1\r\n.*rate_limited", read(c), re.DOTALL) for c in refused)
         assert is_answered(port, "shop")
         assert status_of(port, "lab", b"{") == 429
         assert grown() < 40 * MIB
@@ -122,7 +114,7 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> No
             for _ in range(count):
                 stack.enter_context(begun(port, tenant, length=4 * MIB, sent=b"x"))
         with begun(port, "lab", length=MIB) as connection:
-            answer = received(connection)
+            answer = read(connection)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: 1\r\n" in answer
         assert answer.count(b"HTTP/1.1 ") == 1

@@ -21,6 +21,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import Result
 from taxiway.contract.keys import job_key
+from tests.builders import a_chat
 from tests.llama import NAME, llama_server, llama_server_process
 from tests.narrowing import as_bytes
 from tests.queues import engine_class, queues_of
@@ -41,12 +42,8 @@ SERVICES: dict[str, Any] = {
 }
 LIMITS = {"lease": 1, "grace": 1}
 TOKENS = 48
-STORY = {
-    "messages": [{"role": "user", "content": "Tell a story of a fox, with an é and a — in it."}],
-    "max_tokens": TOKENS,
-    "temperature": 0,
-    "repeat_penalty": 1.1,
-}
+TALE = "Tell a story of a fox, with an é and a — in it."
+STORY = a_chat(TALE, max_tokens=TOKENS, temperature=0, repeat_penalty=1.1)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 import taxiway
 from tasks.settings import TREE, Settings
 from taxiway.errors import InvalidRequestError, JobCancelledError, RequestTooLargeError
+from tests.builders import a_chat
 from tests.llama import NAME, llama_server
 from tests.queues import engine_class, queues_of
 from tests.routing import HTTP, eventually
@@ -21,16 +22,8 @@ pytestmark = [
 ]
 
 SLOTS = 4
-HELLO = {
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "max_tokens": 24,
-    "temperature": 0,
-}
-ENDLESS = {
-    "messages": [{"role": "user", "content": "Count from one to a thousand, in words."}],
-    "max_tokens": 900,
-    "ignore_eos": True,
-}
+HELLO = a_chat("What is the capital of France?", max_tokens=24, temperature=0)
+ENDLESS = a_chat("Count from one to a thousand, in words.", max_tokens=900, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def test_a_cancelled_chat_leaves_its_slot_at_once(client: taxiway.Client, llama:
 
 
 def test_a_chat_that_is_too_long_is_refused_in_the_engines_words(client: taxiway.Client) -> None:
-    long = {"messages": [{"role": "user", "content": "far " * 1500}], "max_tokens": 8}
+    long = a_chat("far " * 1500, max_tokens=8)
     with pytest.raises(RequestTooLargeError, match="exceeds the available context size"):
         client.infer("chat", long, timeout=60)
 

@@ -21,7 +21,7 @@ from taxiway.contract.job import Tokens
 from taxiway.contract.keys import job_key, learned_key, result_key, stream_key
 from taxiway.contract.stream import Piece, read_piece
 from taxiway.errors import DeadlineExceededError, DeviceFaultError, JobCancelledError, TaxiwayError
-from tests.builders import add_engine_models
+from tests.builders import a_chat, add_engine_models
 from tests.command_line import program
 from tests.engine import Engine, serving
 from tests.narrowing import as_bytes
@@ -104,12 +104,8 @@ def site(lasting_site: Site) -> Iterator[Site]:
     settled(lasting_site.tower, lasting_site.engine)
 
 
-def chat(text: str, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": text}], **fields}
-
-
 def order(tower: Tower, text: str, **terms: Any) -> str:
-    return tower.order("talk", chat(text), **VARIANT, **terms)
+    return tower.order("talk", a_chat(text), **VARIANT, **terms)
 
 
 def facts(tower: Tower) -> DeviceFacts:
@@ -145,7 +141,7 @@ def test_a_chat_is_answered_with_message_usage_and_share(site: Site) -> None:
     assert (headers["authorization"], headers["x-team"]) == ("bearer sk-1", "lab")
     assert (body["model"], body["stream"], body["max_tokens"]) == ("served", True, 9)
     assert body["priority"] == 1  # the level
-    tower.result(tower.order("talk", chat("hi"), **VARIANT, level=2))
+    tower.result(tower.order("talk", a_chat("hi"), **VARIANT, level=2))
     assert engine.chats[-1]["priority"] == 2
     seen = facts(tower)
     assert (seen.kind, seen.runtimes, seen.fault) == ("endpoint", ("openai",), "")
@@ -369,11 +365,11 @@ def test_no_number_of_a_request_or_of_an_engine_ends_the_worker(
     vast, memory = 10**400, rss(worker)
     for limit in ("max_tokens", "max_completion_tokens"):
         with contextlib.suppress(TaxiwayError):
-            tower.result(tower.order("talk", chat("hi", **{limit: vast}), **VARIANT, level=3))
+            tower.result(tower.order("talk", a_chat("hi", **{limit: vast}), **VARIANT, level=3))
     with pytest.raises(DeviceFaultError, match="malformed: at most 5 tokens do not end"):
         tower.result(order(tower, "endless", parameters={"max_tokens": 5}))
     assert rss(worker) - memory < 256e6  # a few answers of 16 MiB, in pieces and joined
-    most = most_tokens(chat("one two"))
+    most = most_tokens(a_chat("one two"))
     assert most is not None
     engine.usage = {"prompt_tokens": vast, "completion_tokens": 10**15}
     report = tower.result(order(tower, "one two", tariffs=TARIFF, parameters={"max_tokens": 9})).report

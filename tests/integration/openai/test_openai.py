@@ -12,6 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 import taxiway
+from tests.builders import a_chat
 from tests.openai_fleet import SECOND, Caller, OpenAIFleet
 from tests.routing import eventually
 
@@ -153,13 +154,9 @@ def test_each_model_that_the_calls_can_use_is_listed_once_and_answers_by_every_n
 CHAT = "chat.completions.create"
 
 
-def saying(text: str) -> dict[str, Any]:
-    return {"model": "talk", "messages": [{"role": "user", "content": text}]}
-
-
 LARGE = [
-    (CHAT, saying("far too long " * 3_500), 400, "messages", "context_length_exceeded"),
-    (CHAT, saying("x" * 70_000), 413, None, "too_large"),
+    (CHAT, a_chat("far too long " * 3_500, model="talk"), 400, "messages", "context_length_exceeded"),
+    (CHAT, a_chat("x" * 70_000, model="talk"), 413, None, "too_large"),
 ]
 CLASSES = {400: openai.BadRequestError, 404: openai.NotFoundError, 422: openai.UnprocessableEntityError}
 
@@ -230,7 +227,7 @@ def test_a_deadline_that_passes_is_an_error_that_is_not_retried(client: openai.O
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_cancels_its_job(fleet: OpenAIFleet, http: httpx.Client, stream: bool) -> None:
     prompt = f"gone {stream} stall"
-    body = {"model": "talk", "messages": [{"role": "user", "content": prompt}], "stream": stream}
+    body = a_chat(prompt, model="talk", stream=stream)
     with contextlib.closing(HTTPConnection(http.base_url.host, http.base_url.port)) as leaving:
         leaving.request("POST", "/v1/chat/completions", json.dumps(body))
         eventually(lambda: prompt in fleet.engine.begun)

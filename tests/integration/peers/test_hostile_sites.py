@@ -39,6 +39,7 @@ from taxiway.contract.peers import (
 )
 from taxiway.contract.sealed import Sealed, row_of, sealed_in
 from taxiway.sealing import SealKeys
+from tests.builders import nested
 from tests.routing import eventually
 from tests.sites import NEAR, PEER, OpenSite, messages, open_fleet
 from tests.stored import facts_of, record_of
@@ -295,13 +296,6 @@ def test_an_answer_that_is_not_sealed_for_its_row_is_dropped_and_counted(sealing
     result = job.result(timeout=60)
     assert (result.report.hardware_class, result.outputs["estimate"]) == ("cpu.batch", [0.75])
     eventually(lambda: sealing.facts()[1].dropped >= 1)
-
-
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 def more_than(false: FalseSite, connections: int) -> bool:

@@ -11,6 +11,7 @@ from broker.port import DeadLetter
 from tasks.settings import Settings
 from taxiway.contract.keys import DEAD, INFER, job_key, result_key
 from taxiway.errors import ExecutionError, InvalidRequestError
+from tests.builders import nested
 from tests.fuzzing.broker import attack
 from tests.routing import eventually, router_process
 from tests.working import CLASS, Tower, WorkerProcess
@@ -44,17 +45,10 @@ def test_a_compressed_body_is_not_unpacked_before_its_ticket_is_checked(worker: 
     assert worker.process.poll() is None
 
 
-def nested(levels: int) -> Any:
-    value: Any = "a"
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
 def test_an_answer_that_cannot_be_encoded_ends_its_job_alone_and_the_worker_lives(
     worker: WorkerProcess, tower: Tower
 ) -> None:
-    poison = [tower.order("echo", {"payload": [nested(levels)]}) for levels in (70, 520, 900)]
+    poison = [tower.order("echo", {"payload": [nested(levels, "a")]}) for levels in (70, 520, 900)]
     beside = tower.order("echo", "beside")
     for job in poison:
         with pytest.raises(ExecutionError, match=r"no form on the wire|cannot"):

@@ -1,6 +1,5 @@
 """The hours of its class tell a worker when to serve and to leave."""
 
-import json
 import math
 import os
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ import pytest
 
 from tasks.settings import Settings
 from tasks.topology import Notice
-from tests.forked import start
+from tests.forked import running
 from tests.working import CLASS, QUEUES, worker_settings
 from workers.drain import NoticeWatch
 
@@ -23,16 +22,8 @@ def test_a_worker_waits_until_its_class_serves_for_longer_than_a_drain_takes(
     hours = f'"{now + timedelta(hours=begin):%H:%M}-{now + timedelta(hours=end):%H:%M}"'
     queues = QUEUES.replace("    warm: ", f"    available: {{hours: {hours}}}\n    warm: ")
     fleet = worker_settings(settings, tmp_path, queues.replace("lease: 1", "lease: 1, grace: 7200"))
-    process = start("workers", "workers", ["--class", CLASS], {**os.environ, **fleet.environment()}, None)
-    assert process.stdout is not None
-    try:
-        waits = json.loads(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-    left = datetime.fromisoformat(waits.pop("opens")) - now
+    with running("workers", "workers", ["--class", CLASS], {**os.environ, **fleet.environment()}) as (_, waits):
+        left = datetime.fromisoformat(waits.pop("opens")) - now
     assert (waits["ready"], waits["device"]) == ("worker", "cpu:0")
     assert abs(left - timedelta(hours=opens)) <= timedelta(minutes=1)
 

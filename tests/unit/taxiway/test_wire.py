@@ -28,7 +28,7 @@ from taxiway.errors import (
     flaw,
     unreadable,
 )
-from tests.builders import a_result
+from tests.builders import a_result, nested
 from tests.unit.strategies import json_values
 
 JSON = "application/json"
@@ -82,13 +82,6 @@ def test_any_change_to_an_envelope_is_a_payload_or_an_invalid_request(name: str,
         assert isinstance(wire.decode_envelope(msgspec.json.encode(ENVELOPE | {name: value})).payload(), bytes)
     except InvalidRequestError as error:
         assert error.details["field"] in ("message", "body")
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
 
 
 @pytest.mark.parametrize("inputs", ["\ud800", ["a", {"b": "\ud800"}], nested(5000), {1}, {"a": float("nan")}])

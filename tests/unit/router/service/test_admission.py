@@ -28,7 +28,7 @@ from taxiway.contract import wire
 from taxiway.contract.job import JobState, read_accepted, read_meta, read_result, record_from
 from taxiway.contract.keys import CANCEL, INFER, flow, spent_key
 from taxiway.contract.request import Request, Terms
-from tests.builders import a_device
+from tests.builders import a_device, nested
 from tests.narrowing import present
 from tests.unit.router.service.deciding import decide
 from tests.unit.strategies import json_values
@@ -285,17 +285,13 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     assert not {"spent", "cost"} & set(placed(decision()).outgoing.fields)
 
 
-def deep(levels: int, innermost: str | int) -> Any:
-    return innermost if not levels else [deep(levels - 1, innermost)]
-
-
 ECHO = b'[[], {"model": "echo", "inputs": %b}, {}]'
 
 
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
-        (msgspec.json.encode(deep(520, "a")), "inputs: expected at most 64 levels"),
+        (msgspec.json.encode(nested(520, "a")), "inputs: expected at most 64 levels"),
         (b"[" * 200_000 + b"]" * 200_000, "body: expected "),
         (b'"\\ud800"', "needs its pair"),
         (b"9" * 5000, "body: expected "),
@@ -339,7 +335,7 @@ def test_an_encoding_that_is_not_utf_8_is_refused(encoding: str, fine: bool) -> 
 
 @pytest.mark.cases(
     "embed, expected",
-    [({"callbacks": [{"task": "t", "kwargs": {"a": deep(100, 1)}}]}, "embed: expected at most 64 levels")],
+    [({"callbacks": [{"task": "t", "kwargs": {"a": nested(100)}}]}, "embed: expected at most 64 levels")],
 )
 def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(embed: object, expected: str) -> None:
     error = error_of(decided_of(INFER, msgspec.json.encode([[], {"model": "echo", "inputs": "hello"}, embed])))
