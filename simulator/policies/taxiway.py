@@ -367,8 +367,9 @@ class TunedPolicy(Taxiway):
             self._trust.begin(now, sum(pool.spent(now) for pool in pools))
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
         floors = zip(pools, decision.assignment.rules, decision.devices, decision.pauses, strict=True)
+        used = decision.assignment.used()
         for pool, rule, devices, pause in floors:
-            pool.follow(rule, devices, pause, now)
+            pool.follow(rule if pool.index in used else Density(), devices, pause, now)
             if decision.adopted:  # devices that start yet for what was placed before are not awaited
                 pool.release(max(pool.serving, decision.begin[pool.index]), now)
             for _ in range(min(devices, pool.available) - pool.powered):

@@ -207,6 +207,21 @@ def test_devices_that_start_yet_are_released_before_those_that_serve() -> None:
     assert (pool.powered, pool.serving) == (1, 1)
 
 
+def test_a_class_that_the_plan_does_not_use_scales_by_the_rule_of_routers() -> None:
+    policy = TunedPolicy(workload(), seed=1)
+    engine = Simulation(workload(), policy, seed=1)
+    unused = engine.pools[1]
+    unused.switch_on(0.0, after=0.0)
+    plan = Assignment(everything_on(0).classes, (Density(), Depth(jobs=4.0, keep=300.0)))
+    found = replace(first_tuning()[2], assignment=plan, adopted=True, devices=(1, 0), begin=(1, 1), pauses=(300.0, 0.0))
+    policy._adopt(found, engine.pools, 0.0)
+    powered = []
+    for seconds in (4.0, 6.0):
+        unused.tick(seconds)
+        powered.append(unused.powered)
+    assert powered == [1, 0], "a device stays for as long as it takes to start, which is 5 s"
+
+
 def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     steady = synthetic_trace("poisson:rate=4,duration=40,size=1,output=0,seed=1", model="quick")
     burst = synthetic_trace("poisson:rate=180,duration=8,size=1,output=0,seed=2", model="heavy")
