@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.decide.candidates import build_table
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Candidate, Needs
 from router.decide.cost import Estimate, dearest
 from router.decide.placement import Placement, choose
@@ -25,7 +25,12 @@ class Option:
 def place(model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot, *, seed: int = 0) -> Placement:
     """The choice for one request in this fleet."""
     table = build_table(model, needs.constraints, topology, fleet, ProfileBook())
-    return choose(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
+    return choose(table, needs, work_in(fleet, table), seed=seed)
+
+
+def work_in(fleet: FleetSnapshot, table: CandidateTable) -> np.ndarray:
+    """The work that a choice counts, as in `choose`: none is known of a stale fleet."""
+    return Backlog(table.classes, {} if fleet.stale else fleet.work).seconds
 
 
 def choice_of(placement: Placement) -> Option:

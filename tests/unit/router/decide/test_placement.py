@@ -15,7 +15,7 @@ from router.decide.candidates import build_table
 from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs, classify, level_of, needs_of
 from router.decide.placement import NEAR, RESERVED_SHARE, WARM_PREFERENCE, Placement, choose, reserved_and_busy
 from router.decide.plan import Plan
-from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import ANY, DeviceFacts
 from tasks.models.model import Model, Profile, Variant
@@ -26,7 +26,7 @@ from taxiway.contract.keys import LEVELS
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.builders import a_class, a_device, a_text_model, a_topology
-from tests.unit.router.decide.choosing import Option, choice_of, options_of, place
+from tests.unit.router.decide.choosing import Option, choice_of, options_of, place, work_in
 from tests.unit.strategies import Situation, plans, situations
 
 
@@ -150,10 +150,10 @@ def test_a_request_is_held_where_no_class_has_room_else_goes_to_the_cheapest(sit
     if placement.held:
         assert not free
     else:
-        table, fleet = placement.table, situation[3]
-        busy = reserved_and_busy(table, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds)
-        closed = {id(candidate) for candidate, is_busy in zip(table.candidates, busy, strict=True) if is_busy}
-        first = [*(option for option in with_room if id(option.candidate) not in closed), *with_room][0]
+        table = placement.table
+        busy = reserved_and_busy(table, work_in(situation[3], table))
+        closed = [candidate for candidate, is_busy in zip(table.candidates, busy, strict=True) if is_busy]
+        first = [*(option for option in with_room if option.candidate not in closed), *with_room][0]
         assert choice_of(placement).estimate.cost <= first.estimate.cost, "the cheapest comes first"
 
 

@@ -37,7 +37,7 @@ from tasks.topology import DeviceKind, Service, Topology
 from taxiway.contract.job import JobRecord, JobState
 from taxiway.errors import OverloadedError, TaxiwayError
 from tests.builders import a_class, a_device, a_text_model
-from tests.unit.router.decide.choosing import place
+from tests.unit.router.decide.choosing import place, work_in
 from tests.unit.strategies import Situation, plans, situations
 
 HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "horizon": 10.0}
@@ -215,7 +215,7 @@ BOOK = ProfileBook()
 def explanation_of(situation: Situation, seed: int = 0) -> Explanation:
     model, needs, topology, fleet = situation
     table = build_table(model, needs.constraints, topology, fleet, BOOK)
-    return explain(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
+    return explain(table, needs, work_in(fleet, table), seed=seed)
 
 
 @given(situation=situations(), more=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.floats(0.001, 9))))
