@@ -33,6 +33,9 @@ RULES: tuple[ScalingRule, ...] = (
 Targets over 1 are for generating models: their work counts by a high quantile of answers' lengths and in batches of
 eight, so a device in full batches can do twice as much."""
 
+FEWEST = Density(target=2.0)
+"""The rule that keeps fewest devices: work often moves so that the class it leaves needs one less."""
+
 ROUGH = 1.4
 """A contender's play ends early if it is this many times worse than the best one's: descents gain less."""
 
@@ -56,8 +59,11 @@ LEAST, WHOLE, UNUSED = 0.3, 3.0, 0.2
 """What a change that promises nothing is taken to gain, as a share of what changes promise on average; how much more
 often models move than cells, and how often what moves goes to a class that nothing uses."""
 
-CLOSE = 1.05
-"""A descent's play ends early if it is this many times worse by then."""
+CLOSE, PATIENT = 1.05, math.inf
+"""A descent's play ends early if it is this many times worse by then. Where no change is better, a patient one plays to
+the end what ended so, as far as plays are left: what a later burst needs only costs before it."""
+
+Rules = tuple[ScalingRule, ...]
 
 Classes = dict[Cell, int]
 """The class of each cell, by its place in the fleet."""
@@ -80,8 +86,7 @@ class Change:
 
     def of(self, now: Assignment) -> Assignment:
         """The assignment with this change."""
-        rules = tuple(self.rules.get(place, rule) for place, rule in enumerate(now.rules))
-        return Assignment({**now.classes, **self.classes}, rules)
+        return Assignment({**now.classes, **self.classes}, ruled(now.rules, self.rules))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +108,19 @@ class Search:
     Whole models move first. Then changes are tried in random order, but those first more often that save most by the
     jobs' seconds and prices, or that concern what is late. `able` are the classes that each cell may use, and `costs`
     what its jobs cost there. `count` is the number of classes.
+
+    Without `lean` it leaves out changes after which a class has little to spare, and what only pays late: plans for
+    few arrivals were fitted to them.
     """
 
-    def __init__(self, twin: Twin, seed: int) -> None:
-        self.twin = twin
+    def __init__(self, twin: Twin, seed: int, *, lean: bool = True) -> None:
+        self.twin, self._lean = twin, lean
         self._fleet = twin.fleet
         self._random = random.Random(seed)
         self.able = able_classes(self._fleet, twin.window.workload.trace.models)
         self.costs = Costs.of(twin.window)
         self.count = len(self._fleet.classes)
+        self._prices = [3600 * device.usd_per_second for device in self._fleet.classes.values()]
         self._played: dict[object, Played] = {}
         self._cells = [cell for cell in self.able if cell in self.costs.dollars]
         self._cells_of: dict[int, list[Cell]] = {}
@@ -131,7 +140,7 @@ class Search:
             ends = sorted((self.descend(end, ROUND * plays / len(ends)) for end in ends), key=self._score)
             good = {end.key: end for end in ends} | good
             ends = ends[: len(ends) // 2]
-        best = self.descend(ends[0], plays - self.twin.plays)
+        best = self.descend(ends[0], plays - self.twin.plays, patient=self._lean)
         good = {best.key: best} | good
         before = self._play(former).score if former is not None else math.inf
         return Found(best, self._score(best), before, tuple(good.values())[:CONTENDERS])
@@ -229,32 +238,46 @@ class Search:
             rules.append(min(densities, key=lambda rule: abs(rule.target - target)))
         return tuple(rules)
 
-    def descend(self, start: Assignment, plays: float) -> Assignment:
+    def descend(self, start: Assignment, plays: float, *, patient: bool = False) -> Assignment:
         """Take each change that is better, until none is or the plays are used up.
 
         First models move, those with most requests first; then all changes follow. What failed is not tried again
-        before all else was, although the assignment has changed since.
+        before all else was, although the assignment has changed since. A `patient` one then plays to the end what ended
+        early.
         """
-        played, best, limit, going = self._play(start), start, self.twin.plays + plays, True
-        while going:
-            going = False
+        played, best, limit, hopeless = self._play(start), start, self.twin.plays + plays, CLOSE
+        while True:
+            better = False
             for change in chain(self._models(best), self._changes(best, self._late(played))):
                 if self.twin.plays >= limit:
                     return best
-                new = change.of(best)
-                if new.key in self._played:
+                new = self._changed(best, change)
+                if self._knows(new, hopeless):
                     continue
-                result = self._play(new, played, CLOSE)
+                result = self._play(new, played, hopeless)
                 if result.score < played.score * BETTER:
-                    best, played, going = new, result, True
-        return best
+                    best, played, better = new, result, True
+            if not better and (hopeless == PATIENT or not patient):
+                return best
+            hopeless = CLOSE if better else PATIENT
+
+    def _changed(self, now: Assignment, change: Change) -> Assignment:
+        """The assignment with a change. A class that was not in use gets the rule that is usual for what it has now."""
+        new = change.of(now)
+        begun = new.used() - now.used() if self._lean else set()
+        usual = self._usual_rules(new.classes) if begun else ()
+        return replace(new, rules=ruled(new.rules, {place: usual[place] for place in begun}))
+
+    def _knows(self, assignment: Assignment, hopeless: float) -> bool:
+        """Whether it was played; for a patient search, to its end."""
+        known = self._played.get(assignment.key)
+        return known is not None and (known.score < math.inf or hopeless < PATIENT)
 
     def _play(self, assignment: Assignment, best: Played | None = None, hopeless: float = HOPELESS) -> Played:
         """Play an assignment: once, unless the play ended early and its end is needed."""
-        known = self._played.get(assignment.key)
-        if known is None or (best is None and known.score == math.inf):
-            known = self._played[assignment.key] = self.twin.play(assignment, best, hopeless)
-        return known
+        if not self._knows(assignment, PATIENT if best is None else hopeless):
+            self._played[assignment.key] = self.twin.play(assignment, best, hopeless)
+        return self._played[assignment.key]
 
     def _closes(self, now: Assignment, place: int) -> bool:
         """Whether every cell of a class has another one in use."""
@@ -290,7 +313,10 @@ class Search:
         return [changes[n] for _, n in sorted(keyed, reverse=True)]
 
     def _other_classes(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[Change]:
-        """A cell goes to another class, or a model's live and standard work together, or all of it."""
+        """A cell goes to another class, or a model's live and standard work together, or all of it.
+
+        The class that it leaves scales as before, or has fewest devices.
+        """
         groups, used = [[cell] for cell in self._cells], now.used()
         for model in self._cells_of:
             mine = [cell for cell in self._cells if cell[0] == model]
@@ -299,8 +325,12 @@ class Search:
             for place in set.intersection(*(set(self.able[cell]) for cell in cells)):
                 gain = sum(self._gain(cell, now, place) + late[cell] for cell in cells)
                 often = (WHOLE if len(cells) > 1 else 1.0) * (1.0 if place in used else UNUSED)
-                if any(now.classes[cell] != place for cell in cells):
+                left = {now.classes[cell] for cell in cells} - {place}
+                if left:
                     yield Change(dict.fromkeys(cells, place), {}, gain, often)
+                if left and self._lean:
+                    saved = sum(self._prices[was] for was in left)
+                    yield Change(dict.fromkeys(cells, place), dict.fromkeys(left, FEWEST), gain + saved, often)
 
     def _gain(self, cell: Cell, now: Assignment, place: int) -> float:
         """US dollars an hour that a cell's jobs cost less on a class, if they are in time there."""
@@ -372,6 +402,11 @@ class Costs:
             dollars[cell] = ((charged + bills) * 3600 / window.span).tolist()
             timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
         return cls(share, mean, dollars, timely)
+
+
+def ruled(rules: Rules, others: Mapping[int, ScalingRule]) -> Rules:
+    """The rules of all classes, with those of some by their places."""
+    return tuple(others.get(place, rule) for place, rule in enumerate(rules))
 
 
 def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:

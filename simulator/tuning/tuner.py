@@ -36,7 +36,7 @@ PLAYED, PLAYS = 300_000, 200
 
 SHORTEST_PLAY = 225.0
 """Seconds of arrivals that are played at least: shorter windows are followed by arrivals drawn from them, so that a
-plan is not made for a lull."""
+plan is not made for a lull, and their plans are not lean."""
 
 HYSTERESIS = 0.08
 """A plan replaces another if it is better by this share on arrivals that the search has not seen."""
@@ -176,10 +176,10 @@ class Tuner:
         The search has `plays` plays, by default as many as the window's arrivals allow, but at `most` so many.
         """
         self.tunings += 1
-        seed = self._seed + self.tunings
+        seed, known = self._seed + self.tunings, window.span
         window = window.extended(seed, min(SHORTEST_PLAY, MOST_ARRIVALS * window.span / len(window.jobs)))
         twin = Twin(window, fleet_now)
-        search = Search(twin, seed)
+        search = Search(twin, seed, lean=known >= SHORTEST_PLAY)
         former = self.assignment
         plays = plays or min(PLAYS, max(PLAYED // max(len(window.jobs), 1), 1))
         found = search.find(former, min(plays, most), self.good)

@@ -237,6 +237,22 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     assert any(decision.begin[place] > 1 for place in places)
 
 
+def test_work_moves_where_the_class_that_it_leaves_needs_a_device_less() -> None:
+    own = FLEET.replace("cheap: {count: 4,", "cheap: {count: 1, minimum: 1,").replace("max_batch: 16", "max_batch: 1")
+    terms, due = {"model": "heavy", "size": 1, "output": 0}, (2.0, 20.0)
+    rows = [
+        {"arrival": n * apart, "service": service, "deadline": due[service], **terms}
+        for service, apart in enumerate((0.45, 0.7))
+        for n in range(int(120 / apart))
+    ]
+    work = prepare(make_trace(rows), parse_fleet(own.replace("base: 0.05, slope: 0.02", "base: 0.3, slope: 0")), seed=1)
+    now = Twin(Window.all(work, 120.0), usual(work.fleet, (1, 2)))
+    start = replace(everything_on(1), rules=(Depth(jobs=4.0, keep=300.0),) * 2)
+    roomy = Search(now, seed=1, lean=False).descend(start, 40.0)
+    assert [now.devices(one) for one in (start, roomy)] == [[1, 2], [1, 2]]
+    assert now.devices(Search(now, seed=1).descend(start, 40.0)) == [1, 1]
+
+
 @pytest.mark.parametrize("factor", [0.95, 1.0, 1.05])
 def test_a_plan_is_kept_unless_another_is_clearly_better(factor: float) -> None:
     tuner, now, first = tuned_once()
