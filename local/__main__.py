@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -310,7 +311,7 @@ def _detached(arguments: Sequence[str], data: Path) -> LocalFleet:
     if not line:
         status = supervisor.wait()
         why = log.read_bytes()[start:].decode(errors="replace")
-        raise ended_with(why or f"the supervisor ended at once; see {log}", status)
+        raise ended_with(why or f"the supervisor ended at once, and wrote nothing to {log}: is its disk full?", status)
     return msgspec.json.decode(line, type=LocalFleet)
 
 
@@ -375,9 +376,10 @@ def exit_from(command: click.Command, name: str) -> None:
         report(str(error), hint)
         sys.exit(code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        report(f"{error.filename}: {flaw(error)}", "name folders that can be written: --data, TAXIWAY_CACHE")
+        why = ": ".join(filter(None, (error.filename, flaw(error))))
+        report(why, "name folders that can be written, on a disk with space: --data, TAXIWAY_CACHE")
         sys.exit(MISSING)
 
 

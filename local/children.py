@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_TAIL = 2000  # characters
+_TAIL = 2000  # bytes
 
 
 def start_child(
@@ -74,9 +75,23 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
         return
 
 
+def open_log(log: Path) -> IO[bytes]:
+    """A child's log, to append to; the null device where it cannot be written, for a child runs without a log too."""
+    try:
+        log.parent.mkdir(exist_ok=True)
+        return log.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 def tail(log: Path) -> str:
-    """The end of a child's log."""
-    return log.read_text(errors="replace")[-_TAIL:].strip()
+    """The end of a child's log; empty if it cannot be read, because it was deleted, for example."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _become(parent: int, on_death: int, command: list[str]) -> None:

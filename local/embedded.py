@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Self
 from urllib.parse import quote
 
-from local.children import start_child, stop_child, tail
+from local.children import open_log, start_child, stop_child, tail
 from taxiway.connection import ConnectionPool
 from taxiway.valkey import ServerError
 
@@ -129,7 +129,7 @@ class EmbeddedValkey:
         self.stop()
 
     def _launch(self, binary: Path, folder: Path, lock: int) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             process = start_child(
                 [str(binary), "-"],
                 on_death=signal.SIGTERM,
@@ -184,19 +184,19 @@ def find_binary() -> Path:
 
 
 def kept_secret(path: Path) -> str:
-    """The 64 hexadecimal digits in `path`; generated the first time, and readable by the owner only."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
-    return path.read_text()
+    """The owner's 64 hexadecimal digits in `path`; generated if it is missing, or empty as a full disk leaves it."""
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        secret = file.read().strip()
+        if not secret:
+            secret = secrets.token_hex(32)
+            file.write(secret)
+    return secret
 
 
 def kept_port(path: Path, usual: int = 0) -> int:
     """The loopback port stored in `path`, else `usual`, if free; otherwise any free port. The choice is stored."""
-    last = int(path.read_text()) if path.exists() else usual
+    last = int(path.read_text() or usual) if path.exists() else usual
     port = last if last and _is_free(last) else free_port()
     path.write_text(str(port))
     return port

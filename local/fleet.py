@@ -122,7 +122,7 @@ def supervising(data: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (data / FLEET).unlink(missing_ok=True)
+            _forget(data)
 
 
 def supervisor_pid(data: Path) -> int | None:
@@ -158,7 +158,7 @@ def stop_fleet(data: Path) -> bool:
     """
     supervisor, fleet = _supervisor(data), read_fleet(data)
     if supervisor is None:
-        (data / FLEET).unlink(missing_ok=True)
+        _forget(data)
         return False
     try:
         with suppress(ProcessLookupError):  # it has just ended by itself
@@ -168,8 +168,13 @@ def stop_fleet(data: Path) -> bool:
                 _ended(supervisor, SECOND_STOP)
     finally:
         os.close(supervisor)
-        (data / FLEET).unlink(missing_ok=True)
+        _forget(data)
     return True
+
+
+def _forget(data: Path) -> None:
+    with suppress(OSError):  # none, or a read-only disk
+        (data / FLEET).unlink()
 
 
 def _supervisor(data: Path) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from local.children import kill_group, start_child, tail
+from local.children import kill_group, open_log, start_child, tail
 from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
 from taxiway.backoff import Backoff
@@ -157,7 +157,7 @@ class SupervisedProcess:
         self.resting = False
         if not self._announces:
             self._ready_since = time.monotonic()
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             self._process = start_child(
                 self._arguments,
                 environment=self._environment,
@@ -191,7 +191,7 @@ class SupervisedProcess:
             return
         written = stream.read()
         if written:
-            with suppress(OSError), self.log.open("ab") as log:  # a full disk
+            with suppress(OSError), open_log(self.log) as log:  # a full disk
                 log.write(written)
             self._look_for_ready(written)
         elif written == b"":
@@ -380,7 +380,7 @@ class Supervisor:
             logger.error("broker ended, restarting", extra=extra)
         try:
             self._broker.start()
-        except EmbeddedValkeyError as error:
+        except (EmbeddedValkeyError, OSError) as error:  # a read-only disk
             self._broker_failures += 1
             self._broker_due = now + RESTARTS.pause(self._broker_failures)
             logger.error("broker cannot be started", extra={"error": str(error)})

@@ -116,7 +116,6 @@ class _Processes:
         site_key = options.data.absolute() / "site.key"
         kept_secret(site_key)
         self._environment = {"TAXIWAY_SITE_KEY": str(site_key), **environment, **settings.environment()}
-        (options.data / "logs").mkdir(exist_ok=True)
         self._scaled = scaled
         self._flower_url: str | None = None
         classes = ",".join(sorted({worker.hardware_class for worker in plan.workers})) if scaled else ""

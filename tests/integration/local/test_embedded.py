@@ -66,6 +66,9 @@ def test_a_port_that_another_program_takes_before_the_server_does_is_exchanged(t
 
 
 def test_data_addresses_and_a_unix_socket_of_its_owner_survive_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "my fleet").mkdir()
+    for left_by_a_full_disk in ("valkey.password", "valkey.port"):
+        (tmp_path / "my fleet" / left_by_a_full_disk).touch()
     with EmbeddedValkey(tmp_path / "my fleet") as first:
         place = tmp_path / "my fleet" / "valkey.sock"
         assert stat.S_IMODE(place.stat().st_mode) == 0o700

@@ -123,6 +123,8 @@ def test_a_fleet_that_cannot_be_described_while_the_disk_is_full_runs_and_is_des
         described.append(worker.restarts)
 
     with watched(Supervisor(None, [[worker]]), describe):
+        worker.log.unlink()
+        worker.log.mkdir()  # neither read nor written, as on a read-only disk
         os.kill(worker.process.pid, signal.SIGKILL)
         assert until(lambda: 1 in described)
         assert until(lambda: worker.ready)
