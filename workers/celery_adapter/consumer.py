@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -249,6 +250,11 @@ class LoneConsumer(Consumer):
             )
             raise WorkerShutdown(EXIT_REFUSED) from exc
         super().on_connection_error_after_connected(exc)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, trying each second: Celery's pause grows to 30 s, for which what is placed here would wait."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_start=1, interval_step=0)
+        return super().ensure_connected(conn)
 
 
 class Fetching(bootsteps.StartStopStep):

@@ -114,6 +114,7 @@ def test_a_worker_outlives_a_full_disk(
         with worker_process(own, log=written) as worker:
             store.fill()
             eventually(lambda: "server:ResponseError" in log.read_text())  # the server refuses the check, too
+            eventually(lambda: "Trying again in 1.00 second... (2/None)" in log.read_text())
             store.empty()
             eventually(lambda: writes(client))
             job = eventually(partial(accepted, interface))
