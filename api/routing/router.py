@@ -24,7 +24,7 @@ from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.connection import settle
 from taxiway.contract.limits import LARGE
-from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, TaxiwayError
+from taxiway.errors import BrokerFullError, BrokerUnavailableError, NoDeviceError, OverloadedError, TaxiwayError
 from taxiway.running import beside
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class HttpRouter(Router):
         self.values.close()
 
     async def place(self, order: Order) -> Place:
-        """Place a request. The fleet is read again before the request fails for lack of a device.
+        """Place a request. What is missing is read again before it fails: a device, or room among its tenant's jobs.
 
         Raises:
             TaxiwayError: as `admit` raises it.
@@ -119,7 +119,11 @@ class HttpRouter(Router):
             return self._admit_now(order)
         except NoDeviceError:
             await self.fleet.read()
-            return self._admit_now(order)
+        except OverloadedError as error:
+            if "limit" not in error.details:
+                raise
+            await self.fleet.read_depths([order.request.tenant])
+        return self._admit_now(order)
 
     def _admit_now(self, order: Order) -> Place:
         working = self.fleet.working

@@ -86,9 +86,12 @@ class Intake:
         working = self.fleet.working
         found = [await self._read(arrival, now) for arrival in arrivals]
         decisions = [self._decide(one, arrival, working) for one, arrival in zip(found, arrivals, strict=True)]
-        again = [isinstance(one, End) and one.deviceless for one in decisions]
+        again = [isinstance(one, End) and (one.deviceless or one.crowded) for one in decisions]
         if any(again):
-            await self.fleet.read()
+            ordered = (one for one, retry in zip(found, again, strict=True) if retry and isinstance(one, Order))
+            tenants = {order.request.tenant for order in ordered}
+            deviceless = any(isinstance(one, End) and one.deviceless for one in decisions)
+            await (self.fleet.read() if deviceless else self.fleet.read_depths(tenants))
             working = self.fleet.working
             drawn = zip(found, arrivals, decisions, again, strict=True)
             decisions = [self._decide(one, a, working) if retry else d for one, a, d, retry in drawn]

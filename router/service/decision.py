@@ -66,6 +66,7 @@ class End(msgspec.Struct, frozen=True):
     ending: Ending
     code: str  # of its error
     deviceless: bool = False  # no device is live, which a fresher snapshot may change
+    crowded: bool = False  # by a `max_depth`: of the tenant's jobs, some may have ended since they were counted
     refusal: StoredRefusal | None = None  # for its submitter, independent of the job that has its idempotency key
     refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written
@@ -290,7 +291,8 @@ def _end(envelope: Envelope, job: str, error: TaxiwayError) -> End:
     reply, submission = _reply_of(envelope), _submission_of(envelope)
     ending = Ending(job, state_of(error), failure_meta(job, error), token=REFUSED_TOKEN, reply=reply)
     refusal = StoredRefusal(submission, failure_meta(submission, error), reply) if submission else None
-    return End(ending, error.code, isinstance(error, NoDeviceError), refusal)
+    crowded = "limit" in error.details and error.retry_after is not None
+    return End(ending, error.code, isinstance(error, NoDeviceError), crowded, refusal)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

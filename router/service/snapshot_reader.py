@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from broker.port import ForwardOutcome, Outgoing, StoredReceipts, StoredSnapshot
@@ -133,6 +133,11 @@ class FleetReader:
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
             await self._store.fleet.forget_devices(gone)
+
+    async def read_depths(self, tenants: Collection[str]) -> None:
+        """Read how many jobs these tenants have: of those counted since the last read, some may have ended."""
+        depths = await self._store.fleet.open_jobs(tenants)
+        self._working.depths.tenants.update(depths)
 
     def replace_work(self, cells: Mapping[str, float]) -> None:
         """Replace the work counted by the figures in the cells of `WORK`, read between two snapshots."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -145,6 +145,12 @@ class FleetStore:
             plan=self._plan,
             open=dict(zip(bounded, map(float, depths), strict=True)),
         )
+
+    async def open_jobs(self, tenants: Collection[str]) -> dict[str, float]:
+        """The unfinished jobs of these tenants, whose depth is bounded."""
+        now = self._clock.now()
+        depths = await self._calls.calls(*(("ZCOUNT", keys.open_key(tenant), now, "+inf") for tenant in tenants))
+        return dict(zip(tenants, map(float, depths), strict=True))
 
     async def publish(self, models: bytes, queues: bytes) -> None:
         """Publish what the fleet can run, for clients of the broker, and its queues.yaml, for machines that join.
