@@ -83,6 +83,8 @@ def hint_for(error: TaxiwayError) -> str:
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
     if isinstance(error, BrokerFullError):
         hint = _FULL.get(error.details.get("resource", ""), hint)
+    if isinstance(error, OverloadedError) and error.details.keys() - {"retry_after"}:  # by a limit of a tenant or class
+        hint = "wait, or have the limit raised in queues.yaml"
     if error.retry_after is not None:
         return f"{hint} (try again in {error.retry_after:g} s)" if hint else f"try again in {error.retry_after:g} s"
     return hint
