@@ -75,6 +75,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         ended=router.lately.ended,
         missed=router.lately.missed,
         refused=router.lately.refused,
+        deviceless=router.lately.deviceless,
         failing=await router.operators.failing(),
     )
     return msgspec.structs.replace(view, problems=problems(view))

@@ -164,6 +164,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Those of `ended` that missed their deadline."""
     refused: int = 0
     """Requests that this router refused in that time for lack of hardware."""
+    deviceless: int = 0
+    """Those of `refused` that no live device could run."""
     failing: Mapping[str, str] = {}
     """Processes of `taxiway up` that failed within a minute of health, and how."""
     problems: tuple[FleetProblem, ...] = ()
@@ -338,9 +340,12 @@ def _scarcity(view: FleetView) -> Iterator[FleetProblem]:
             text = f"{cell.in_time:.0%} in time by the plan, on {cell.prefers}: more work than hardware, and other work"
             text = f"{text} costs more when it is late; requests that would be late are refused"
             yield FleetProblem(f"{cell.service} {cell.model}", text, "raise `scaling.maximum`, or add hardware")
-    asked = view.ended + view.refused
-    if view.refused and view.refused >= MISSED * asked:
-        text = f"{view.refused} of the last {asked} were refused at once: no device would have answered them in time"
+    asked, late = view.ended + view.refused, view.refused - view.deviceless
+    if view.deviceless and view.deviceless >= MISSED * asked:
+        text = f"{view.deviceless} of the last {asked} were refused at once: no live device can run them"
+        yield FleetProblem("requests", text, "start workers; `taxiway explain --what-if MODEL` names the classes")
+    if late and late >= MISSED * asked:
+        text = f"{late} of the last {asked} were refused at once: no device would have answered them in time"
         yield FleetProblem("requests", text, "raise `scaling.maximum`, or add hardware; the page at / has each service")
     if view.missed and view.missed >= MISSED * view.ended:
         text = f"{view.missed} of the last {view.ended} jobs missed theirs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tasks.heartbeat import DeviceFacts, Done, Use, empty
 from taxiway.contract.job import JobState
@@ -82,23 +82,23 @@ LATELY = 300.0
 class RecentOutcomes:
     """How many jobs `ended` in the last `LATELY` seconds, and how many of them `missed` their deadline.
 
-    `refused` counts the requests that no hardware could answer in time.
+    `refused` counts the requests that no hardware could answer in time, and `deviceless` those without a live device.
     """
 
     def __init__(self) -> None:
-        self.ended = self.missed = self.refused = 0
-        self._sums: deque[tuple[float, int, int, int]] = deque()
+        self.ended = self.missed = self.refused = self.deviceless = 0
+        self._sums: deque[tuple[float, ...]] = deque()
 
-    def observe(self, outcomes: Iterable[Mapping[tuple[str, ...], int]], refused: int, now: float) -> None:
+    def observe(self, outcomes: Iterable[Mapping[tuple[str, ...], int]], refused: Sequence[int], now: float) -> None:
         """Read counters whose labels end with a job's final state; `now` is of any monotonic clock."""
         counts = [(labels[-1], jobs) for counted in outcomes for labels, jobs in counted.items()]
         ended = sum(jobs for _, jobs in counts)
         missed = sum(jobs for state, jobs in counts if state == JobState.EXPIRED)
-        self._sums.append((now, ended, missed, refused))
+        self._sums.append((now, ended, missed, *refused))
         while self._sums[0][0] < now - LATELY:
             self._sums.popleft()
-        _, *before = self._sums[0]
-        self.ended, self.missed, self.refused = ended - before[0], missed - before[1], refused - before[2]
+        lately = (int(count - was) for count, was in zip(self._sums[-1], self._sums[0], strict=True))
+        _, self.ended, self.missed, self.refused, self.deviceless = lately
 
 
 def _sum(done: Done) -> int:

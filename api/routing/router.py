@@ -137,7 +137,8 @@ class HttpRouter(Router):
                 self.scaler.topology = self.rules.topology
                 self.scaler.observe(working.fleet, now, working.depths.classes)
                 self.outcomes.update(working.fleet.devices)
-                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), self.store.unserved.total, now)
+                refused = self.store.unserved.total, self.refused[NoDeviceError.code,]
+                self.lately.observe((self.outcomes.outcomes, self.store.jobs.ended), refused, now)
             await asyncio.sleep(_OBSERVE)
 
 

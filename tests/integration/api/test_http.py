@@ -258,6 +258,7 @@ def test_without_a_device_the_answer_is_to_come_back_later(settings: Settings) -
         assert (answer.status_code, answer.json()["code"]) == (503, "no_device")
         assert int(answer.headers["retry-after"]) > 0
         assert http.get("/v2/models/echo/ready").status_code == 503
+        eventually(lambda: infer(http, "a") and "at once: no live device can run" in http.get("/v2/fleet").text)
 
 
 def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings: Settings) -> None:

@@ -188,7 +188,8 @@ TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
         "2 of 7 devices: the test says so",
     ),
     "missed": ({"ended": 14, "missed": 5}, "deadlines", "5 of the last 14 jobs missed theirs"),
-    "refused": ({"refused": 6}, "requests", "6 of the last 6 were refused at once"),
+    "refused": ({"refused": 6}, "requests", "6 of the last 6 were refused at once: no device would have"),
+    "deviceless": ({"refused": 6, "deviceless": 6}, "requests", "6 of the last 6 were refused at once: no live device"),
     "invalid": (
         {"queues_wrong": {"a": "hardware: none", "b": "hardware: none"}},
         "queues.yaml",
@@ -226,12 +227,12 @@ def test_each_trouble_is_one_problem_that_says_what_to_do(trouble: str) -> None:
 def test_only_the_last_minutes_jobs_count_as_missed_or_refused_lately() -> None:
     lately = RecentOutcomes()
     done: dict[tuple[str, ...], int] = {("cpu", "succeeded"): 10, ("cpu", "expired"): 5}
-    lately.observe([done], 3, 0.0)
-    assert (lately.ended, lately.missed, lately.refused) == (0, 0, 0)
-    lately.observe([{("cpu", "succeeded"): 12, ("cpu", "expired"): 6}, {("expired",): 1}], 5, 1.0)
-    assert (lately.ended, lately.missed, lately.refused) == (4, 2, 2)
-    lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], 6, LATELY + 1.0)
-    assert (lately.ended, lately.missed, lately.refused) == (1, 0, 1)
+    lately.observe([done], (3, 1), 0.0)
+    assert (lately.ended, lately.missed, lately.refused, lately.deviceless) == (0, 0, 0, 0)
+    lately.observe([{("cpu", "succeeded"): 12, ("cpu", "expired"): 6}, {("expired",): 1}], (5, 2), 1.0)
+    assert (lately.ended, lately.missed, lately.refused, lately.deviceless) == (4, 2, 2, 1)
+    lately.observe([{("cpu", "succeeded"): 13, ("cpu", "expired"): 6}, {("expired",): 1}], (6, 2), LATELY + 1.0)
+    assert (lately.ended, lately.missed, lately.refused, lately.deviceless) == (1, 0, 1, 0)
 
 
 def ended_in(*shares: float) -> DeviceFacts:
