@@ -87,7 +87,7 @@ def _published(settings: Settings) -> PublishedQueues:
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     AlreadyRunningError: (USAGE, "`taxiway down` stops it; --data names another directory"),
     ArtefactError: (MISSING, ""),
-    DocumentError: (USAGE, "`taxiway check` shows all that is wrong; docs/operations.md explains every field"),
+    DocumentError: (USAGE, "`taxiway check` shows all that is wrong; docs/reference.md explains every field"),
     EmbeddedValkeyError: (MISSING, ""),
     ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
     StartPlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),

@@ -46,7 +46,7 @@ from taxiway.cli.show import stdout_console
 _HINTS: dict[type[Exception], str] = {
     TraceError: f"a trace is a CSV file with the header {columns_of(AzureRow)} or {columns_of(TraceRow)}, or a text "
     "such as poisson:rate=50,duration=600,seed=1",
-    TopologyError: "docs/operations.md explains every field of queues.yaml; `taxiway check` examines it",
+    TopologyError: "docs/reference.md explains every field of queues.yaml; `taxiway check` examines it",
     own_fleet.StatusError: "`taxiway status --json > status.json` writes it",
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet more devices "
     "(`scaling.maximum`) or faster ones",

@@ -74,7 +74,7 @@ def _topology(queues: Path) -> tuple[Topology | None, list[CheckVerdict]]:
     try:
         topology = load_topology(queues)
     except TopologyError as error:
-        hint = "docs/operations.md explains every field; tasks/queues.schema.json is its JSON Schema"
+        hint = "docs/reference.md explains every field; tasks/queues.schema.json is its JSON Schema"
         return None, [
             CheckVerdict(subject=QUEUES, level="error", text=str(error).removeprefix(f"{error.file}: "), hint=hint)
         ]

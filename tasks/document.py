@@ -56,7 +56,8 @@ class DocumentError(ValueError):
     """A document is invalid at the dotted `path` inside `file`."""
 
     def __init__(self, file: str, path: str, expected: str, value: object) -> None:
-        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {quoted(value)}")
+        got = "nothing" if value is None else quoted(value)  # a key that is there without a value
+        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {got}")
         self.file = file
         self.path = path
 
