@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from tasks.models.discovered import with_peers
 from tasks.models.files import ENTRIES, Code, CodeError, entry_code, recipe_code, runtime_code
 from tasks.models.folder import load_catalogue
 from tasks.models.model import Derived, Model, sources_of
-from tasks.queues.endpoints import ModelFile, ServedVariant
+from tasks.queues.endpoints import ModelFile, ServedVariant, Start
 from tasks.queues.locality import joined
 from tasks.queues.sealing import open_seal_keys
 from tasks.settings import SettingsError, seal_keys
@@ -67,6 +68,7 @@ def check_configuration(queues: Path, models: Path, environment: Mapping[str, st
 
 _ELSEWHERE = "correct the name, or install its package on the workers (it may be missing on this machine)"
 _ANNOUNCED = "correct the name, unless an endpoint with `discover: true` announces the model"
+_PLACEHOLDER = re.compile(r"(?<!\$)\{(?!host\}|port\})(\w+)\}")
 _REPAIR = "the model is disabled until this is corrected; a running fleet picks up the correction"
 
 
@@ -134,9 +136,12 @@ def _named(topology: Topology, catalogue: Catalogue) -> Iterator[CheckVerdict]:
             variant = served.variant if isinstance(served, ServedVariant) else None
             field = f"{where}.endpoint.models.{reference}"
             yield from _named_model(catalogue, hardware, reference, variant, where=field)
-        file = endpoint.start.llama if endpoint.start is not None else None
-        if isinstance(file, ModelFile):
-            yield from _named_file(catalogue, file, where=f"{where}.endpoint.start.llama")
+        start = endpoint.start or Start()
+        if isinstance(start.llama, ModelFile):
+            yield from _named_file(catalogue, start.llama, where=f"{where}.endpoint.start.llama")
+        for word in sorted({*_PLACEHOLDER.findall(" ".join(start.words) + (start.ready or ""))}):
+            text = f"{where}.endpoint.start: expected {{host}} or {{port}}, got {{{word}}}, which stays as it is"
+            yield CheckVerdict(subject=QUEUES, level="warning", text=text)
 
 
 def _named_model(

@@ -67,6 +67,9 @@ def test_what_an_engine_serves_or_starts_with_and_no_model_has_is_an_error(folde
             "did you mean graph?",
         ),
     ]
+    odd = {"command": "serve {prot} --port {port}", "ready": "http://{host}:{Port}/${HOME}"}
+    warned = [one.text for one in checked_with_engine(folder, discover=True, start=odd) if one.level == "warning"]
+    assert [text.partition("got ")[2].partition(",")[0] for text in warned] == ["{Port}", "{prot}"]
     (unclosed,) = checked_with_engine(folder, discover=True, start={"command": "serve 'it"})[:1]
     assert unclosed.text == 'hardware.engine.endpoint.start.command: expected quotes that close, got "serve \'it"'
 
