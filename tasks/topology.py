@@ -512,10 +512,11 @@ def _labels_of_no_class(topology: Topology) -> Contradictions:
                 yield f"hardware.{name}.labels.{place}", f"text without {JOINT}", label
             if label == HOME and hardware.endpoint is not None and hardware.endpoint.is_peer:
                 yield f"hardware.{name}.labels.{place}", "another label, as another fleet is not here", label
-    given = {f"tenants.{name}.locality": tenant.locality for name, tenant in topology.tenants.items()}
-    for where, locality in {"locality.default": topology.locality.default, **given}.items():
-        if all(missing(locality, (*hardware.labels, HOME)) for hardware in topology.hardware.values()):
-            yield where, "labels that one class has", locality
+    given = {f"tenants.{name}.locality": (own.locality, own.classes) for name, own in topology.tenants.items()}
+    for where, (locality, classes) in {"locality.default": (topology.locality.default, None), **given}.items():
+        able = (one for name, one in topology.hardware.items() if classes is None or name in classes)
+        if locality is not None and all(missing(locality, (*hardware.labels, HOME)) for hardware in able):
+            yield where, f"labels that one {'class' if classes is None else 'of its classes'} has", locality
     labels = {label for hardware in topology.hardware.values() for label in hardware.labels}
     yield from sealing_contradictions(topology.locality, sorted(labels - {HOME}))
 
