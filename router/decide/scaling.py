@@ -93,13 +93,12 @@ class Scaler:
             size.release(max(live, first) if moving else first, now)
 
     def _lacking(self, name: str, target: ScalingTarget, now: float) -> ScalingTarget:
-        """The target, which says what has been missing for longer than a start takes."""
+        """The target, which lacks nothing yet where that has been missing for less time than a start takes."""
         if target.replicas <= target.devices:
             self._short.pop(name, None)
             return target
         since = self._short.setdefault(name, now)
-        late = now - since >= self.topology.hardware[name].scaling.start
-        return replace(target, lacks=target.replicas - target.devices) if late else target
+        return target if now - since >= self.topology.hardware[name].scaling.start else replace(target, lacks=0)
 
 
 def _most(hardware: HardwareClass) -> int:
@@ -131,7 +130,8 @@ def _target(
     if spare:
         why += f"; {spare} spare"
     planned = "planned: " if plan is not None else ""
-    return ScalingTarget(min(count + spare, most), load.devices, planned + why)
+    lacks = max(min(wanted + spare, most) - load.devices, 0) if wanted else 0  # without those that are only kept
+    return ScalingTarget(min(count + spare, most), load.devices, planned + why, lacks)
 
 
 def deadlines(topology: Topology) -> tuple[float, ...]:

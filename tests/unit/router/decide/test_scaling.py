@@ -141,8 +141,11 @@ class Clock:
 def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they_are_not_needed() -> None:
     clock, plan, work = Clock(), a_plan(Density(keep=20.0), devices=2), {"used": (8.0, 0.0, 0.0, 0.0)}
     assert clock.observe(a_fleet(plan)) == 2
-    assert clock.observe(a_fleet(plan, live=2, work=work), jobs=9) == 7
-    assert clock.observe(a_fleet(plan, live=7), seconds=19) == 7
+    assert clock.observe(a_fleet(plan, live=2, work=work), seconds=11, jobs=9) == 7
+    assert clock.scaler.targets["used"].lacks == 5
+    assert clock.observe(a_fleet(plan, live=2)) == 7
+    assert clock.scaler.targets["used"].lacks == 0, "no work needs them any more"
+    assert clock.observe(a_fleet(plan, live=7), seconds=18) == 7
     assert clock.observe(a_fleet(plan, live=7), seconds=3) == 2
     assert clock.observe(a_fleet(plan, live=2), seconds=90) == 2
 
