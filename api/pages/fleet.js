@@ -118,7 +118,8 @@ const showClass = (name, one, fleet) => {
 };
 
 const deviceState = (device) =>
-  device.fault ? make("span", "out of service: " + device.fault, "bad") : device.draining ? "draining" : "serves";
+  device.fault ? make("span", "out of service: " + device.fault, "bad") : device.draining ? "draining" :
+  device.serves ? `serves ${device.serves.join(", ") || "no class"}` : "serves";
 
 const showDevices = (fleet) => {
   if (!by("devices").open) return;

@@ -369,16 +369,18 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         "work": span(sum(facts["work"])),
         "held": span(sum(facts["held"])),
         "devices": devices,
-        "$/hour": facts["usd_per_hour"],
+        "$/hour": f"{facts['spending']:.4g}",
         **({"$ of use": use} if use else {}),
         **({"at most": f"{bounds['held']:.0%} held"} if bounds and bounds["jobs"] >= TELLING_JOBS else {}),
     }
 
 
 def _state(facts: Mapping[str, Any]) -> str:
-    """Why a device takes no work, to follow its name; empty if it takes some."""
+    """Why a device takes no work of its class alone, to follow its name; empty if it does."""
     if facts.get("draining"):
         return " (draining)"
+    if facts.get("serves") is not None:  # lent to another class, or taken out of its own
+        return f" (serves {', '.join(facts['serves']) or 'no class'})"
     return f" (out of service: {facts['fault']})" if facts.get("fault") else ""
 
 

@@ -160,13 +160,14 @@ def test_a_placement_shows_its_table(capsys: pytest.CaptureFixture[str], monkeyp
 def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     model = {"name": "echo", "versions": ["1"], "aliases": {"stable": "1"}, "variants": {"echo": {}}, "summary": "…"}
-    device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"]}
+    device = {"worker": "w@h", "device": "cpu:0", "emulated": True, "warm": ["echo:1/echo"], "serves": []}
     price = {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0, "usd_per_request": 0.0}
-    classes = {"cpu.batch": a_class(work=[0.5, 0.5]), "hosted": a_class(price=price)}
+    classes = {"cpu.batch": a_class(work=[0.5, 0.5], spending=0.3), "hosted": a_class(price=price)}
     show.show_models([model])
     show.show_fleet(a_fleet() | {"classes": classes, "devices": [device]})
     shown = capsys.readouterr().out
-    assert [words in shown for words in ("stable→1", "1.0 s", "cpu:0 (emulated)", "2.5/M in, 10/M out")] == [True] * 4
+    words = ("stable→1", "1.0 s", "  0.3 ", "w@h (serves no class)", "cpu:0 (emulated)", "2.5/M in, 10/M out")
+    assert [one for one in words if one not in shown] == []
     assert shown.index("all is well") < shown.index("cpu.batch")
 
 
@@ -243,7 +244,7 @@ def test_a_busy_fleet_fits_into_80_columns_with_nothing_cut_off() -> None:
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert "12 devices  800642 waiting  7 held  2 dead letters" in lines[0]
-    assert any(line.split()[-2:] == ["12→15", "0.71"] for line in lines)
+    assert any(line.split()[-2:] == ["12→15", "8.52"] for line in lines)
     assert sum("cuda:" in line for line in lines) == 12
     assert any(line.split() == ["3", "min", "1200", "gpu.realtime", "cpu.batch", "balance"] for line in lines)
     assert drawn(a_fleet(), trouble="no answer")[1] == "stale: no answer"
