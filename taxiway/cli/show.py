@@ -220,8 +220,8 @@ def fleet_view(fleet: Mapping[str, Any], trouble: str = "") -> Group:
     parts += [headline(fleet["problems"]), *map(_problem, fleet["problems"])]
     parts.append(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
     if plan := fleet.get("plan"):
-        title, rows = plan_title(plan), planned_rows(plan)
-        parts += [_table(title, rows) if rows else Text(title, "bold"), tuner_line(plan)]
+        rows = planned_rows(plan)  # below their title, which a narrow table would wrap
+        parts += [Text(plan_title(plan), "bold"), *([_table("", rows)] if rows else []), tuner_line(plan)]
     if fleet["moves"]:
         parts.append(_table("moves", [_latest_move(move, fleet["now"]) for move in fleet["moves"][:_MOVES_SHOWN]]))
     if sites := [row for facts in fleet["devices"] for row in site_rows(facts)]:

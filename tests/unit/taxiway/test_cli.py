@@ -255,6 +255,7 @@ def test_the_plan_shows_first_classes_its_followers_and_the_tuner() -> None:
     assert max(map(len, lines)) <= 80
     first = next(number for number, line in enumerate(lines) if line.startswith("plan 7"))
     assert lines[first].rstrip() == "plan 7, 45.0 s old, followed by 1 of 2 routers"
+    assert lines[first].rstrip() in drawn(a_fleet() | {"plan": a_plan(cells=SHOWN["plan"]["cells"][:1])})
     assert [line.split() for line in lines[first + 1 : first + 4]] == [
         ["model", "live", "bulk"],
         ["sentiment:1", "cpu.batch", "any", "→", "gpu.realtime"],
