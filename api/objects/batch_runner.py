@@ -375,13 +375,14 @@ class _Work:
 
     async def _begin_lines(self, waiting: _Window, part: list[EndedLine]) -> None:
         """Begin each line once the window has room for it, until the batch is cancelled."""
-        place = 0
-        done = self.batch.done
+        place, done = 0, self.batch.done
+        bounded = self._router.rules.topology.rules_of(self.batch.tenant).max_depth
+        most = min(LINES_IN_FLEET, bounded or LINES_IN_FLEET)
         async for _, text in self._lines():
             place += 1
             if place <= done:
                 continue
-            while len(waiting) >= LINES_IN_FLEET or (waiting and waiting[0].done()) or not self._begins(text):
+            while len(waiting) >= most or (waiting and waiting[0].done()) or not self._begins(text):
                 if self.batch.cancelled:
                     return
                 await self._take(waiting, part)

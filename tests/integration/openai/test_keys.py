@@ -86,13 +86,13 @@ def begun_by(one: openai.OpenAI, text: bytes) -> Any:
 
 def test_a_batch_with_more_lines_than_its_tenant_may_have_jobs_is_answered_line_by_line(fleet: OpenAIFleet) -> None:
     line = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "talk", "messages": HELLO}}
-    text = "\n".join(json.dumps({**line, "custom_id": f"{n}"}) for n in range(8)).encode()
+    text = "\n".join(json.dumps({**line, "custom_id": f"{n}"}) for n in range(80)).encode()
     with client(fleet, "narrow") as narrow:
         batch = narrow.batches.create(**begun_by(narrow, text))
-        eventually(lambda: narrow.batches.retrieve(batch.id).status == "completed")
+        eventually(lambda: narrow.batches.retrieve(batch.id).status == "completed", within=10)
         counts = narrow.batches.retrieve(batch.id).request_counts
         assert counts is not None
-        assert (counts.completed, counts.failed) == (8, 0)
+        assert (counts.completed, counts.failed) == (80, 0)
 
 
 def test_a_tenant_whose_batches_do_not_end_does_not_stop_those_of_another(fleet: OpenAIFleet) -> None:
