@@ -288,7 +288,6 @@ def calibration(hardware_class: str, devices: Iterable[DeviceFacts]) -> Calibrat
 MISSED = 0.01
 """Share of the jobs that ended lately from which missed deadlines are a problem."""
 
-
 PAUSE = 5.0
 """Seconds for which an endpoint asked to be sent nothing from which that is a problem."""
 

@@ -49,12 +49,12 @@ def show_result(result: Result) -> None:
 
 def report_line(report: RunReport) -> str:
     """Where a job ran, how long it took and why it was placed there, in one line."""
-    device = f"{report.device} (emulated)" if report.emulated else report.device
+    device, load = f"{report.device} (emulated)" if report.emulated else report.device, report.load_time
     parts = [
         report.hardware_class,
         report.variant,
         device,
-        f"waited {duration(report.queue_wait)}{_load(report.load_time)}",
+        f"waited {duration(report.queue_wait)}" + (f" ({duration(load)} for the load)" if load else ""),
         f"ran {duration(report.run_time)} in a batch of {report.batch}",
         *([] if report.tokens is None else [_tokens(report.tokens)]),
         *([f"{duration(report.redone)} redone"] if report.redone else []),
@@ -63,10 +63,6 @@ def report_line(report: RunReport) -> str:
         report.reason,
     ]
     return " · ".join(parts)
-
-
-def _load(seconds: float) -> str:
-    return f" ({duration(seconds)} for the load)" if seconds else ""
 
 
 def _tokens(tokens: Tokens) -> str:
@@ -125,8 +121,9 @@ def show_placement(placement: Mapping[str, Any]) -> None:
     )
     if placement.get("considered"):
         console.print(_table("considered, cheapest first", [_considered_row(row) for row in placement["considered"]]))
-    if placement.get("refused"):
-        console.print(_table("refused", [_refused_row(row) for row in placement["refused"]]))
+    if refused := placement.get("refused"):
+        rows = [{"class": one["hardware_class"], "variant": one["variant"], "why": one["reason"]} for one in refused]
+        console.print(_table("refused", rows))
     if placement.get("moves"):
         console.print(_table("moved since", [_move_row(row) for row in placement["moves"]]))
     if placement.get("parts"):
@@ -344,10 +341,6 @@ def _holder_row(holder: Mapping[str, Any]) -> dict[str, Any]:
         "since": _moment(holder["since"]),
         "while": "it ran" if holder["ran"] else "it waited there, or had just begun",
     }
-
-
-def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"class": row["hardware_class"], "variant": row["variant"], "why": row["reason"]}
 
 
 USE = {"usd_per_million_input": "M in", "usd_per_million_output": "M out", "usd_per_request": "request"}

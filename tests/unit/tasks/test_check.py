@@ -57,15 +57,10 @@ def test_what_an_engine_serves_or_starts_with_and_no_model_has_is_an_error(folde
     start = {"llama": {"model": "embed", "artefact": "weights"}}
     served = {"embed": {"server": "e-q4", "variant": "q4"}}
     errors = [one for one in checked_with_engine(folder, models=served, start=start) if one.level == "error"]
+    where = "hardware.engine.endpoint"
     assert [(one.text, one.hint) for one in errors] == [
-        (
-            "hardware.engine.endpoint.models.embed.variant: expected a variant of embed:1, got 'q4'",
-            "did you mean onnx?",
-        ),
-        (
-            "hardware.engine.endpoint.start.llama.artefact: expected an artefact of embed:1, got 'weights'",
-            "did you mean graph?",
-        ),
+        (f"{where}.models.embed.variant: expected a variant of embed:1, got 'q4'", "did you mean onnx?"),
+        (f"{where}.start.llama.artefact: expected an artefact of embed:1, got 'weights'", "did you mean graph?"),
     ]
     odd = {"command": "serve {prot} --port {port}", "ready": "http://{host}:{Port}/${HOME}"}
     warned = [one.text for one in checked_with_engine(folder, discover=True, start=odd) if one.level == "warning"]
