@@ -146,7 +146,7 @@ class Router:
 
     def count(self, admitted: Place) -> None:
         """Count a job that was just placed."""
-        self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"])
+        self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"], admitted.outgoing.job)
         self._deadlines.expect(admitted.ticket.deadline_at)
         trace_placement(admitted, self.store)
         if admitted.placement.held:

@@ -61,7 +61,7 @@ class HttpRouter(Router):
         self.values.close()
 
     async def place(self, order: Order) -> Place:
-        """Place a request. What is missing is read again before it fails: a device, or room among its tenant's jobs.
+        """Place a request. What is missing is read again before it fails: a device, or room for a job.
 
         Raises:
             TaxiwayError: as `admit` raises it.

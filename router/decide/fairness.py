@@ -37,6 +37,7 @@ class Depths:
 
     classes: dict[str, float] = field(default_factory=dict)
     tenants: dict[str, float] = field(default_factory=dict)
+    underway: dict[str, str] = field(default_factory=dict)  # class by job: placed since then, and not forwarded yet
     used: float = 0.0
     refuses: bool = False
 

@@ -88,8 +88,7 @@ class Intake:
         decisions = [self._decide(one, arrival, working) for one, arrival in zip(found, arrivals, strict=True)]
         again = [isinstance(one, End) and (one.deviceless or one.crowded) for one in decisions]
         if any(again):
-            ordered = (one for one, retry in zip(found, again, strict=True) if retry and isinstance(one, Order))
-            tenants = {order.request.tenant for order in ordered}
+            tenants = {one.request.tenant for one in found if isinstance(one, Order)}
             deviceless = any(isinstance(one, End) and one.deviceless for one in decisions)
             await (self.fleet.read() if deviceless else self.fleet.read_depths(tenants))
             working = self.fleet.working

@@ -66,7 +66,7 @@ class End(msgspec.Struct, frozen=True):
     ending: Ending
     code: str  # of its error
     deviceless: bool = False  # no device is live, which a fresher snapshot may change
-    crowded: bool = False  # by a `max_depth`: of the tenant's jobs, some may have ended since they were counted
+    crowded: bool = False  # by a `max_depth`: of the jobs that were counted, some may have ended
     refusal: StoredRefusal | None = None  # for its submitter, independent of the job that has its idempotency key
     refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written

@@ -100,9 +100,10 @@ class FleetReader:
         working = self.working
         return replace(working.fleet, work={name: working.backlog.levels(name) for name in working.backlog.classes})
 
-    def count(self, placement: Placement, tenant: str) -> None:
+    def count(self, placement: Placement, tenant: str, job: str) -> None:
         """Count a placement that this router just made; a snapshot's first placement marks it for storing."""
         self._working.count(placement, tenant)
+        self._working.depths.underway[job] = placement.candidate.hardware_class
         if not self._used:
             self._used = True
             self._unstored.append(self._working)
@@ -135,9 +136,14 @@ class FleetReader:
             await self._store.fleet.forget_devices(gone)
 
     async def read_depths(self, tenants: Collection[str]) -> None:
-        """Read how many jobs these tenants have: of those counted since the last read, some may have ended."""
-        depths = await self._store.fleet.open_jobs(tenants)
-        self._working.depths.tenants.update(depths)
+        """Read how many jobs classes and these tenants have: of those counted since the last read, some have ended."""
+        underway = self._working.depths.underway.copy()  # the store may have counted these, or not yet
+        work, found = await self._store.fleet.depths(tenants)
+        depths = self._working.depths
+        depths.classes = depths_from(work, found, depths.used).classes
+        depths.tenants.update(found)
+        for name in (underway | depths.underway).values():
+            depths.classes[name] = depths.classes.get(name, 0) + 1
 
     def replace_work(self, cells: Mapping[str, float]) -> None:
         """Replace the work counted by the figures in the cells of `WORK`, read between two snapshots."""
@@ -169,6 +175,8 @@ class FleetReader:
         snapshots = [StoredSnapshot(one.snapshot_name, pack_snapshot(one.fleet), keep) for one in unstored]
         receipts = self._store.audit.sealed(one.receipt for one in placed if one.receipt is not None)
         outcomes = await forward(placed, snapshots, receipts)
+        for one in placed:
+            self._working.depths.underway.pop(one.job, None)
         if receipts is not None and any(one is not ForwardOutcome.COPY for one in outcomes):
             self._store.audit.written(receipts.lines)
         if unstored:

@@ -146,11 +146,11 @@ class FleetStore:
             open=dict(zip(bounded, map(float, depths), strict=True)),
         )
 
-    async def open_jobs(self, tenants: Collection[str]) -> dict[str, float]:
-        """The unfinished jobs of these tenants, whose depth is bounded."""
-        now = self._clock.now()
-        depths = await self._calls.calls(*(("ZCOUNT", keys.open_key(tenant), now, "+inf") for tenant in tenants))
-        return dict(zip(tenants, map(float, depths), strict=True))
+    async def depths(self, tenants: Collection[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """The cells of `WORK`, and the unfinished jobs of these tenants as far as their depth is bounded."""
+        opened = (("ZCOUNT", keys.open_key(tenant), self._clock.now(), "+inf") for tenant in tenants)
+        work, *depths = await self._calls.calls(("HGETALL", keys.WORK), *opened)
+        return figures(work), dict(zip(tenants, map(float, depths), strict=True))
 
     async def publish(self, models: bytes, queues: bytes) -> None:
         """Publish what the fleet can run, for clients of the broker, and its queues.yaml, for machines that join.

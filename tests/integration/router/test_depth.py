@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,7 @@ MOST = 5
 AT_ONCE = 40
 BOUNDED = f"""
 hardware:
-  {CLASS}: {{device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0, price: {{usd_per_hour: 0.05}}, horizon: 1000}}
+  {CLASS}: {{device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0, price: {{usd_per_hour: 0.05}}, max_depth: 100}}
 service: {{standard: {{deadline: 600}}}}
 default_service: standard
 tenants: {{lab: {{max_depth: {MOST}, payload: 1KiB}}}}
@@ -50,8 +51,7 @@ def burst(routers: Sequence[RouterProcess], deadline: float = 600) -> list[httpx
     body = infer_body("a", tenant="lab", deadline=deadline)
 
     async def ask() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=AT_ONCE)
-        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=httpx.Limits(max_connections=AT_ONCE)) as http:
             urls = [f"{routers[n % len(routers)].http}/v2/models/echo/infer" for n in range(AT_ONCE)]
             headers = {"prefer": "respond-async"}
             return await asyncio.gather(*(http.post(url, json=body, headers=headers) for url in urls))
@@ -80,7 +80,12 @@ def test_two_routers_accept_as_many_simultaneous_jobs_as_a_tenant_may_have_and_a
             http.delete(job)
         again = accepted(burst(routers))  # at once, whatever routers have counted since they last read
         assert len(again) == MOST
-        http.delete(again[0])
+        post = partial(http.post, "/v2/models/echo/infer", json=infer_body("a"), headers={"prefer": "respond-async"})
+        others = [post() for _ in range(105 - MOST)]  # five more than its class may have, besides what is on its way
+        assert [one.status_code for one in (*others[: 100 - MOST], others[-1])] == [202] * (100 - MOST) + [429]
+        for one in (*again[:1], *(other.json()["location"] for other in others[:9])):
+            http.delete(one)
+        assert post().status_code == 202
     with taxiway.Client(fleet.broker) as client:
         kept = client.submit("echo", "a", tenant="lab", idempotency_key="one")
         assert eventually(lambda: kept.status().state) is JobState.QUEUED
