@@ -526,7 +526,7 @@ def drain(*, end: bool, fleet: AskedFleet) -> None:
         fleet.echo(fleet.ask(lambda client: client.resume()), "it serves again")
         return
     peers = fleet.ask(lambda client: client.drain())["peers"]
-    click.echo(f"work goes to {', '.join(peers)}; these jobs stay:", err=True)
+    click.echo(f"work goes to {', '.join(peers)}; what stays is listed once no more leaves", err=True)
     fleet.present(fleet.ask(lambda client: _staying(client, peers)), "show_jobs")
 
 

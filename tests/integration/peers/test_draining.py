@@ -23,6 +23,7 @@ HELD = 3  # messages that the busy worker has, at most: they are not moved
 def staying(url: str) -> set[str]:
     """The jobs that a drain lists."""
     answer = CommandLine().succeed("drain", "--url", url, "--json")
+    assert answer.stderr == "work goes to cloud; what stays is listed once no more leaves\n"
     return {one["id"] for one in msgspec.json.decode(answer.stdout)}
 
 
