@@ -2,30 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from lab.changes import HardwareChange, changed, simulate
+from lab.changes import HardwareChange, changed
 from lab.fleet_file import parse_fleet, prepare
-from lab.rows import joined, make_trace, synthetic_trace
-from simulator.policies.policy import Assignment, Fixed
+from lab.rows import make_trace
+from simulator.policies.policy import Assignment
 from simulator.tuning.opponents import pinned, tuned_split
 from simulator.workload import Workload
 from tests import builders
 from tests.random_fleets import leads
+from tests.unit.simulator import test_tuning
 
 FLEET = builders.recorded("fleets/opponents.yaml")
 Tune = Callable[[Workload, int], Assignment]
 opponents = pytest.mark.parametrize("tune", [tuned_split, pinned])
-
-
-def workload() -> Workload:
-    each = [
-        synthetic_trace(f"poisson:rate={rate},duration=80,size=1,output=1,seed={seed}", model=model)
-        for seed, (model, rate) in enumerate((("quick", 4), ("heavy", 1)))
-    ]
-    return prepare(joined(each), parse_fleet(FLEET), seed=1)
+workload = partial(test_tuning.workload, FLEET, 80, 1)
 
 
 def changed_later(work: Workload) -> Workload:
@@ -34,10 +29,6 @@ def changed_later(work: Workload) -> Workload:
     model = np.where(trace.arrival < middle, trace.model, trace.models.index("heavy"))
     slow = HardwareChange(at=middle, hardware_class="cheap", slower=9.0)
     return changed(replace(work, trace=replace(trace, model=model)), slow)
-
-
-def score(work: Workload, assignment: Assignment) -> float:
-    return simulate("fixed", work, Fixed(assignment), seed=1).score
 
 
 @opponents
