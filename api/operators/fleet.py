@@ -59,6 +59,7 @@ async def read_fleet(router: HttpRouter) -> FleetView:
         devices=tuple(map(shown, fleet.devices)),
         moves=moves,
         refuses=router.fleet.working.depths.refuses,
+        memory=used if (used := router.fleet.working.depths.used) > topology.limits.memory else 0.0,
         draining=fleet.draining,
         silent=silent,
         webhooks_waiting=waiting,

@@ -135,6 +135,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """Latest first."""
     refuses: bool = False
     """The state store cannot write to its disk, and refuses requests and heartbeats."""
+    memory: float = 0.0
+    """The share of its memory limit that the state store uses if requests are refused for it, else 0."""
     draining: bool = False
     """The site hands its work to other fleets."""
     silent: dict[str, float] = {}
@@ -305,6 +307,9 @@ def _store(view: FleetView) -> Iterator[FleetProblem]:
     if view.refuses:
         text = "cannot write to its disk, and refuses requests and heartbeats"
         yield FleetProblem("state store", text, "free space there")
+    if view.memory:
+        text = f"uses {view.memory:.0%} of its memory limit, and requests are refused"
+        yield FleetProblem("state store", text, "raise its maxmemory, or lower keep_result and keep_record")
 
 
 def _processes(view: FleetView) -> Iterator[FleetProblem]:

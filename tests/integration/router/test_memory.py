@@ -49,6 +49,7 @@ def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settin
             refused = eventually(lambda: _refused(http))
             assert refused.json()["code"] == "broker_full"
             assert int(refused.headers["retry-after"]) >= 1
+            eventually(lambda: http.get("/v2/fleet").json()["memory"] > 1)
         with EchoDevice(own):
             assert [job.result(60).outputs["payload"] for job in jobs] == [f"{n}" for n in range(20)]
             state.config_set("maxmemory", 0)

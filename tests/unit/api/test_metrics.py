@@ -173,6 +173,7 @@ SCARCE = PlannedCell(model="chat:1", service="live", locality=None, prefers="gpu
 TROUBLES: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "stale": ({"stale": True}, "state store", "does not answer"),
     "disk": ({"refuses": True}, "state store", "cannot write to its disk"),
+    "memory": ({"memory": 0.93}, "state store", "uses 93% of its memory limit"),
     "failing": ({"failing": {"router@vm": "killed by SIGKILL"}}, "process router@vm", "killed by SIGKILL"),
     "silent": ({"silent": {"cpu.batch.cpu-0@vm": 12.4}}, "worker cpu.batch.cpu-0@vm", "no heartbeat for 12 s"),
     "clock": ({"clocks": {"router@vm": -90}}, "clock of router@vm", "90 s behind"),
