@@ -14,7 +14,7 @@ from api.routing.stores import OperatorStore, StoredJobs, ValueStore
 from api.routing.webhooks import WebhookRegistry
 from broker.port import ForwardOutcome, Outgoing
 from broker.valkey.queues import ValkeyTransport
-from router.decide.fairness import RETRY_AFTER, Depths, over_depth
+from router.decide.fairness import RETRY_AFTER, Depths, is_crowded, over_depth
 from router.decide.scaling import Scaler
 from router.router import Router
 from router.service.admission import Order, Place, Rules, admit, refused_receipt, sealed, unserved
@@ -120,7 +120,7 @@ class HttpRouter(Router):
         except NoDeviceError:
             await self.fleet.read()
         except OverloadedError as error:
-            if "limit" not in error.details:
+            if not is_crowded(error):
                 raise
             await self.fleet.read_depths([order.request.tenant])
         return self._admit_now(order)

@@ -17,7 +17,7 @@ from router.decide.classify import Allowance, Constraints
 from tasks.models.profiles import Lengths, read_lengths
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.keys import COUNT, WAITING, lengths_cell
-from taxiway.errors import OverloadedError, RequestTooLargeError
+from taxiway.errors import OverloadedError, RequestTooLargeError, TaxiwayError
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused request may be retried: several snapshots later."""
@@ -78,6 +78,11 @@ def over_depth(fields: Mapping[str, str]) -> OverloadedError:
     """Why the store refused a job with these fields of its record: its tenant had `max_depth` unfinished jobs."""
     most = int(fields["max_depth"])
     return _too_deep(f"tenants.{fields['tenant']}", most, most)
+
+
+def is_crowded(error: TaxiwayError) -> bool:
+    """Whether a `max_depth` refused a request: of the jobs that were counted, some may have ended since."""
+    return isinstance(error, OverloadedError) and "limit" in error.details
 
 
 def _too_deep(whose: str, most: int, depth: float) -> OverloadedError:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from broker.port import Arrival
 from broker.valkey.forwarding import Drawn, RefusedJob
 from broker.valkey.jobs import REFUSED_TOKEN, Ending
+from router.decide.fairness import is_crowded
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import (
     Order,
@@ -66,7 +67,7 @@ class End(msgspec.Struct, frozen=True):
     ending: Ending
     code: str  # of its error
     deviceless: bool = False  # no device is live, which a fresher snapshot may change
-    crowded: bool = False  # by a `max_depth`: of the jobs that were counted, some may have ended
+    crowded: bool = False  # as `is_crowded`
     refusal: StoredRefusal | None = None  # for its submitter, independent of the job that has its idempotency key
     refused: RefusedJob | None = None  # the refused request, for its record
     after: After = NOTHING_AFTER  # what follows once the ending is written
@@ -291,8 +292,7 @@ def _end(envelope: Envelope, job: str, error: TaxiwayError) -> End:
     reply, submission = _reply_of(envelope), _submission_of(envelope)
     ending = Ending(job, state_of(error), failure_meta(job, error), token=REFUSED_TOKEN, reply=reply)
     refusal = StoredRefusal(submission, failure_meta(submission, error), reply) if submission else None
-    crowded = "limit" in error.details and error.retry_after is not None
-    return End(ending, error.code, isinstance(error, NoDeviceError), crowded, refusal)
+    return End(ending, error.code, isinstance(error, NoDeviceError), is_crowded(error), refusal)
 
 
 def _is_name(value: object) -> TypeGuard[str]:

@@ -120,7 +120,6 @@ class Search:
         self.able = able_classes(self._fleet, twin.window.workload.trace.models)
         self.costs = Costs.of(twin.window)
         self.count = len(self._fleet.classes)
-        self._prices = [3600 * device.usd_per_second for device in self._fleet.classes.values()]
         self._played: dict[object, Played] = {}
         self._cells = [cell for cell in self.able if cell in self.costs.dollars]
         self._cells_of: dict[int, list[Cell]] = {}
@@ -150,7 +149,8 @@ class Search:
         ranked = self._ranked(contenders, plays)[:CONTENDERS]
         ends = []
         for one in ranked:
-            for rules in (self._usual_rules(one.classes), *((depth,) * self.count for depth in DEPTHS)):
+            usual = tuple(self._usual_rule(one.classes, place) for place in range(self.count))
+            for rules in (usual, *((depth,) * self.count for depth in DEPTHS)):
                 other = replace(one, rules=rules)
                 one = min(one, other, key=lambda each: self._play(each, self._played[one.key]).score)
             ends.append(one)
@@ -226,17 +226,14 @@ class Search:
         late = {place: sum(timely[cell][place] < enough[cell] for cell in known) for place in places}
         return sorted((late[place], sum(self.costs.dollars[cell][place] for cell in known), place) for place in places)
 
-    def _usual_rules(self, classes: Mapping[Cell, int]) -> tuple[ScalingRule, ...]:
-        """For each class the rule that keeps devices for the work that there was, although it scales on predictions."""
-        rules = []
-        for place in range(self.count):
-            mine = [cell for cell in self._cells if classes[cell] == place]
-            done = sum(self.twin.work[cell][place] for cell in mine)
-            expected = sum(self.twin.expected[cell][place] for cell in mine)
-            target = TARGET * expected / done if done else TARGET
-            densities = [rule for rule in RULES if isinstance(rule, Density)]
-            rules.append(min(densities, key=lambda rule: abs(rule.target - target)))
-        return tuple(rules)
+    def _usual_rule(self, classes: Mapping[Cell, int], place: int) -> ScalingRule:
+        """The rule that keeps a class's devices for the work that there was, although it scales on predictions."""
+        mine = [cell for cell in self._cells if classes[cell] == place]
+        done = sum(self.twin.work[cell][place] for cell in mine)
+        expected = sum(self.twin.expected[cell][place] for cell in mine)
+        target = TARGET * expected / done if done else TARGET
+        densities = [rule for rule in RULES if isinstance(rule, Density)]
+        return min(densities, key=lambda rule: abs(rule.target - target))
 
     def descend(self, start: Assignment, plays: float, *, patient: bool = False) -> Assignment:
         """Take each change that is better, until none is or the plays are used up.
@@ -265,8 +262,7 @@ class Search:
         """The assignment with a change. A class that was not in use gets the rule that is usual for what it has now."""
         new = change.of(now)
         begun = new.used() - now.used() if self._lean else set()
-        usual = self._usual_rules(new.classes) if begun else ()
-        return replace(new, rules=ruled(new.rules, {place: usual[place] for place in begun}))
+        return replace(new, rules=ruled(new.rules, {place: self._usual_rule(new.classes, place) for place in begun}))
 
     def _knows(self, assignment: Assignment, hopeless: float) -> bool:
         """Whether it was played; for a patient search, to its end."""
@@ -317,7 +313,7 @@ class Search:
 
         The class that it leaves scales as before, or has fewest devices.
         """
-        groups, used = [[cell] for cell in self._cells], now.used()
+        groups, used, devices = [[cell] for cell in self._cells], now.used(), list(self._fleet.classes.values())
         for model in self._cells_of:
             mine = [cell for cell in self._cells if cell[0] == model]
             groups += [few for few in (mine, [cell for cell in mine if cell[1] <= STANDARD]) if len(few) > 1]
@@ -329,7 +325,7 @@ class Search:
                 if left:
                     yield Change(dict.fromkeys(cells, place), {}, gain, often)
                 if left and self._lean:
-                    saved = sum(self._prices[was] for was in left)
+                    saved = sum(3600 * devices[was].usd_per_second for was in left)
                     yield Change(dict.fromkeys(cells, place), dict.fromkeys(left, FEWEST), gain + saved, often)
 
     def _gain(self, cell: Cell, now: Assignment, place: int) -> float:

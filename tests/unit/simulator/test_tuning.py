@@ -232,6 +232,7 @@ def test_cells_that_move_find_the_devices_that_a_burst_needs() -> None:
     decision = tuner.tune(window, usual(window.workload.fleet, (4, 0)), 300.0, plays=10)
     assert decision.adopted
     places = {decision.assignment.classes[cell] for cell in decision.moves}
+    assert places
     assert all(decision.devices[place] >= decision.begin[place] for place in places)
     assert any(decision.begin[place] > 1 for place in places)
 
