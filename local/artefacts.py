@@ -88,7 +88,7 @@ def served_file(named: str | ModelFile, environment: Mapping[str, str], *, fetch
         return store.path(model, named.artefact)
     found = store.present(model, named.artefact)
     if found is None:
-        raise LlamaMissingError(f"its model is not here: taxiway fetch {named.model}")
+        raise LlamaMissingError(f"its model is not here: python -m local fetch {named.model}")
     return found
 
 

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -196,9 +197,15 @@ class ArtefactStore:
         """Hold the lock, across processes, on making what `key` names."""
         folder = self.cache / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            lock = os.open(folder / key, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:  # a read-only cache, which has what was locked there before
+            lock = os.open(folder / key, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _download_folder(self, origin: str) -> Iterator[Path]:

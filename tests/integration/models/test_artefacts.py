@@ -153,6 +153,9 @@ def left(cache: Path) -> list[str]:
 def test_a_file_is_fetched_once_and_kept_under_its_hash(source: str, network: Network, tmp_path: Path) -> None:
     described = model(source, tmp_path)
     first = ArtefactStore(tmp_path / "cache", network).files(described, "v")
+    [lock] = (tmp_path / "cache" / "locks").iterdir()
+    lock.unlink()
+    lock.mkdir()  # it cannot be opened for writing, as in a read-only cache
     again = ArtefactStore(tmp_path / "cache", Network(limit=0)).files(described, "v")
     assert first == again
     assert first["weights"].read_bytes() == CONTENT
@@ -182,11 +185,8 @@ def test_a_download_that_was_interrupted_goes_on_where_it_ended(
         ArtefactStore(tmp_path / "cache", network).path(described, "weights")
     [partial] = (tmp_path / "cache" / "tmp" / SHA).iterdir()
     assert partial.read_bytes() == CONTENT[: len(CONTENT) // 2]
-
     seen: list[tuple[str, int, int | None]] = []
-    store = ArtefactStore(tmp_path / "cache", network)
-    path = store.path(described, "weights", lambda *values: seen.append(values))
-
+    path = ArtefactStore(tmp_path / "cache", network).path(described, "weights", lambda *values: seen.append(values))
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
     assert seen[-1] == ("fetching m:1 weights", len(CONTENT), len(CONTENT))
