@@ -7,7 +7,6 @@ every verb, so that help needs no verb's module.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import io
 import os
 import select
@@ -236,20 +235,12 @@ class Root(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"taxiway {importlib.metadata.version('taxiway')}")
-        ctx.exit()
-
-
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """How every verb's command line shows its help."""
 
 
 @click.group(cls=Root, context_settings=CONTEXT)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
-)
+@click.version_option(package_name="taxiway", message="taxiway %(version)s", help="Print the version.")
 def main() -> None:
     """Air traffic control for AI inference.
 

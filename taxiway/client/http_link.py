@@ -34,7 +34,7 @@ KEEP_ALIVE = 4.0
 MOST_BODY = 2**30
 """Most bytes of one response or event stream: a server that sends more is at fault."""
 
-_RECONNECT_PAUSE = 0.05
+_RECONNECT_PAUSE = 0.1
 """Seconds before connecting again."""
 
 _SMALL_BODY = 65536

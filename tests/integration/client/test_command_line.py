@@ -36,14 +36,14 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def seconds(code: str) -> float:
+    before, _ = processor_seconds(), run(code)
+    return processor_seconds() - before
+
+
 @pytest.mark.parametrize("start", ["import taxiway", "from taxiway.cli import main; main(['--help'])"])
 def test_the_client_and_help_cost_less_than_150_milliseconds(start: str) -> None:
-    def seconds() -> float:
-        before = processor_seconds()
-        run(start)
-        return processor_seconds() - before
-
-    assert min(seconds() for _ in range(5)) < 0.15
+    assert min(seconds(start) for _ in range(5)) < 0.15
 
 
 @pytest.mark.cases("code, libraries, imported")
@@ -52,16 +52,16 @@ def test_no_library_is_imported_before_it_is_needed(code: str, libraries: list[s
     assert [name for name in libraries if name in loaded] == imported
 
 
-@pytest.mark.parametrize("url", [NO_SERVER, "redis://127.0.0.1:9"])
-def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_than_two_seconds(url: str) -> None:
+@pytest.mark.parametrize("url, way", [(NO_SERVER, "http"), ("redis://127.0.0.1:9", "valkey")])
+def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_under_two_seconds(url: str, way: str) -> None:
+    start = min(seconds(f"import taxiway.cli.jobs, taxiway.client.{way}_transport") for _ in range(2))
     before, began = processor_seconds(), time.monotonic()
     done = program("taxiway", "submit", "echo", "--text", "a", "--url", url)
 
-    assert CONNECT_TIMEOUT + processor_seconds() - before < 2
+    assert CONNECT_TIMEOUT + processor_seconds() - before - start < 2
     assert time.monotonic() - began < 10 * CONNECT_TIMEOUT  # it was tried once; on a busy machine its start takes long
     assert done.returncode == 4
-    assert "does not answer" in done.stderr
-    assert "hint: " in done.stderr
+    assert "does not answer" in done.stderr and "hint: " in done.stderr
 
 
 async def test_a_job_whose_fleet_stops_answering_can_be_waited_for_again() -> None:
