@@ -43,9 +43,9 @@ engines: $(READY) $(ENGINES)/vllm/.ready ## vLLM in an environment of its own (3
 demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
 	@$(BIN)/python -m examples.demo $(DEMO)
 
-test: $(READY) ## the checks beside the unit, integration and acceptance tests, but those that wait by nature (make slow)
+test: $(READY) ## the checks, then the unit, integration and acceptance tests, but those that wait by nature (make slow)
 	$(BIN)/python -m local fetch
-	@$(MAKE) --no-print-directory --jobs 2 lint quick
+	@$(MAKE) --no-print-directory lint quick
 
 test-all: ## everything: make test, then make slow
 	@$(MAKE) --no-print-directory test

@@ -3,7 +3,7 @@
 import { box, draw, linear, onWidth, rounded, rule, text, upright } from "./charts.js";
 import { ask, by, clock, fill, make, plural, seconds, short } from "./dom.js";
 
-const AGAIN = 1000; // milliseconds until a job that has not ended is read again
+const AGAIN = 1000; // milliseconds until a job that has not ended, or was not read, is read again
 
 let shown = ""; // the job that is shown
 
@@ -155,11 +155,12 @@ export const showJob = async (id) => {
   if (id !== shown) by("job").elements.job.value = id;
   shown = id;
   const name = encodeURIComponent(id),
-    flight = by("flight");
+    flight = by("flight"),
+    again = () => setTimeout(() => shown === id && showJob(id), AGAIN);
   try {
     const [job, placement] = await Promise.all([ask(`/v2/jobs/${name}`), ask(`/v2/jobs/${name}/placement`)]);
     if (shown !== id) return;
-    if (!job.finished) setTimeout(() => shown === id && showJob(id), AGAIN);
+    if (!job.finished) again();
     const picture = make("div", "", "plot");
     flight.replaceChildren(
       summary(job, placement),
@@ -174,6 +175,7 @@ export const showJob = async (id) => {
     onWidth(picture, () => pathPicture(picture, job, placement, Date.now() / 1000));
   } catch (error) {
     flight.replaceChildren(make("p", error.message, "bad"));
+    if (!(error.status < 500)) again();
   }
 };
 

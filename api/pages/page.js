@@ -118,10 +118,16 @@ const run = async () => {
   }
 };
 
+const start = () => {
+  run();
+  const asked = new URLSearchParams(location.hash.slice(1)).get("job");
+  if (asked) showJob(asked);
+};
+
 by("key").addEventListener("submit", (event) => {
   event.preventDefault();
   connection.key = new FormData(event.target).get("key");
-  run();
+  start();
 });
 by("job").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -136,6 +142,4 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("visibilitychange", readHistory);
 setInterval(readHistory, HISTORY);
 listen();
-run();
-const asked = new URLSearchParams(location.hash.slice(1)).get("job");
-if (asked) showJob(asked);
+start();

@@ -7,6 +7,8 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -40,14 +42,21 @@ def interfaces(fleet: ServedFleet) -> dict[str, str]:
 
 
 @pytest.fixture
-def held(fleet: ServedFleet, client: taxiway.Client) -> Iterator[taxiway.Job]:
-    """A walk that stands still after half of its steps, until the test ends."""
+def half(fleet: ServedFleet) -> Iterator[Path]:
+    """While this file is there, walks stand still after half of their steps."""
     file = fleet.settings.models.parent / "held"
     file.touch()
+    yield file
+    file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def held(half: Path, client: taxiway.Client) -> Iterator[taxiway.Job]:
+    """A walk that stands still until the test ends."""
     job = client.submit("walk", INPUTS, deadline=600)
     eventually(lambda: (seen := job.status().record.progress) is not None and seen.fraction > 0.5)
     yield job
-    file.unlink(missing_ok=True)
+    half.unlink()
     job.result(timeout=60)
 
 
@@ -109,18 +118,16 @@ def test_a_bar_has_the_share_the_time_left_and_the_message() -> None:
     assert "42%" in drawn.getvalue() and "left" in drawn.getvalue() and "[b]1,240 steps" in drawn.getvalue()
 
 
-def test_what_is_submitted_on_a_terminal_is_followed_by_the_bar(fleet: ServedFleet) -> None:
+def test_what_is_submitted_on_a_terminal_is_followed_by_the_bar(fleet: ServedFleet, half: Path) -> None:
     ours, its = pty.openpty()
     command = [sys.executable, "-m", "taxiway", "submit", "walk", "--inputs", json.dumps(INPUTS)]
     environment: dict[str, Any] = {**os.environ, "TAXIWAY_URL": fleet.router.http, "TERM": "xterm"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=its) as process:
         os.close(its)
         shown = b""
-        try:
-            while piece := os.read(ours, 4096):
-                shown += piece
-        except OSError:  # Linux's end of a terminal
-            pass
+        with suppress(OSError):  # Linux's end of a terminal
+            while shown := shown + os.read(ours, 4096):
+                if b"%" in shown and b" steps" in shown:
+                    half.unlink(missing_ok=True)
         assert process.stdout is not None and b"resumed" in process.stdout.read()
     os.close(ours)
-    assert b"%" in shown and b" steps" in shown

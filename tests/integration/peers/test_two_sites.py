@@ -19,7 +19,6 @@ from tests.working import LASTING, release
 
 QUICK = {"samples": [4], "seed": [3]}
 
-
 BOTH = pytest.mark.parametrize("opens", [two_sites, pytest.param(served_sites, marks=pytest.mark.slow)])
 """Which opens the connection: the near site, or the far one."""
 
@@ -29,13 +28,6 @@ def sites(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TwoSites]:
     with request.param(valkey_url, tmp_path_factory.mktemp("sites"), "cpu.batch", lasting=True) as opened:
-        yield opened
-
-
-@pytest.fixture(params=[two_sites, served_sites])
-def fresh(request: pytest.FixtureRequest, valkey_url: str, tmp_path: Path) -> Iterator[TwoSites]:
-    """Sites whose near one has learned nothing yet of how long the far one takes."""
-    with request.param(valkey_url, tmp_path / "sites", "cpu.batch") as opened:
         yield opened
 
 
@@ -50,6 +42,14 @@ def running_there(sites: TwoSites) -> list[str]:
     keys: list[Any] = list(sites.far.state.scan_iter(job_key("*")))
     found = [as_bytes(key).decode().removeprefix(job_key("")) for key in keys]
     return [job for job in found if record_of(sites.far.state, job).state == "running"]
+
+
+def lasting_there(sites: TwoSites) -> tuple[taxiway.Job, str]:
+    """A job that lasts, and the far fleet's job of it, which runs."""
+    eventually(sites.offered)
+    job = sites.near.client.submit("slab", LASTING, deadline=600)
+    (there,) = eventually(lambda: running_there(sites))
+    return job, there
 
 
 def test_a_job_runs_at_the_other_site_where_that_is_cheaper_and_explains_the_offer(sites: TwoSites) -> None:
@@ -73,8 +73,7 @@ def test_labelled_work_is_neither_sent_nor_named_there(sites: TwoSites) -> None:
 
 
 def test_a_cancelled_job_is_cancelled_there(sites: TwoSites) -> None:
-    job = sites.near.client.submit("slab", LASTING)
-    (there,) = eventually(lambda: running_there(sites))
+    job, there = lasting_there(sites)
     job.cancel()
     eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
 
@@ -82,8 +81,7 @@ def test_a_cancelled_job_is_cancelled_there(sites: TwoSites) -> None:
 @BOTH
 def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(opens: Any, valkey_url: str, tmp_path: Path) -> None:
     with opens(valkey_url, tmp_path / "sites", queues=NEAR.replace("lease: 3", "lease: 60")) as sites:
-        job = sites.near.client.submit("slab", LASTING)
-        (there,) = eventually(lambda: running_there(sites))
+        job, there = lasting_there(sites)
         sites.line.pull()
         eventually(lambda: not sites.offered())
         sites.line.plug()
@@ -94,23 +92,20 @@ def test_a_short_cut_of_the_line_is_not_noticed_by_what_runs(opens: Any, valkey_
         assert record_of(sites.far.state, there).state == "succeeded"
 
 
-def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_cancelled(fresh: TwoSites) -> None:
-    sites = fresh
-    job = sites.near.client.submit("slab", LASTING)
-    (there,) = eventually(lambda: running_there(sites))
-    sites.line.pull()
-    try:
+@pytest.mark.parametrize("opens", [two_sites, served_sites])
+def test_after_a_lease_without_a_line_it_runs_at_home_and_the_other_attempt_is_cancelled(
+    opens: Any, valkey_url: str, tmp_path: Path
+) -> None:
+    with opens(valkey_url, tmp_path / "sites", "cpu.batch") as sites:
+        job, there = lasting_there(sites)
+        sites.line.pull()
         eventually(lambda: record_of(sites.near.state, job.id).hardware_class == "cpu.batch")
         eventually(lambda: record_of(sites.near.state, job.id).state == "running")
         release(sites.near.settings)
-        result = job.result(timeout=60)
-        assert result.report.hardware_class == "cpu.batch"
+        assert job.result(timeout=60).report.hardware_class == "cpu.batch"
         assert record_of(sites.far.state, there).state == "running"
-    finally:
         sites.line.plug()
-        (sites.near.settings.models.parent / "over").unlink()
-    eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
-    eventually(sites.offered)
+        eventually(lambda: record_of(sites.far.state, there).state == "cancelled")
 
 
 def test_work_that_only_the_other_site_can_do_waits_for_the_line(valkey_url: str, tmp_path: Path) -> None:

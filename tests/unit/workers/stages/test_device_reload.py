@@ -218,7 +218,7 @@ def test_the_device_thread_waits_for_it_and_runs_what_came_meanwhile(idle: Devic
     idle.gate.clear()
     first, second = ready(idle), ready(idle)
     with idle.running():
-        with in_thread(idle.stage.run_alone, first, stop=idle.gate.set):
+        with in_thread(until, lambda: idle.stage.run_alone(first), stop=idle.gate.set):
             assert idle.begun.wait(20)
             idle.jobs.put([second])
             assert not idle.endings.all
@@ -232,7 +232,7 @@ def test_one_that_waits_for_others_is_run_by_the_device_thread(idle: Device, mon
     monkeypatch.setattr(Lane, "due", lambda lane, now, clock: max(due(lane, now, clock), next(waits, 0.0)))
     job = ready(idle)
     with idle.running():
-        assert idle.stage.run_alone(job)
+        assert until(lambda: idle.stage.run_alone(job))  # once the thread has begun
         assert until(lambda: len(idle.endings.all) == 1)
 
 
