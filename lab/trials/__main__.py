@@ -4,8 +4,8 @@
 computes lower bounds. It prints what each attains, costs and scores, whether taxiway's targets hold, and writes a
 chart. Opponents know the first half of the trace. taxiway knows nothing, or with `--warm` another seed's arrivals.
 
-Traces are written by `make_trials.py` of the shared trials where that is present, otherwise drawn by
-`lab.trials.trial`, with language models as in `--data`'s Azure traces or synthetic.
+Traces are written by the recipes of the shared trials where these are present, which know further kinds by name,
+otherwise drawn by `lab.trials.trial`, with language models as in `--data`'s Azure traces or synthetic.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from simulator.fleet import SERVICES
 from simulator.reports import percent
 from tasks.settings import TREE
 
-RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"
+SHARED = TREE.parent / "shared" / "trials"
+RECIPES = (SHARED / "make_trials.py", SHARED / "kinds" / "make.py")
 
 PLAYED = (OURS, *OPPONENTS, PLAN, "per-request", "static", "least-work", "central-queue", *BOUNDS)
 
@@ -129,10 +130,13 @@ def main() -> None:
     given = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         source = Source(data=given.data)
-        if given.data is None and RECIPE.exists():
+        if given.data is None and SHARED.exists():
             seeds = [*given.seeds, *(seed + EARLIER for seed in given.seeds if given.warm)]
-            write_traces(RECIPE, Path(folder), seeds)
+            write_traces(RECIPES, Path(folder), seeds)
             source = Source(Path(folder))
+        known = [*TRIALS, *sorted({file.stem for file in Path(folder).glob("*/*.yaml")})]
+        if unknown := [trial for trial in given.trial or () if trial not in known]:
+            raise SystemExit(f"--trial: expected some of {', '.join(known)}, got {', '.join(unknown)}")
         runs = played(tasks(given, source), given.jobs)
     show(runs, judged(runs, warm=given.warm), as_json=given.json)
     about = f"{'warm' if given.warm else 'cold'}, seeds {given.seeds}, commit {machine()['commit']}"
@@ -154,7 +158,7 @@ def show(runs: Sequence[Run], held: Sequence[Target], *, as_json: bool) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.trials", description=__doc__)
-    parser.add_argument("--trial", action="append", choices=list(TRIALS), help="all, unless named")
+    parser.add_argument("--trial", action="append", help=f"{', '.join(TRIALS)}, or one of the shared kinds")
     parser.add_argument("--policy", action="append", choices=[*EVERY_POLICY, *BOUNDS], help=f"{', '.join(PLAYED)}")
     parser.add_argument("--seeds", type=_seeds, default=list(SEEDS), help="of the traces: 7,8,9")
     warmth = parser.add_mutually_exclusive_group()

@@ -6,12 +6,11 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from lab.baselines import EVERY_POLICY, as_seen
 from lab.bounds.linear import NAME as LP
@@ -19,13 +18,13 @@ from lab.bounds.linear import lower_bound
 from lab.bounds.whole_devices import NAME as WHOLE
 from lab.bounds.whole_devices import whole_bound
 from lab.changes import simulate
+from lab.fleet_file import load_fleet, prepare
 from lab.rows import read_trace
 from lab.trials.trial import TRIALS
 from lab.trials.warm import WarmPolicy
 from simulator.engine import RunSummary
 from simulator.policies.policy import LIVE, REFUSED_JOB, Held, Policy, Shift
 from simulator.pool import Pool
-from simulator.traces import Trace
 from simulator.workload import SimulatedJob, Workload
 
 OURS = "taxiway"
@@ -42,9 +41,10 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where traces come from: files that the shared recipe wrote into `folder`, for others the trials' own requests.
+    """Where traces come from: `folder`'s files by seed and trial, for others the trials' own requests.
 
-    `data` is the folder of the Azure traces, which the trials' own language models arrive by if it is given.
+    A trace with a fleet file beside it, of the same name, is played on that fleet. `data` is the folder of the Azure
+    traces, which the trials' own language models arrive by if it is given.
     """
 
     folder: Path | None = None
@@ -52,24 +52,17 @@ class Source:
 
     def workload(self, trial: str, seed: int) -> Workload:
         """The trial's workload."""
-        return TRIALS[trial].workload(self._trace(trial, seed))
-
-    def history(self, trial: str, seed: int, models: Sequence[str]) -> Workload:
-        """What arrived before the trace with this seed: another draw, whose models are numbered as in `models`."""
-        trace = self._trace(trial, seed + EARLIER)
-        numbers = np.array([models.index(name) for name in trace.models], trace.model.dtype)
-        return TRIALS[trial].workload(replace(trace, models=tuple(models), model=numbers[trace.model]))
-
-    def _trace(self, trial: str, seed: int) -> Trace:
         written = None if self.folder is None else self.folder / str(seed) / f"{trial}.csv"
         if written is None or not written.exists():
-            return TRIALS[trial].trace(seed, self.data)
-        return read_trace(written, model=TRIALS[trial].fleet().default_model)
+            return TRIALS[trial].workload(TRIALS[trial].trace(seed, self.data))
+        own = written.with_suffix(".yaml")
+        fleet = load_fleet(own) if own.exists() else TRIALS[trial].fleet()
+        return prepare(read_trace(written, model=fleet.default_model), fleet, seed=1)
 
 
-def write_traces(recipe: Path, folder: Path, seeds: Iterable[int]) -> None:
-    """Let the recipe write every trial's trace for each seed."""
-    for seed in seeds:
+def write_traces(recipes: Iterable[Path], folder: Path, seeds: Iterable[int]) -> None:
+    """Let each recipe write its traces for each seed."""
+    for recipe, seed in product(recipes, seeds):
         command = [sys.executable, str(recipe), str(folder / str(seed)), "--seed", str(seed)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
@@ -148,7 +141,7 @@ def play(task: Task) -> Run:
     if task.policy in BOUNDS:
         return _run(task, BOUNDS[task.policy](workload), {})
     if task.warm and task.policy == OURS:
-        history = task.source.history(task.trial, task.seed, workload.trace.models)
+        history = task.source.workload(task.trial, task.seed + EARLIER)
         watched = Watched(WarmPolicy(workload, history, seed=SEED))
     else:
         watched = Watched(EVERY_POLICY[task.policy](workload, SEED))

@@ -20,6 +20,9 @@ COLD: Mapping[str, float] = {"steady": 1.00, "drift": 0.95, "throttled": 0.90, "
 WARM: Mapping[str, float] = {"steady": 0.85, "drift": 0.85, "throttled": 0.90, "edge": 1.00}
 """At most this share of the better opponents' mean score, without and with a history."""
 
+OVER_BETTER = 1.00
+"""The same of other trials."""
+
 OVER_PLAN = 1.15
 OVER_BOUND = 1.6
 
@@ -69,8 +72,8 @@ def targets(trial: str, runs: Sequence[Run], *, warm: bool) -> Iterator[Target]:
     """Each target that the runs of one trial can tell of."""
     scores = Scores(runs)
     better = scores.better()
-    most = (WARM if warm else COLD).get(trial)
-    if better and most is not None:
+    most = (WARM if warm else COLD).get(trial, OVER_BETTER)
+    if better:
         yield _at_most(trial, "the better of tuned-split and pinned", scores.ratio(better), most)
     for name, most in ((PLAN, OVER_PLAN), (WHOLE, OVER_BOUND)):
         if others := scores.others(name):

@@ -1,12 +1,14 @@
 """The trials' runs, tables and targets."""
 
+from pathlib import Path
+
 import msgspec
-import numpy as np
 import pytest
 
 from lab.trials.__main__ import panels, table
 from lab.trials.runs import Run, Source, Task, play
 from lab.trials.targets import targets
+from lab.trials.trial import FLEETS
 
 
 def trial_run(policy: str, seed: int, score: float, live: float = 1.0, changes: int = 0, trial: str = "steady") -> Run:
@@ -50,17 +52,15 @@ def test_no_model_may_be_served_worse_than_the_floor_and_the_better_opponent(liv
 def test_a_trial_is_played_and_shown_as_a_table_and_bars() -> None:
     runs = [play(Task(Source(), "edge", 7, policy)) for policy in ("static", "lp-bound")]
     runs.append(msgspec.structs.replace(runs[0], policy="taxiway", score=runs[0].score + 1))
-    shown = table("edge", runs)
-    (panel,) = panels(runs)
-    assert list(shown.columns[0].cells) == ["static", "taxiway", "lp-bound"]
-    assert [bar.name for bar in panel.bars] == ["static", "taxiway"]
+    assert list(table("edge", runs).columns[0].cells) == ["static", "taxiway", "lp-bound"]
+    assert [bar.name for bar in next(panels(runs)).bars] == ["static", "taxiway"]
     assert runs[0].live_by_model.keys() == runs[0].changes.keys() == {"sentiment", "sentiment.p", "image", "image.p"}
 
 
-def test_a_history_is_another_draw_with_the_same_numbers_of_models() -> None:
-    workload = Source().workload("edge", 7)
-    history = Source().history("edge", 7, workload.trace.models)
-    assert history.trace.models == workload.trace.models
-    assert not np.array_equal(history.trace.arrival[:100], workload.trace.arrival[:100])
-    image = workload.trace.models.index("image.p")
-    assert (history.trace.size[history.trace.model == image] >= 30).all()
+def test_a_trace_with_a_fleet_file_of_its_own_is_played_on_that_fleet(tmp_path: Path) -> None:
+    mine = tmp_path / "7" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text((FLEETS / "edge.yaml").read_text().replace("edge.cpu:", "my.cpu:"))
+    mine.with_suffix(".csv").write_text("arrival,model,size,deadline,priority,tenant\n0,image,40,2,,\n")
+    workload = Source(tmp_path).workload("mine", 7)
+    assert (workload.trace.models, "my.cpu" in workload.fleet.classes) == (("image",), True)
