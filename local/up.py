@@ -27,7 +27,7 @@ from tasks.queues.queues_file import QueuesFile
 from tasks.settings import Settings, on_socket, settings_from
 from tasks.topology import Topology
 from taxiway.connection import ConnectionPool
-from taxiway.contract.keys import FAILING, name_key
+from taxiway.contract.keys import FAILING, PLAN, name_key
 from taxiway.valkey import ServerError
 
 STOP_TIMEOUT = 15.0
@@ -144,6 +144,9 @@ class _Processes:
         """Start all, and keep it running until a signal."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.supervisor.request_stop())
+        if self._broker is not None and not self._scaled:  # no tuner will renew the plan of a fleet that was
+            with self._store() as connections:
+                connections.calls(("DEL", PLAN))
         if self.supervisor.start(self._healthy, timeout=START_TIMEOUT):
             announce(self._describe())
             self.supervisor.watch(self._describe, [one.tend for one in tending], self._forget_device)

@@ -85,8 +85,20 @@ def hint_for(error: TaxiwayError) -> str:
     if isinstance(error, OverloadedError) and error.details.keys() - {"retry_after"}:  # by a limit of a tenant or class
         hint = "wait, or have the limit raised in queues.yaml"
     if error.retry_after is not None:
-        return f"{hint} (try again in {error.retry_after:g} s)" if hint else f"try again in {error.retry_after:g} s"
+        again = f"try again in {span(error.retry_after)}"
+        return f"{hint} ({again})" if hint else again
     return hint
+
+
+def span(seconds: float) -> str:
+    """A duration in six characters; empty if there is none."""
+    if seconds < 0.0005:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 def report(message: str, hint: str) -> None:

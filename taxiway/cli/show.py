@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
+from taxiway.cli import span
 from taxiway.cli.address import AskedFleet, fleet_options, print_json
 from taxiway.client.arrays import ArrayProgress, Watch
 from taxiway.contract.job import FINAL, JobRecord, JobStatus, Result, RunProgress, RunReport, Tokens
@@ -484,17 +485,6 @@ def _moment(seconds: float) -> str:
 def stdout_console() -> Console:
     """stdout; without a terminal, lines are neither wrapped nor cut, unless COLUMNS bounds them."""
     return Console(file=sys.stdout, width=shutil.get_terminal_size((_UNBOUNDED, 24)).columns, highlight=False)
-
-
-def span(seconds: float) -> str:
-    """A duration in six characters; empty if there is none."""
-    if seconds < 0.0005:
-        return ""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 @contextmanager

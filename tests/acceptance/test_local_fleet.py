@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
+import redis
 from celery import Celery, chord
 
 from local.fleet import LocalFleet, ProcessState, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER, PLAN
 from tests.acceptance.running import start_fleet, taxiway
 from tests.builders import recorded
 from tests.narrowing import present
@@ -24,10 +24,6 @@ from tests.routing import HTTP
 from tests.waiting import gone, until
 
 SCALED = recorded("fleets/scaled.yaml")
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture
@@ -59,16 +55,13 @@ def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_i
 ) -> None:
     here = {"TAXIWAY_DATA": small_fleet.data}
     worker = small_fleet.workers[0]
-
-    def status() -> dict[str, Any]:
-        return json.loads(taxiway("status", "--json", settings=here))
-
     with Client(small_fleet.http) as client:  # quicker than the command, which may miss the moment
         os.kill(worker.pid, signal.SIGKILL)
         assert until(lambda: not client.fleet()["devices"])
         assert until(lambda: client.fleet()["devices"] != [], timeout=120)
 
-    restarted = next(one for one in status()["processes"] if one["name"] == "cpu.batch.cpu-0")
+    status = json.loads(taxiway("status", "--json", settings=here))
+    restarted = next(one for one in status["processes"] if one["name"] == "cpu.batch.cpu-0")
     assert (restarted["restarts"], restarted["last_exit"]["why"]) == (1, "killed by SIGKILL (out of memory?)")
     assert "killed by SIGKILL" in taxiway("status", settings=here)
     findings = json.loads(taxiway("doctor", "--json", settings=here))["findings"]
@@ -106,6 +99,11 @@ def test_a_class_that_is_scaled_begins_with_no_worker_gets_one_for_its_first_job
             assert until(lambda: present(read_fleet(data)).workers != (), timeout=120)
             assert job.result(timeout=60).outputs == {"payload": "first"}
         assert until(lambda: present(read_fleet(data)).workers == ())
+        with redis.Redis.from_url(fleet.broker) as store:
+            store.set(PLAN, b"{")
+        taxiway("down", "--data", str(data))
+        with Client(start_fleet(data, "--no-flower", settings=settings).http) as client:
+            assert client.fleet()["plan"]["not_followed"] == ""
     finally:
         taxiway("down", "--data", str(data))
 

@@ -35,7 +35,6 @@ from tests.waiting import BUSY
 from tests.working import empty_fleet
 
 BASE64 = {"content_type": "base64"}
-CLASSIFIED = {"name": "payload", "parameters": {"classification": 1}}
 
 
 @pytest.fixture(scope="module")
