@@ -417,7 +417,7 @@ def _terms(request: AnyRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise UnplaceableError(f"the data must stay on {locality!r}, which no hardware class is")
     owner = owner_of(tenant_of(request))
     if (tenant := given.pop("tenant", owner)) != owner:
-        raise wrong_field("tenant", f"{owner!r}, whose files these are", tenant)
+        raise wrong_field("tenant", f"{owner!r}, which owns this caller's files", tenant)
     return given
 
 
