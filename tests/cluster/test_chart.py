@@ -21,6 +21,7 @@ ON_GKE = VALUES["on_gke"]
 OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
 ENGINES: dict[str, Any] = yaml.safe_load(recorded("charts/engines.yaml"))
 ANOTHER_FLEET = VALUES["another_fleet"]
+OUR_CORES = OURS["hardware"]["cpu.batch"]  # named in its table
 BESIDE = {**ENGINES["far"], "endpoint": {**ENGINES["far"]["endpoint"], "url": "http://localhost:8000/v1"}}
 WITH_ENGINES = {"hardware": ENGINES, "classes": VALUES["engine"]}
 SPOT = {"hardware": {"gpu.spot": FLEET["hardware"]["gpu.spot"]}, "classes": {"gpu.spot": {"accelerator": "nvidia-l4"}}}
