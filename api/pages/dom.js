@@ -32,10 +32,8 @@ export const sampleAt = (samples, time) => samples.findLast((one) => one.at <= t
 
 export const sum = (all) => all.reduce((a, b) => a + b, 0);
 
-export const short = (value, digits = 3) => {
-  if (value === 0) return "0";
-  return Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
-};
+export const short = (value, digits = 3) =>
+  value.toLocaleString("en", Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: digits });
 
 export const seconds = (value) => {
   if (value == null) return "";
