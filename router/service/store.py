@@ -71,9 +71,9 @@ class StoreClock:
         self._ahead = 0.0
         self._turn: float | None = None  # the time returned in this iteration of the event loop
 
-    def set(self, now: float) -> None:
-        """The store's time is `now`."""
-        self._ahead = now - time.monotonic()
+    def set(self, now: float, asked: float) -> None:
+        """The store's time was `now` halfway between `asked`, by this host's clock, and this moment."""
+        self._ahead = now - (asked + time.monotonic()) / 2
 
     def now(self) -> float:
         """The store's time."""
@@ -106,8 +106,8 @@ class FleetStore:
 
     async def facts(self, bounded: Sequence[str] = ()) -> FleetFacts:
         """All facts that the fleet reports, and of tenants whose depth is `bounded`, in one round trip."""
-        day = day_of(self._clock.now())
-        plan_due = time.monotonic() - self._plan_read_at >= PLAN_EVERY
+        day, asked = day_of(self._clock.now()), time.monotonic()
+        plan_due = asked - self._plan_read_at >= PLAN_EVERY
         answers = await self._periodic.calls(
             ("TIME",),
             ("HGETALL", keys.DEVICES),
@@ -122,13 +122,13 @@ class FleetStore:
             *([("GETRANGE", keys.PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
         )
         time_of, devices, heartbeats, work, lengths, starts, draining, spent, info, *rest = answers
+        now = int(time_of[0]) + int(time_of[1]) / 1e6
+        self._clock.set(now, asked)
         depths, plan = rest[: len(bounded)], rest[len(bounded) :]
         if plan:
             self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
         values = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         await self._file.observe(values)
-        now = int(time_of[0]) + int(time_of[1]) / 1e6
-        self._clock.set(now)
         if day_of(now) != day:  # at the first read, or at midnight
             spent = await self._periodic.call("HGETALL", keys.spent_key(day_of(now)))
         return FleetFacts(

@@ -65,7 +65,7 @@ class History:
         return self.read(since, self.now() - LAG)
 
     def read(self, begin: float, end: float) -> Arrivals:
-        """The jobs accepted from `begin` until before `end`, by the store's clock."""
+        """The jobs accepted from `begin` until before `end`, by the store's clock as routers know it, to some ms."""
         slices: dict[int, bytes] = {}
         for hour, wanted in groupby(range(slice_of(begin), math.ceil(end), SLICE), hour_of):
             named = list(wanted)

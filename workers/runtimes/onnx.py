@@ -71,6 +71,8 @@ def _options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     # A spinning pool takes the cores that the other workers of this machine compute on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI, sums of unsigned by signed products overflow: int8 is then computed unsigned by unsigned.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -225,13 +225,14 @@ def celery_process(folder: Path, module: str, source: str, *words: str, **variab
     (folder / f"{module}.py").write_text(textwrap.dedent(source))
     command = [sys.executable, "-m", "celery", "-A", module, *words]
     environment = os.environ | variables | {"PYTHONPATH": f"{folder}:{TREE}"}
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=quiet, stderr=quiet)
+    log = folder / f"{module}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
     try:
         yield
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(60) == 0, log.read_text()
 
 
 def test_beat_submits_jobs_on_its_schedule(fleet: Settings, producer: Celery, tmp_path: Path) -> None:

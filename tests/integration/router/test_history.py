@@ -205,6 +205,7 @@ def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
 @pytest.mark.slow
 def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings: Settings) -> None:
     history = History(settings.broker)
+    began = history.now()
     with (
         EchoDevice(settings) as device,
         router_process(settings) as first,
@@ -212,7 +213,6 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
         redis.Redis.from_url(settings.broker, decode_responses=True) as store,
         taxiway.Client(settings.broker) as client,
     ):
-        began = history.now()
         eventually(lambda: store.hexists(HISTORY, RECORDED))  # the leader has begun
         jobs = [client.submit("echo", ["x", "y"], service="standard", tenant="acme", deadline=120) for _ in range(20)]
         for job in jobs:
