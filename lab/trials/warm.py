@@ -12,8 +12,8 @@ from simulator.tuning.tuner import PLAYED_WINDOW
 from simulator.tuning.twin import Window
 from simulator.workload import Workload
 
-HISTORY, HISTORY_PLAYS = 20_000, 150
-"""Arrivals and plays of the tuning on a history, before the trace begins: nothing waits for it."""
+HISTORY, HISTORY_PLAYS = 20_000, 600
+"""Arrivals of the tuning on a history, and its plays at most: `steady` ends after about 200, and nothing waits."""
 
 
 class WarmPolicy(TunedPolicy):

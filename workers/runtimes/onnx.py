@@ -27,9 +27,7 @@ class OnnxRuntime:
                 self._placed.files["graph"], _options(self._placed.threads), providers=providers(self._placed.device)
             )
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ModelLoadError(
-                f"{self._placed.variant}: onnxruntime cannot open the graph: {text_of(error)}"
-            ) from error
+            raise ModelLoadError(f"{self._placed.variant}: onnxruntime cannot open it: {text_of(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """Every output of the graph by name. Raises `ExecutionError`."""
